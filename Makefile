@@ -1,0 +1,45 @@
+# Each target does the set-up that it needs; a second run does it again only if something changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow demo lint format wheel clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+$(STAMP): pyproject.toml stvid/version.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"stvid needs Python 3.10 or newer, this is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || { echo "setup: making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup: installing stvid and its dependencies into $(VENV) (once; torch is large: minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## Make .venv and install stvid into it
+
+test: $(STAMP)  ## Run the tests (minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+demo: $(STAMP)  ## Train on the embedded demo set, test, and predict a file (about 8 minutes on 2 cores)
+	$(BIN)/python tools/demo.py
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP)  ## Build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove what the other targets made, runs excepted
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

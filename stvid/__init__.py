@@ -1,0 +1,77 @@
+"""stvid: video classification models, exact clip loading and multi-view evaluation.
+
+The names below are the public API; they are imported when first used, so that ``import stvid`` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stvid.version import __version__
+
+if TYPE_CHECKING:
+    from stvid.checkpoints import LoadReport, load_checkpoint, load_model, save_model
+    from stvid.data.dataset import Clip, load_clip
+    from stvid.data.decoding import VideoReader
+    from stvid.data.manifest import read_manifest
+    from stvid.errors import StvidError
+    from stvid.evaluation.evaluate import EvaluationResult, evaluate
+    from stvid.evaluation.predict import Prediction, predict
+    from stvid.models.attention import set_attention_backend
+    from stvid.models.registry import create_model, list_models
+    from stvid.protocol import Protocol
+
+_HOMES = {
+    "Clip": "stvid.data.dataset",
+    "EvaluationResult": "stvid.evaluation.evaluate",
+    "LoadReport": "stvid.checkpoints",
+    "Prediction": "stvid.evaluation.predict",
+    "Protocol": "stvid.protocol",
+    "StvidError": "stvid.errors",
+    "VideoReader": "stvid.data.decoding",
+    "create_model": "stvid.models.registry",
+    "evaluate": "stvid.evaluation.evaluate",
+    "list_models": "stvid.models.registry",
+    "load_checkpoint": "stvid.checkpoints",
+    "load_clip": "stvid.data.dataset",
+    "load_model": "stvid.checkpoints",
+    "predict": "stvid.evaluation.predict",
+    "read_manifest": "stvid.data.manifest",
+    "save_model": "stvid.checkpoints",
+    "set_attention_backend": "stvid.models.attention",
+}
+
+__all__ = [
+    "Clip",
+    "EvaluationResult",
+    "LoadReport",
+    "Prediction",
+    "Protocol",
+    "StvidError",
+    "VideoReader",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load_checkpoint",
+    "load_clip",
+    "load_model",
+    "predict",
+    "read_manifest",
+    "save_model",
+    "set_attention_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stvid' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,381 @@
+"""Reading and writing weights: stvid's own checkpoints and every published format of the models it has.
+
+A published format is recognised by its keys, not by its file name: wrappers are taken off, the model's family turns
+the keys into its own (`VideoModel.convert_checkpoint`), and what is then missing or left over is an error that lists
+it. Files are read without unpickling objects, so that a downloaded checkpoint cannot run code.
+
+A checkpoint of stvid also says what it is: under the key ``stvid`` (``.ckpt``, ``.pt``) or in the metadata
+(``.safetensors``) it holds the call that builds the model, the protocol with the class names, and the version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stvid.errors import CheckpointError, StvidError
+from stvid.models.layers import VideoModel
+from stvid.models.registry import create_model
+from stvid.protocol import Protocol
+from stvid.version import __version__
+
+__all__ = [
+    "LoadReport",
+    "describe",
+    "load_checkpoint",
+    "load_model",
+    "read_checkpoint",
+    "save_model",
+    "write_atomically",
+]
+
+WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "module", "params", "target", "optimizer/target")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.module.")
+SHOWN_KEYS = 8
+
+
+@dataclass
+class LoadReport:
+    """What `load_checkpoint` did.
+
+    Attributes:
+        source: Path, or ``mapping``.
+        format: The recognised format.
+        loaded: Number of tensors taken over.
+        reset: Keys of the classifier that were left as initialised, since `reset_head` was given.
+        resized: Keys of position tables that were resized, with the shapes before and after.
+        protocol: The protocol that came with the weights, if any.
+    """
+
+    source: str
+    format: str
+    loaded: int
+    reset: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    protocol: Protocol | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.format} format, {self.loaded} tensors"
+        if self.resized:
+            text += f", {len(self.resized)} resized"
+        if self.reset:
+            text += f", new head ({', '.join(self.reset)})"
+        return text
+
+
+def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a file of weights without executing anything in it.
+
+    Args:
+        source: A .pth, .pt, .pyth, .ckpt, .tar, .safetensors or .npz file.
+
+    Returns:
+        What the file holds; for .safetensors and .npz a flat mapping, with stvid's own description under ``stvid``.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds objects other than tensors and plain values.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())
+        if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:
+            raise CheckpointError(
+                f"{path}: holds Python objects besides tensors, which stvid does not unpickle; save its state dict "
+                "alone, in the environment that wrote it"
+            ) from error
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason[:120]})") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a mapping of tensors")
+    return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({error})") from error
+    if "stvid" in metadata:
+        content["stvid"] = json.loads(metadata["stvid"])
+    return content
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray | np.generic)
+
+
+def _unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Takes off the mappings and key prefixes around a state; flattens nested ones (flax) with ``/``."""
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping) and content[wrapper]:
+            return _unwrap(content[wrapper])
+    flat: dict[str, Tensor] = {}
+
+    def collect(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if _is_array(value):
+                flat[prefix + str(key)] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            elif isinstance(value, Mapping) and key != "stvid":
+                collect(value, f"{prefix}{key}/")
+
+    collect(content, "")
+    stripped = True
+    while stripped and flat:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(key.startswith(prefix) for key in flat):
+                flat = {key[len(prefix) :]: value for key, value in flat.items()}
+                stripped = True
+    return flat
+
+
+def _listed(keys: list[str]) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS])
+    return shown + (f", and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
+
+
+def _stored_protocol(content: Mapping[str, Any]) -> Protocol | None:
+    stored = content.get("stvid")
+    return Protocol.from_dict(stored["protocol"]) if isinstance(stored, Mapping) and "protocol" in stored else None
+
+
+def _stored_recipe(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    stored = content.get("stvid")
+    recipe = stored.get("model") if isinstance(stored, Mapping) else None
+    return recipe if isinstance(recipe, Mapping) else {}
+
+
+def load_checkpoint(
+    model: nn.Module,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    reset_head: bool = False,
+) -> LoadReport:
+    """Loads weights in stvid's own or a published format into a model.
+
+    Args:
+        model: A model of `create_model`. Its protocol is replaced by the one stored with the weights, if there is one
+            and the head is kept.
+        source: A path, or a mapping from keys to tensors or arrays, with or without wrappers.
+        reset_head: Leave the classifier as initialised if its size differs from the checkpoint's, or if the
+            checkpoint has none.
+
+    Returns:
+        What was recognised and done.
+
+    Raises:
+        CheckpointError: If the file cannot be read, any key is missing or left over, a shape differs, or the head has
+            another number of classes and `reset_head` is off. The model is unchanged then.
+    """
+    if isinstance(source, Mapping):
+        name, content = "mapping", source
+    else:
+        name, content = str(source), read_checkpoint(source)
+    state = _unwrap(content)
+    if not state:
+        raise CheckpointError(f"{name}: holds no tensors")
+    own = model.state_dict()
+    model_name = getattr(model, "recipe", {}).get("name") or type(model).__name__
+    if isinstance(model, VideoModel):
+        format_name, state = model.convert_checkpoint(state)
+    else:
+        format_name = "state dict"
+
+    head = _head_keys(model)
+    absent_head = head if reset_head and not head & state.keys() else set()  # weights of a backbone alone
+    missing = [
+        key for key in own if key not in state and not key.endswith("num_batches_tracked") and key not in absent_head
+    ]
+    left_over = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
+    if missing or left_over:
+        known = len(own) - len(missing)
+        parts = [f"missing {_listed(missing)}"] if missing else []
+        parts += [f"left over {_listed(left_over)}"] if left_over else []
+        hint = "" if known > len(own) // 2 else f" (it is a checkpoint of another architecture than {model_name})"
+        raise CheckpointError(f"{name}: does not fit {model_name}{hint}: {'; '.join(parts)}")
+
+    resized = _resize_tables(model, state, own, head, _stored_recipe(content))
+    differing = [key for key in state if key in own and state[key].shape != own[key].shape]
+    reset = [key for key in differing if key in head]
+    if absent_head:
+        reset = sorted(head)
+    elif reset:
+        if not reset_head:
+            raise CheckpointError(
+                f"{name}: its head has {state[reset[0]].shape[0]} classes, the model {own[reset[0]].shape[0]}; build "
+                f"the model with num_classes={state[reset[0]].shape[0]}, or load with reset_head=True for a new head"
+            )
+        reset = sorted(head)  # weight and bias go together, even where one of them happens to fit
+    wrong = [key for key in differing if key not in head]
+    if wrong:
+        shown = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong]
+        raise CheckpointError(f"{name}: shapes differ from {model_name}: {_listed(shown)}")
+
+    taken = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in reset}
+    model.load_state_dict(taken, strict=False)
+    if isinstance(model, VideoModel):
+        model.adopt_format(format_name, _stored_recipe(content).get("hyperparameters", {}))
+    protocol = _stored_protocol(content)
+    if protocol is not None and not reset and isinstance(model, VideoModel):
+        model.default_protocol = protocol
+    return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, protocol=protocol)
+
+
+def _resize_tables(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    head: set[str],
+    built: Mapping[str, Any],
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Resizes in `state` the position tables whose shape differs from the model's; returns the shapes of each."""
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    if not isinstance(model, VideoModel):
+        return resized
+    for key, value in list(state.items()):
+        if key not in own or key in head or value.shape == own[key].shape:
+            continue
+        table = model.resize_table(key, value, built)
+        if table is not None:
+            resized[key] = (tuple(value.shape), tuple(table.shape))
+            state[key] = table
+    return resized
+
+
+def _head_keys(model: nn.Module) -> set[str]:
+    if not isinstance(model, VideoModel):
+        return set()
+    classifier = model.get_classifier()
+    prefix = next(name for name, module in model.named_modules() if module is classifier)
+    return {f"{prefix}.{key}" for key in classifier.state_dict()}
+
+
+def describe(model: VideoModel) -> dict[str, Any]:
+    """Returns the description that stvid stores with weights: how to build the model, and its protocol."""
+    return {"version": __version__, "model": dict(model.recipe), "protocol": model.default_protocol.to_dict()}
+
+
+def load_model(
+    source: str | os.PathLike[str], *, name: str | None = None, protocol: Protocol | None = None
+) -> VideoModel:
+    """Builds the model that a checkpoint describes, with its weights and protocol, in evaluation mode.
+
+    Args:
+        source: A checkpoint of stvid; or, with `name`, one in a published format.
+        name: The model, for a checkpoint that does not describe itself; its head decides the number of classes.
+        protocol: Replaces the stored or published protocol.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, does not describe a model and no name is given, or does
+            not fit.
+    """
+    content = read_checkpoint(source)
+    stored = content.get("stvid")
+    if isinstance(stored, Mapping) and "model" in stored:
+        recipe = dict(stored["model"])
+        if name is not None and name != recipe.get("name"):
+            raise CheckpointError(f"{source}: is a checkpoint of {recipe.get('name')}, not of {name}")
+        try:
+            model = create_model(
+                recipe["name"],
+                num_classes=recipe["num_classes"],
+                num_frames=recipe["num_frames"],
+                img_size=tuple(recipe["img_size"]),
+                **recipe["hyperparameters"],
+            )
+        except (StvidError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{source}: its description cannot be built here: {error}") from error
+    elif name is None:
+        raise CheckpointError(
+            f"{source}: does not say which model it is of (not written by stvid); name it with --model, for example "
+            "--model uniformer_s"
+        )
+    else:
+        model = create_model(name, num_classes=_count_classes(name, content, str(source)))
+    try:
+        load_checkpoint(model, content)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("mapping", str(source), 1)) from error
+    if protocol is not None:
+        model.default_protocol = protocol
+    return model.eval()
+
+
+def _count_classes(name: str, content: Mapping[str, Any], source: str) -> int:
+    """Reads the number of classes off the head of a published checkpoint."""
+    model = create_model(name)
+    _, state = model.convert_checkpoint(_unwrap(content))
+    biases = [key for key in _head_keys(model) if key.endswith("bias")]
+    for key in biases:
+        if key in state:
+            return int(state[key].shape[0])
+    raise CheckpointError(f"{source}: has no classifier of {name} (looked for {', '.join(sorted(biases))})")
+
+
+def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
+    """Writes a file so that an interruption or a full disk leaves the earlier file as it was.
+
+    Args:
+        path: Where the file is to be.
+        write: Called with a temporary path in the same folder; what it writes there is moved into place.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:
+    """Writes weights with their description: ``.safetensors``, or ``.pt`` for torch's own format.
+
+    Raises:
+        CheckpointError: If the file cannot be written, or the suffix is another.
+    """
+    target = Path(path)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            metadata = {"format": "pt", "stvid": json.dumps(describe(model))}
+            write_atomically(target, lambda file: save_file(state, str(file), metadata))
+        elif target.suffix in (".pt", ".pth", ".ckpt"):
+            write_atomically(target, lambda file: torch.save({"state_dict": state, "stvid": describe(model)}, file))
+        else:
+            raise CheckpointError(f"{target}: the suffix must be .safetensors, .pt, .pth or .ckpt")
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error

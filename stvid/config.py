@@ -1,0 +1,466 @@
+"""The typed configuration of a training run: every key, its type, its default, and what it does.
+
+A config file is YAML with the sections below. It is looked up in the working directory, then among the packaged
+configs; every key can be overridden on the command line with a dotted option (``--optim.lr 0.001``). An unknown key
+or a wrong type is one line that names the key and the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from stvid.errors import ConfigError, nearest
+from stvid.protocol import Protocol
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "config_keys",
+    "dump_config",
+    "find_config",
+    "list_configs",
+    "load_config",
+    "parse_config",
+    "train_parser",
+]
+
+
+@dataclass
+class ModelConfig:
+    """Which model is built; its frames and size are those of `protocol`.
+
+    Attributes:
+        name: A name of `stvid models`.
+        drop_path_rate: Stochastic depth of the last block; null takes the variant's own.
+        grad_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        hyperparameters: Further keyword arguments of the model, checked by its constructor.
+    """
+
+    name: str = "uniformer_s"
+    drop_path_rate: float | None = None
+    grad_checkpointing: bool = False
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """Where the videos are and how they reach the model.
+
+    Attributes:
+        train: Training videos: a CSV, a JSON, a folder per class, or ``motion`` (the embedded demo set).
+        val: Validation videos; null trains without validation, unless `val_fraction` is set.
+        val_fraction: Without `val`, the share of each class's training videos that is held out for validation.
+        test: Videos of `stvid test`; null takes `val`.
+        root: Folder that relative paths of a manifest start from; null takes the manifest's own folder.
+        format: Manifest format; ``auto`` recognises it.
+        class_names: A file with one class name a line, which fixes the order of the logits; null sorts the names
+            that occur in `train`.
+        backend: Decoder: ``av``, ``decord``, ``torchcodec`` or ``frames``.
+        batch_size: Training clips of one process and one step.
+        val_batch_size: Validation videos decoded at a time; null takes `batch_size`.
+        workers: Loader processes of each training process; null takes one for each CPU core, 8 at most.
+        decode_threads: Threads of one decoder; more than one only pays with fewer workers than cores.
+        repeats: Clips taken from one decoded video (repeated augmentation); divides `batch_size`.
+        balance: ``class`` draws each class equally often; ``none`` takes each video once an epoch.
+        val_views: Temporal clips x spatial crops of validation during training.
+        max_failures: Share of the training videos that may be unreadable before the run stops.
+        limit_train: Use only this many training videos, drawn with the seed; null takes all.
+        limit_val: Use only this many validation videos, drawn with the seed; null takes all.
+    """
+
+    train: str | None = None
+    val: str | None = None
+    val_fraction: float = 0.0
+    test: str | None = None
+    root: str | None = None
+    format: Literal["auto", "csv", "folder", "kinetics", "ssv2"] = "auto"
+    class_names: str | None = None
+    backend: Literal["av", "decord", "torchcodec", "frames"] = "av"
+    batch_size: int = 8
+    val_batch_size: int | None = None
+    workers: int | None = None
+    decode_threads: int = 1
+    repeats: int = 1
+    balance: Literal["none", "class"] = "none"
+    val_views: str = "1x1"
+    max_failures: float = 0.1
+    limit_train: int | None = None
+    limit_val: int | None = None
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation; each random choice is made once a clip, so that all its frames agree.
+
+    Attributes:
+        resize: ``random_resized_crop`` cuts a box of random area and aspect (Inception); ``short_side_jitter`` scales
+            the short side to a random size of `jitter`, then crops at random (SlowFast); ``none`` scales to
+            `protocol.short_side` and crops at random.
+        scale: Range of the box's share of the frame's area.
+        ratio: Range of the box's aspect ratio.
+        jitter: Range of the short side in pixels, for ``short_side_jitter``.
+        hflip: Probability of mirroring the clip left to right.
+        hflip_pairs: Classes that turn into each other when mirrored, as ``[["move left", "move right"]]``. A clip of
+            such a class changes its label when it is mirrored.
+        hflip_keep: Classes that must never be mirrored, since the mirrored video belongs to no class or to an unnamed
+            one.
+        randaugment_magnitude: Strength 0 to 10 of RandAugment; 0 switches it off.
+        randaugment_layers: Operations applied to each clip.
+        randaugment_std: Standard deviation of the strength.
+        randaugment_prob: Probability of each operation.
+        erasing: Probability that a box of the clip is replaced by noise (the same box in all frames).
+        erasing_scale: Range of the erased share of the area.
+        mixup: Beta parameter of MixUp; 0 switches it off.
+        cutmix: Beta parameter of CutMix; 0 switches it off.
+        mix_prob: Probability that a batch is mixed at all.
+        mix_switch: Probability that a mixed batch takes CutMix where both are on.
+        label_smoothing: Share of the target spread over all classes.
+        temporal_jitter: Random start of each training clip; off takes the middle.
+    """
+
+    resize: Literal["random_resized_crop", "short_side_jitter", "none"] = "random_resized_crop"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    jitter: tuple[int, int] = (256, 320)
+    hflip: float = 0.5
+    hflip_pairs: list[list[str]] = field(default_factory=list)
+    hflip_keep: list[str] = field(default_factory=list)
+    randaugment_magnitude: float = 0.0
+    randaugment_layers: int = 2
+    randaugment_std: float = 0.5
+    randaugment_prob: float = 0.5
+    erasing: float = 0.0
+    erasing_scale: tuple[float, float] = (0.02, 0.3333)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    label_smoothing: float = 0.0
+    temporal_jitter: bool = True
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        lr: Learning rate at `base_batch` clips a step.
+        base_batch: Clips a step that `lr` is stated for: the rate used is lr * (clips a step) / base_batch. Null
+            uses `lr` as it is.
+        weight_decay: Applied to all parameters but biases, norms and those of the model's `no_weight_decay`.
+        betas: Of AdamW.
+        momentum: Of SGD.
+        layer_decay: Factor from one layer group to the one before it; 1 switches it off.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Rate at the first step, scaled as `lr` is.
+        min_lr: Rate at the last step, scaled as `lr` is.
+        schedule: ``cosine`` or ``constant`` after the warm-up.
+        schedule_epochs: Epochs that the schedule spans; null takes `trainer.max_epochs`. Set it to stop a run early
+            and continue it later on the same curve.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-4
+    base_batch: int | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    layer_decay: float = 1.0
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule_epochs: float | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """How the run is executed; names and meanings are Lightning's.
+
+    Attributes:
+        max_epochs: Passes over the training videos.
+        max_steps: Stop after this many optimiser steps; null does not.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
+        devices: How many devices of each node, or ``auto``.
+        num_nodes: How many machines.
+        strategy: ``auto``, ``ddp``, ``fsdp``, or another of Lightning's.
+        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
+        accumulate_grad_batches: Batches added up before one optimiser step.
+        gradient_clip_val: Largest gradient norm; null does not clip.
+        ema_decay: Keep an exponential moving average of the weights with this decay, validate and save it; null does
+            not.
+        compile: Run the model through torch.compile.
+        channels_last: Keep activations in the channels_last_3d memory format.
+        sync_batchnorm: Share batch statistics between devices.
+        val_every: Validate each so many epochs, and after the last.
+        save_every: Write a checkpoint each so many epochs, and after the last.
+        keep: How many of the written checkpoints are kept, the newest; the best one by validation is kept besides.
+        log_every_n_steps: Steps between two lines of the logs.
+        deterministic: Only deterministic kernels: slower, bitwise repeatable on a GPU.
+        progress: Show the progress bar.
+    """
+
+    max_epochs: int = 10
+    max_steps: int | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    ema_decay: float | None = None
+    compile: bool = False
+    channels_last: bool = False
+    sync_batchnorm: bool = False
+    val_every: int = 1
+    save_every: int = 1
+    keep: int = 1
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+    progress: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        task: ``multiclass``: one label a video, cross-entropy, top-1. ``multilabel``: any number of labels, binary
+            cross-entropy, mAP.
+        model: Which model is built.
+        data: Where the videos are.
+        protocol: Frames, size and views; saved in every checkpoint.
+        augment: Training augmentation.
+        optim: Optimiser and schedule.
+        trainer: How the run is executed.
+        init: Weights to start from, in stvid's or any published format; the head is replaced if its size differs.
+        resume: A checkpoint of an interrupted run, or its folder, to be continued exactly.
+        output: Folder of the run; null makes ``runs/<config name>``.
+        seed: Of every random choice.
+    """
+
+    task: Literal["multiclass", "multilabel"] = "multiclass"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: Protocol = field(default_factory=Protocol)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    init: str | None = None
+    resume: str | None = None
+    output: str | None = None
+    seed: int = 0
+
+
+# --- finding, reading and writing -------------------------------------------------------------------------------------
+
+
+def _config_folder() -> Path:
+    """Returns the folder of the packaged configs: in the wheel beside this file, in a checkout beside the package."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def list_configs() -> list[str]:
+    """Returns the file names of the packaged configs, sorted."""
+    return sorted(path.name for path in _config_folder().glob("*.yaml"))
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Finds a config: a path, else a file of the working directory, else a packaged config (``.yaml`` may be left off).
+
+    Raises:
+        ConfigError: If there is none; the message lists the nearest packaged names.
+    """
+    asked = Path(name)
+    for candidate in (asked, asked.with_name(asked.name + ".yaml")):
+        if candidate.is_file():
+            return candidate
+        if len(asked.parts) == 1 and (_config_folder() / candidate).is_file():
+            return _config_folder() / candidate
+    if asked.is_dir():
+        raise ConfigError(f"config {asked}: is a folder, not a file")
+    hint = nearest(asked.name, list_configs()) or f"; packaged: {', '.join(list_configs())}"
+    raise ConfigError(f"config {name}: not found here nor among the packaged configs{hint}")
+
+
+def _section_types() -> dict[str, type]:
+    hints = typing.get_type_hints(TrainConfig)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+
+def config_keys() -> list[str]:
+    """Returns every dotted key of a config, such as ``optim.lr``."""
+    sections = _section_types()
+    keys: list[str] = []
+    for item in dataclasses.fields(TrainConfig):
+        if item.name in sections:
+            keys += [f"{item.name}.{inner.name}" for inner in dataclasses.fields(sections[item.name])]
+        else:
+            keys.append(item.name)
+    return keys
+
+
+def _check_keys(values: Mapping[str, Any], source: str) -> None:
+    """Raises ConfigError at the first key that does not exist."""
+    known = config_keys()
+    sections = _section_types()
+    for key, value in values.items():
+        if key in sections:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {key}: expected keys and values, got {value!r}")
+            for inner in value:
+                if f"{key}.{inner}" not in known:
+                    raise ConfigError(f"{source}: {key}.{inner}: unknown key{_hint(f'{key}.{inner}')}")
+        elif key not in known:
+            raise ConfigError(f"{source}: {key}: unknown key{_hint(str(key))}")
+
+
+def _hint(key: str) -> str:
+    """Finds the nearest key, by the whole name and by its last part (a key in the wrong section)."""
+    known = config_keys()
+    if found := nearest(key, known):
+        return found
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    return f"; nearest: {', '.join(same)}" if same else ""
+
+
+def _read_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def train_parser() -> ArgumentParser:
+    """Returns the parser of `stvid train`: ``--config`` and an option for each key."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(
+        prog="stvid train",
+        exit_on_error=False,
+        description="Train a model from a config. Every key of the config is an option here.",
+        epilog="Packaged configs: " + ", ".join(list_configs()),
+    )
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help="YAML file; a bare name is looked up here, then among the packaged configs.",
+    )
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def _one_line(error: Exception) -> str:
+    """Turns a message of jsonargparse into ``key: expected a float, got 'abc'``."""
+    text = " ".join(str(error).split())
+    match = re.search(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)$', text)
+    if match is None:
+        return text
+    expected = re.sub(r"<class '([^']+)'>|typing\.", r"\1", match[2])
+    return f"{match[1]}: expected {expected}, got {match[3]!r}"
+
+
+def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[str] = ()) -> TrainConfig:
+    """Reads a config file and applies options in the form of the command line.
+
+    Args:
+        config: As `find_config` takes it; None starts from the defaults.
+        options: For example ``["--optim.lr", "0.001", "--data.train=train.csv"]``.
+
+    Raises:
+        ConfigError: One line that names the key, what is wrong, and the nearest valid key.
+    """
+    if config is None:
+        return parse_config("", options, source="command line")
+    path = find_config(config)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: cannot be read: {error}") from error
+    return parse_config(text, options, source=str(path))
+
+
+def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> TrainConfig:
+    """Reads a config from YAML text and applies options; as `load_config`.
+
+    Args:
+        text: YAML.
+        options: In the form of the command line.
+        source: Where the text is from, for messages.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    from jsonargparse import ArgumentError
+
+    values = _read_yaml(text, source)
+    _check_keys(values, source)
+    for option in options:
+        if option.startswith("--") and (key := option[2:].partition("=")[0]) not in config_keys():
+            raise ConfigError(f"--{key}: unknown option{_hint(key)}")
+    parser = train_parser()
+    try:
+        base = parser.parse_object(values, defaults=True)
+        namespace = parser.parse_args(list(options), namespace=base) if options else base
+    except (ArgumentError, ConfigError) as error:
+        raise ConfigError(_one_line(error)) from error
+    return _build(TrainConfig, namespace.as_dict())
+
+
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    built = {}
+    for item in dataclasses.fields(kind):
+        value = values[item.name]
+        hint = hints[item.name]
+        built[item.name] = _build(hint, value) if dataclasses.is_dataclass(hint) and isinstance(hint, type) else value
+    return kind(**built)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Returns the complete config as YAML; `load_config` reads it back to the same."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Protocol):
+            return value.to_dict()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return yaml.dump(plain(config), Dumper=_ConfigDumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _ConfigDumper(yaml.SafeDumper):
+    """Writes mappings in blocks and lists in one line."""
+
+
+_ConfigDumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)

@@ -1,0 +1,1 @@
+"""From videos to tensors; in order: manifest, decoding, sampling, transforms, mixing, dataset, datamodule, motion."""

@@ -1,0 +1,408 @@
+"""Loaders: which videos make up a batch, in which process, and how worker processes are run.
+
+Plain torch; the engine wraps it. The order of a training epoch is a pure function of (seed, epoch), so every rank
+knows it without talking to the others, and a run can be resumed inside an epoch without decoding what it has seen.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import random
+import signal
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from stvid.data.dataset import (
+    STREAM_ORDER,
+    Draw,
+    EvalDataset,
+    EvalSample,
+    TrainBatch,
+    TrainDataset,
+    collate_eval,
+    collate_train,
+    make_generator,
+)
+from stvid.data.manifest import Manifest
+from stvid.errors import ConfigError, StvidError
+
+__all__ = [
+    "EvalLoader",
+    "TrainBatchSampler",
+    "TrainLoader",
+    "class_weights",
+    "make_eval_loader",
+    "make_train_loader",
+]
+
+
+def class_weights(manifest: Manifest) -> np.ndarray:
+    """Returns the probability of each video with which every class that occurs is drawn equally often.
+
+    A video of several classes counts for the rarest of them as much as for the others: it has the mean weight.
+
+    Args:
+        manifest: Labelled videos.
+
+    Returns:
+        float64 (N,), which sums to 1.
+    """
+    labels = [manifest.label_ids(index) for index in range(len(manifest))]
+    counts = np.bincount(np.concatenate(labels), minlength=len(manifest.class_names))
+    weights = np.array([np.mean(1.0 / counts[ids]) if len(ids) else 0.0 for ids in labels])
+    return weights / weights.sum()
+
+
+class TrainBatchSampler(Sampler[list[Draw]]):
+    """The batches of one rank, epoch by epoch.
+
+    Step s of all ranks together takes the videos s * G to (s + 1) * G of the epoch's order, where G is
+    `videos_per_batch` * `world_size`: the same videos, however many ranks share them.
+
+    Args:
+        num_videos: Length of the data set.
+        videos_per_batch: Videos of one batch of one rank.
+        seed: Of the order, 0 or more.
+        rank: Number of this process.
+        world_size: Number of processes.
+        weights: Probability of each video, float (N,), for drawing with replacement; None takes each video once.
+        drop_last: Leave out the videos at the end of an epoch that do not fill a batch of every rank. Otherwise some
+            videos are repeated so that the ranks have equal shares, and the last batch may be smaller.
+
+    Raises:
+        ConfigError: If the videos do not fill one batch of every rank.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        videos_per_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: np.ndarray | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        together = videos_per_batch * world_size
+        if num_videos < (together if drop_last else 1):
+            raise ConfigError(
+                f"data.batch_size: there are {num_videos} training videos, but one step takes {together} "
+                f"({videos_per_batch} in each of {world_size} process{'es' if world_size > 1 else ''}); "
+                "take a smaller batch or more videos"
+            )
+        self.num_videos = num_videos
+        self.videos_per_batch = videos_per_batch
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.weights = weights
+        self._share = num_videos // together * videos_per_batch if drop_last else -(-num_videos // world_size)
+        self._epoch = 0
+        self._start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next pass."""
+        self._epoch = epoch
+
+    def set_start(self, batches: int) -> None:
+        """Leaves out the first batches: to resume inside an epoch.
+
+        Raises:
+            ValueError: If an epoch does not have so many.
+        """
+        if not 0 <= batches <= len(self):
+            raise ValueError(f"cannot start at batch {batches} of {len(self)}")
+        self._start = batches
+
+    def __len__(self) -> int:
+        return -(-self._share // self.videos_per_batch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        # Not a generator function: epoch and start are those of now, not of when the first batch is asked for.
+        return iter(self._batches()[self._start :])
+
+    def _batches(self) -> list[list[Draw]]:
+        rng = make_generator(STREAM_ORDER, self.seed, self._epoch)
+        if self.weights is None:
+            order = rng.permutation(self.num_videos)
+        else:
+            order = rng.choice(self.num_videos, size=self.num_videos, p=self.weights)
+        order = np.resize(order, self._share * self.world_size)  # cuts the end off, or repeats from the beginning
+        copies = _occurrences(order)
+        mine = [
+            Draw(int(index), self._epoch, int(copy))
+            for index, copy in zip(
+                order[self.rank :: self.world_size], copies[self.rank :: self.world_size], strict=True
+            )
+        ]
+        return [mine[at : at + self.videos_per_batch] for at in range(0, len(mine), self.videos_per_batch)]
+
+
+def _occurrences(values: np.ndarray) -> np.ndarray:
+    """For each value, how often it has occurred before: [5, 7, 5, 5] gives [0, 0, 1, 2]."""
+    by_value = np.argsort(values, kind="stable")
+    counts = np.unique(values, return_counts=True)[1]
+    result = np.empty(len(values), dtype=np.int64)
+    result[by_value] = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return result
+
+
+class _EvalSampler(Sampler[int]):
+    """Every `world_size`-th video from `rank` on, filled up with repeated ones to the same length in all ranks."""
+
+    def __init__(self, num_videos: int, *, rank: int, world_size: int) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}")
+        padded = -(-num_videos // world_size) * world_size
+        self._numbers = [number % num_videos for number in range(rank, padded, world_size)]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+
+# --- worker processes -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _WorkerInit:
+    """Prepares a worker process; picklable."""
+
+    seed: int
+    rank: int
+
+    def __call__(self, worker: int) -> None:
+        # Ctrl-C reaches all processes of the terminal. Only the main one may act on it: it saves a checkpoint first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        # No sample uses global random state; this is for code of users that does (a subclass of a data set).
+        state = np.random.SeedSequence([self.seed, self.rank, worker]).generate_state(3)
+        random.seed(int(state[0]))
+        np.random.seed(int(state[1]))  # noqa: NPY002
+        torch.manual_seed(int(state[2]))
+
+
+def _worker_context() -> BaseContext:
+    """How worker processes are started: never by fork, since torch and lightning run threads in this process."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # The server imports torch once; each worker then starts in milliseconds instead of seconds. No effect if the
+    # server runs already, and a module that it cannot import is imported by the workers as usual.
+    context.set_forkserver_preload(["__main__", "stvid.data.dataset"])
+    return context
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose errors are one line for the user."""
+
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # so that it can be closed
+        batches = super().__iter__()
+        return self._checked(batches)
+
+    def _checked(self, batches: Any) -> Generator[Any, None, None]:
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                # The second kind: the worker died with a batch on its way, and the connection that hands over the
+                # batch's memory broke.
+                except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                    death = _describe_death(batches, error)
+                    self.close()
+                    if not death:
+                        raise
+                    raise StvidError(death) from error
+                if isinstance(batch, StvidError):
+                    raise batch
+                yield batch
+        finally:
+            # An exception's traceback keeps the iterator alive, and with it the workers, so they are ended here. torch
+            # has no public way to do it; its own __del__ calls this.
+            if not self.persistent_workers and hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+
+    def close(self) -> None:
+        """Ends worker processes that are kept between passes; the next pass starts new ones."""
+        kept, self._iterator = self._iterator, None
+        if kept is not None and hasattr(kept, "_shutdown_workers"):
+            kept._shutdown_workers()
+
+
+def _describe_death(batches: Any, error: Exception) -> str:
+    """Says in one line which worker processes died, and what to do; empty if the error has another cause."""
+    noticed = str(error).startswith("DataLoader worker (pid")  # torch's words
+    # What a data set raises in a worker is a RuntimeError, or says so; only a broken connection asks for a closer look.
+    if not noticed and (isinstance(error, RuntimeError) or str(error).startswith("Caught ")):
+        return ""
+    workers = getattr(batches, "_workers", [])  # none without worker processes
+    multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+    dead = [worker for worker in workers if worker.exitcode is not None]
+    if not dead:
+        return str(error).strip().splitlines()[0] if noticed else ""
+    who = f"data-loading process (pid {', '.join(str(worker.pid) for worker in dead)})"
+    codes = sorted({worker.exitcode for worker in dead})
+    if codes[0] < 0:
+        return (
+            f"{who} was killed by signal {-codes[0]}, perhaps for want of memory; use fewer data.workers or a smaller "
+            "data.batch_size"
+        )
+    return (
+        f"{who} ended with exit code {codes[0]} before its work was done, for the reason that it printed; a script "
+        "that uses workers must call them below `if __name__ == '__main__':`"
+    )
+
+
+class TrainLoader(_Loader):
+    """Batches of training clips; made by `make_train_loader`. Its length is that of a whole epoch."""
+
+    batch_sampler: TrainBatchSampler
+    dataset: TrainDataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses order, crops and augmentation of the next pass."""
+        self.batch_sampler.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+    def set_start(self, batches: int) -> None:
+        """Leaves out the first batches of the next pass, and only of that, without decoding them.
+
+        Raises:
+            ValueError: If an epoch does not have so many.
+        """
+        self.batch_sampler.set_start(batches)
+
+    def __iter__(self) -> Generator[TrainBatch, None, None]:  # type: ignore[override]
+        batches = super().__iter__()  # with workers, torch asks the sampler twice
+        self.batch_sampler.set_start(0)
+        return batches
+
+
+class EvalLoader(_Loader):
+    """Lists of `EvalSample`; made by `make_eval_loader`."""
+
+    dataset: EvalDataset
+
+    def __iter__(self) -> Generator[list[EvalSample], None, None]:  # type: ignore[override]
+        return super().__iter__()
+
+
+def _worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> dict[str, Any]:
+    if workers < 0:
+        raise ConfigError(f"data.workers: {workers!r} is not a whole number from 0 up")
+    if workers == 0:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": _worker_context(),
+        "worker_init_fn": _WorkerInit(seed, rank),
+        "persistent_workers": persistent,
+        "prefetch_factor": 2,
+    }
+
+
+def make_train_loader(
+    dataset: TrainDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    repeats: int | None = None,
+    balance: Literal["none", "class"] = "none",
+    pin_memory: bool = False,
+    drop_last: bool = True,
+) -> TrainLoader:
+    """Makes the loader of one training process.
+
+    Args:
+        dataset: The videos.
+        batch_size: Clips of one batch of this process.
+        workers: Processes that decode; 0 decodes in this one. They are kept from epoch to epoch.
+        seed: Of the order, 0 or more.
+        rank: Number of this process.
+        world_size: Number of training processes.
+        repeats: Clips of one video; None takes `dataset.repeats`, which is the only other value allowed.
+        balance: ``class`` draws with replacement so that all classes are equally frequent; ``none`` takes each video
+            once an epoch.
+        pin_memory: Put batches into page-locked memory, for fast copies to a GPU.
+        drop_last: Leave out the videos at the end of an epoch that do not fill a batch of every rank.
+
+    Raises:
+        ConfigError: If `repeats` does not divide `batch_size`, there are too few videos for one batch, or a value is
+            out of its range.
+    """
+    if repeats is not None and repeats != dataset.repeats:
+        raise ConfigError(f"data.repeats: the loader is asked for {repeats}, the data set gives {dataset.repeats}")
+    if batch_size < 1 or batch_size % dataset.repeats:
+        raise ConfigError(
+            f"data.batch_size: {batch_size} clips cannot be made of videos that give {dataset.repeats} clips each; "
+            "data.repeats must divide it"
+        )
+    if balance not in ("none", "class"):
+        raise ConfigError(f"data.balance: {balance!r} is neither none nor class")
+    sampler = TrainBatchSampler(
+        len(dataset),
+        videos_per_batch=batch_size // dataset.repeats,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        weights=class_weights(dataset.manifest) if balance == "class" else None,
+        drop_last=drop_last,
+    )
+    options = _worker_options(workers, seed=seed, rank=rank, persistent=True)
+    return TrainLoader(dataset, batch_sampler=sampler, collate_fn=collate_train, pin_memory=pin_memory, **options)
+
+
+def make_eval_loader(
+    dataset: EvalDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    persistent: bool = False,
+) -> EvalLoader:
+    """Makes the loader of one evaluating process.
+
+    The ranks take shares of equal length, in order; where the videos do not divide, some are repeated, so whoever
+    joins the shares keeps one result for each `EvalSample.index`.
+
+    Args:
+        dataset: The videos.
+        batch_size: Videos of one list.
+        workers: Processes that decode; 0 decodes in this one.
+        rank: Number of this process.
+        world_size: Number of evaluating processes.
+        pin_memory: Put clips into page-locked memory, for fast copies to a GPU.
+        persistent: Keep the worker processes for the next pass.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"data.val_batch_size: {batch_size!r} is not a whole number from 1 up")
+    return EvalLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=_EvalSampler(len(dataset), rank=rank, world_size=world_size),
+        collate_fn=collate_eval,
+        pin_memory=pin_memory,
+        **_worker_options(workers, seed=0, rank=rank, persistent=persistent),
+    )

@@ -1,0 +1,518 @@
+"""From a manifest to clips: decode, sample, transform.
+
+`TrainDataset` gives random clips, `EvalDataset` all test views of a video, `load_clip` the centre view of one file.
+Each decodes a video once, however many clips are taken from it.
+
+A training sample is a pure function of (seed, epoch, video, copy, repeat): it does not depend on the number of worker
+processes, on which of them makes it, or on any global random state. So a run can be resumed exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from stvid.config import AugmentConfig
+from stvid.data.decoding import VideoReader
+from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.sampling import frame_grid, sample_train, sample_views
+from stvid.data.transforms import CROP_COUNTS, CropBox, TrainTransform, normalize, test_crops
+from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
+from stvid.protocol import Protocol, parse_views
+
+__all__ = [
+    "Clip",
+    "Draw",
+    "EvalDataset",
+    "EvalSample",
+    "TrainBatch",
+    "TrainDataset",
+    "TrainSample",
+    "collate_eval",
+    "collate_train",
+    "load_clip",
+    "make_generator",
+]
+
+MAX_TRIES = 8
+"""Videos that are tried for one training sample before the run stops."""
+
+_STREAM_CLIP, _STREAM_REPLACEMENT, STREAM_ORDER = range(3)
+"""First number of the seed of each kind of random choice, so that no two kinds share their numbers."""
+
+
+def make_generator(*key: int) -> np.random.Generator:
+    """Returns a random generator that depends on these numbers only, the same on every platform.
+
+    Args:
+        key: Numbers of 0 or more. Compare only keys of one length: numpy takes (1, 2) for the same seed as (1, 2, 0).
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _grid(reader: VideoReader, protocol: Protocol, start: float | None, end: float | None) -> np.ndarray:
+    """The frames that clips are cut from; a range without a frame is a fault of this video."""
+    try:
+        return frame_grid(reader.timestamps, fps=protocol.fps, start=start, end=end)
+    except ValueError as error:
+        raise VideoError(reader.source_name, str(error)) from error
+
+
+def _decode(reader: VideoReader, indices: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Decodes the frames of several clips, each only once.
+
+    Args:
+        reader: An open video.
+        indices: Frames of each clip, (N, T).
+
+    Returns:
+        Different frames, uint8 (U, H, W, 3); and where each of `indices` is among them, int64 (N, T).
+    """
+    unique, where = np.unique(indices, return_inverse=True)
+    return reader.get_batch(unique), where.reshape(indices.shape)
+
+
+def _take(frames: torch.Tensor, where: np.ndarray) -> torch.Tensor:
+    """The frames of one clip, without a copy if it has all frames in their order."""
+    if np.array_equal(where, np.arange(len(frames))):
+        return frames
+    return frames[torch.from_numpy(where)]
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clip:
+    """A clip as a model takes it, and where it comes from.
+
+    Attributes:
+        tensor: float32 (C, T, H, W), RGB, normalised.
+        indices: Source frame of each frame, int64 (T,), in order of presentation.
+        seconds: Time of each frame in the source, float64 (T,).
+        crop_box: Part of the source frame that is shown, in source pixels.
+        flipped: Whether the clip is mirrored left to right.
+        backend: Decoder that read it.
+        path: The file.
+        labels: Names of its classes, if known.
+    """
+
+    tensor: torch.Tensor
+    indices: np.ndarray
+    seconds: np.ndarray
+    crop_box: CropBox
+    flipped: bool
+    backend: str
+    path: str
+    labels: tuple[str, ...] = ()
+
+
+def load_clip(
+    path: str | os.PathLike[str] | bytes,
+    *,
+    protocol: Protocol | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
+    sampling: Literal["dense", "segment"] | None = None,
+    fps: float | None = None,
+    short_side: int | None = None,
+    crop: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    backend: str = "av",
+) -> Clip:
+    """Reads the view in the middle of a video: middle clip, centre crop.
+
+    Args:
+        path: A video file, or its bytes.
+        protocol: How to read it, for example `model.default_protocol`; None takes `Protocol()`.
+        frames: Replaces `protocol.frames`; None keeps it, here and below.
+        stride: Replaces `protocol.stride`.
+        sampling: Replaces `protocol.sampling`.
+        fps: Replaces `protocol.fps`.
+        short_side: Replaces `protocol.short_side`.
+        crop: Replaces `protocol.crop`.
+        mean: Replaces `protocol.mean`.
+        std: Replaces `protocol.std`.
+        start: Use the video from this second on.
+        end: Use the video up to this second, exclusive.
+        backend: Decoder.
+
+    Raises:
+        VideoError: If the file cannot be read, or has no frame between `start` and `end`.
+        ConfigError: If the values do not make a protocol.
+    """
+    replacements = {
+        "frames": frames,
+        "stride": stride,
+        "sampling": sampling,
+        "fps": fps,
+        "short_side": short_side,
+        "crop": crop,
+        "mean": mean,
+        "std": std,
+    }
+    given = {name: value for name, value in replacements.items() if value is not None}
+    used = (protocol if protocol is not None else Protocol()).replace(**given)
+    with VideoReader(path, backend=backend) as reader:
+        indices = sample_views(_grid(reader, used, start, end), used, num_clips=1)[0]
+        seconds = reader.timestamps[indices]
+        decoded, where = _decode(reader, indices)
+        crops, boxes = test_crops(_take(decoded, where), used, 1)
+        return Clip(
+            tensor=normalize(crops[0], used.mean, used.std),
+            indices=indices,
+            seconds=seconds,
+            crop_box=boxes[0],
+            flipped=False,
+            backend=reader.backend,
+            path=reader.source_name,
+        )
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def _multi_hot(label_ids: np.ndarray, num_classes: int) -> np.ndarray:
+    target = np.zeros(num_classes, np.float32)
+    target[label_ids] = 1.0
+    return target
+
+
+def _target(label_ids: np.ndarray, manifest: Manifest, multilabel: bool) -> np.ndarray:
+    """int64 () or, with `multilabel`, float32 (K,); -1 or zeros if there is no label."""
+    if multilabel:
+        return _multi_hot(label_ids, len(manifest.class_names))
+    if len(label_ids) > 1:
+        names = ", ".join(manifest.class_names[label] for label in label_ids)
+        raise ManifestError(f"{manifest.source}: a video has several labels ({names}); set task: multilabel")
+    return np.array(label_ids[0] if len(label_ids) else -1, dtype=np.int64)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """Which sample a loader asks for.
+
+    Attributes:
+        video: Number of the video.
+        epoch: The epoch that the sample belongs to.
+        copy: How often this video has been drawn in this epoch before (class balancing draws some again and again).
+    """
+
+    video: int
+    epoch: int
+    copy: int = 0
+
+
+@dataclass
+class TrainSample:
+    """R random clips of one training video.
+
+    Attributes:
+        clips: uint8 (R, C, T, H, W).
+        labels: int64 (R,), or multi-hot float (R, K). Mirroring may give the clips of one video different labels.
+        index: Number of the video that the clips show.
+        failures: Path and reason of each video that could not be read and was replaced by this one.
+        indices: Source frames of each clip, int64 (R, T).
+        seconds: Their times in the source, float64 (R, T).
+        crop_boxes: Part of the source that each clip shows, in source pixels.
+        flipped: Whether each clip is mirrored.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    index: int
+    failures: tuple[tuple[str, str], ...]
+    indices: np.ndarray
+    seconds: np.ndarray
+    crop_boxes: tuple[CropBox, ...]
+    flipped: tuple[bool, ...]
+
+
+class TrainBatch(NamedTuple):
+    """A batch of training clips.
+
+    Attributes:
+        clips: uint8 (B, C, T, H, W), for `normalize`. The colour is last in memory, as channels_last_3d has it.
+        labels: int64 (B,), or multi-hot float (B, K).
+        videos: Number of the video of each clip, int64 (B,).
+        failures: Path and reason of each video that could not be read and was replaced.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    videos: np.ndarray
+    failures: tuple[tuple[str, str], ...]
+
+
+_Sample = TypeVar("_Sample")
+
+
+class TrainDataset(Dataset[TrainSample]):
+    """Random clips of labelled videos.
+
+    Args:
+        manifest: The videos and their labels.
+        protocol: Frames, sampling and size.
+        augment: Training augmentation.
+        seed: Of every random choice, 0 or more.
+        backend: Decoder.
+        decode_threads: Threads of one decoder.
+        repeats: Clips that are taken from a video each time it is decoded (repeated augmentation, Hoffer 2020,
+            arXiv:1901.09335). Each has its own random start, crop and augmentation.
+        multilabel: Whether a video may have any number of labels.
+
+    Raises:
+        ManifestError: If the videos have no labels.
+        ConfigError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        protocol: Protocol,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        backend: str = "av",
+        decode_threads: int = 1,
+        repeats: int = 1,
+        multilabel: bool = False,
+    ) -> None:
+        if not manifest.has_labels:
+            raise ManifestError(f"{manifest.source}: the training videos have no labels")
+        if seed < 0:
+            raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")
+        if repeats < 1:
+            raise ConfigError(f"data.repeats: {repeats!r} is not a whole number from 1 up")
+        self.manifest = manifest
+        self.protocol = protocol
+        self.augment = augment
+        self.seed = seed
+        self.backend = backend
+        self.decode_threads = decode_threads
+        self.repeats = repeats
+        self.multilabel = multilabel
+        self._transform = TrainTransform(protocol, augment, manifest.class_names)
+        # In shared memory, so that worker processes that are kept over epochs see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of samples that are asked for by number; loaders send `Draw`, which has it."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, item: int | Draw) -> TrainSample:
+        """Decodes a video and cuts its random clips.
+
+        A video that cannot be read is replaced by one that the sample's own random numbers choose, and is listed in
+        the sample's `failures`.
+
+        Args:
+            item: Number of the video, in the epoch of `set_epoch`; or a `Draw`, which names the epoch itself.
+
+        Raises:
+            VideoError: If 8 videos in a row cannot be read.
+        """
+        draw = item if isinstance(item, Draw) else Draw(int(item), int(self._epoch))
+        if not 0 <= draw.video < len(self):
+            raise IndexError(f"video {draw.video} of {len(self)}")
+        key = (self.seed, draw.epoch, draw.video, draw.copy)
+        failures: list[tuple[str, str]] = []
+        for index in self._candidates(draw.video, key):
+            try:
+                return self._sample(index, key, tuple(failures))
+            except VideoError as error:
+                failures.append((self.manifest[index].path, error.reason))
+        listed = "; ".join(f"{path}: {reason}" for path, reason in failures)
+        raise VideoError(self.manifest.source, f"{len(failures)} videos in a row cannot be read: {listed}")
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> list[TrainSample | StvidError]:
+        """Used by loaders: a batch, with an error for the user in the place of the sample that raised it."""
+        return [_value_or_error(self, item) for item in items]
+
+    def _candidates(self, index: int, key: tuple[int, ...]) -> Iterator[int]:
+        """The video that was asked for, then different others in random order, up to `MAX_TRIES` in all."""
+        yield index
+        order = make_generator(_STREAM_REPLACEMENT, *key).permutation(len(self))
+        yield from [int(other) for other in order[:MAX_TRIES] if other != index][: MAX_TRIES - 1]
+
+    def _sample(self, index: int, key: tuple[int, ...], failures: tuple[tuple[str, str], ...]) -> TrainSample:
+        entry: VideoEntry = self.manifest[index]
+        label_ids = self.manifest.label_ids(index)
+        generators = [make_generator(_STREAM_CLIP, *key, repeat) for repeat in range(self.repeats)]
+        with VideoReader(entry.path, backend=self.backend, num_threads=self.decode_threads) as reader:
+            grid = _grid(reader, self.protocol, entry.start, entry.end)
+            jitter = self.augment.temporal_jitter
+            indices = np.stack([sample_train(grid, self.protocol, rng=rng if jitter else None) for rng in generators])
+            seconds = reader.timestamps[indices]
+            frames, where = _decode(reader, indices)
+        size = self.protocol.crop
+        clips = torch.empty(self.repeats, indices.shape[1], size, size, 3, dtype=torch.uint8)  # colour last in memory
+        targets, boxes, flips = [], [], []
+        for repeat, rng in enumerate(generators):
+            clip, ids, box, flipped = self._transform(_take(frames, where[repeat]), label_ids, rng)
+            clips[repeat] = clip.permute(1, 2, 3, 0)
+            targets.append(_target(ids, self.manifest, self.multilabel))
+            boxes.append(box)
+            flips.append(flipped)
+        return TrainSample(
+            clips=clips.permute(0, 4, 1, 2, 3),
+            labels=torch.from_numpy(np.stack(targets)),
+            index=index,
+            failures=failures,
+            indices=indices,
+            seconds=seconds,
+            crop_boxes=tuple(boxes),
+            flipped=tuple(flips),
+        )
+
+
+def collate_train(samples: Sequence[TrainSample | StvidError]) -> TrainBatch | StvidError:
+    """Joins samples to one batch; the first error among them takes its place.
+
+    The clips become one tensor, so that one file descriptor carries them out of a worker process.
+    """
+    for sample in samples:
+        if isinstance(sample, StvidError):
+            return sample
+    good = [sample for sample in samples if not isinstance(sample, StvidError)]
+    clips = torch.cat([sample.clips.permute(0, 2, 3, 4, 1) for sample in good])
+    return TrainBatch(
+        clips=clips.permute(0, 4, 1, 2, 3),
+        labels=torch.cat([sample.labels for sample in good]),
+        videos=np.concatenate([np.full(len(sample.clips), sample.index, dtype=np.int64) for sample in good]),
+        failures=tuple(failure for sample in good for failure in sample.failures),
+    )
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EvalSample:
+    """All test views of one video, or why there are none.
+
+    Attributes:
+        index: Number of the video.
+        clips: uint8 (V, C, T, H, W); the crops of the first clip come first. None if the video cannot be read.
+        labels: int64 () or multi-hot float32 (K,); -1 or zeros if the video has no label.
+        error: Why the video cannot be read, without its path; None if it was read.
+        indices: Source frames of each clip, int64 (clips, T); None if the video cannot be read.
+        seconds: Their times in the source, float64 (clips, T); None if the video cannot be read.
+        crop_boxes: Part of the source that each crop shows, in source pixels.
+    """
+
+    index: int
+    clips: torch.Tensor | None
+    labels: np.ndarray
+    error: str | None = None
+    indices: np.ndarray | None = None
+    seconds: np.ndarray | None = None
+    crop_boxes: tuple[CropBox, ...] = ()
+
+    def pin_memory(self) -> EvalSample:
+        """Moves the clips to page-locked memory; called by loaders with ``pin_memory=True``."""
+        if self.clips is not None:
+            self.clips = self.clips.pin_memory()
+        return self
+
+
+class EvalDataset(Dataset[EvalSample]):
+    """All test views of each video.
+
+    Args:
+        manifest: The videos; labels are optional.
+        protocol: Frames, sampling and size.
+        views: Temporal clips x spatial crops, as in ``4x3``.
+        backend: Decoder.
+        decode_threads: Threads of one decoder.
+        multilabel: Whether a video may have any number of labels.
+
+    Raises:
+        ConfigError: If the views cannot be read or their number of crops is not defined.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        protocol: Protocol,
+        *,
+        views: str,
+        backend: str = "av",
+        decode_threads: int = 1,
+        multilabel: bool = False,
+    ) -> None:
+        self.num_clips, self.num_crops = parse_views(views)
+        if self.num_crops not in CROP_COUNTS:
+            raise ConfigError(f"views {views!r}: {self.num_crops} crops are not defined; choose from {CROP_COUNTS}")
+        self.manifest = manifest
+        self.protocol = protocol
+        self.backend = backend
+        self.decode_threads = decode_threads
+        self.multilabel = multilabel
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> EvalSample:
+        """Decodes a video and cuts all its views.
+
+        A video that cannot be read gives a sample without clips, whose `error` says why; it is never replaced.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        entry: VideoEntry = self.manifest[index]
+        labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
+        try:
+            with VideoReader(entry.path, backend=self.backend, num_threads=self.decode_threads) as reader:
+                grid = _grid(reader, self.protocol, entry.start, entry.end)
+                indices = sample_views(grid, self.protocol, num_clips=self.num_clips)
+                seconds = reader.timestamps[indices]
+                frames, where = _decode(reader, indices)
+        except VideoError as error:
+            return EvalSample(index, None, labels, error=error.reason)
+        size = self.protocol.crop
+        views = torch.empty(self.num_clips, self.num_crops, indices.shape[1], size, size, 3, dtype=torch.uint8)
+        boxes: tuple[CropBox, ...] = ()
+        for number in range(self.num_clips):
+            crops, boxes = test_crops(_take(frames, where[number]), self.protocol, self.num_crops)
+            views[number] = crops.permute(0, 2, 3, 4, 1)
+        clips = views.flatten(0, 1).permute(0, 4, 1, 2, 3)
+        return EvalSample(index, clips, labels, indices=indices, seconds=seconds, crop_boxes=boxes)
+
+    def __getitems__(self, items: Sequence[int]) -> list[EvalSample | StvidError]:
+        """Used by loaders: a batch, with an error for the user in the place of the sample that raised it."""
+        return [_value_or_error(self, item) for item in items]
+
+
+def collate_eval(samples: Sequence[EvalSample | StvidError]) -> list[EvalSample] | StvidError:
+    """Keeps samples apart, since unreadable videos have no clips; the first error among them takes their place."""
+    for sample in samples:
+        if isinstance(sample, StvidError):
+            return sample
+    return [sample for sample in samples if not isinstance(sample, StvidError)]
+
+
+def _value_or_error(dataset: Dataset[_Sample], item: int | Draw) -> _Sample | StvidError:
+    # torch turns an exception of a worker process into another whose message is the traceback. An error for the user
+    # travels as a value instead, and the loader raises it in the main process with its one line.
+    try:
+        return dataset[item]
+    except StvidError as error:
+        return error

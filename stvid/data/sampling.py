@@ -1,0 +1,201 @@
+"""Which frames a clip holds: pure index arithmetic.
+
+A video is first turned into a *grid*, the source-frame index of each tick of its timeline (`frame_grid`); with
+``fps=None`` the ticks are the frames themselves. Clips are then cut from the grid in one of two ways:
+
+* **dense**: `frames` positions at a fixed stride (Kinetics). A training clip begins anywhere; test clips are spread
+  evenly from the first possible place to the last, and a single one is centred.
+* **segment**: the video is cut into `frames` equal parts and one position is taken of each (TSN, Wang et al. 2016,
+  section 3.1; Something-Something). In training it is random within each part, in a test it is the middle.
+
+If a clip is longer than the video, a dense clip repeats the last frame (as SlowFast does: datasets/decoder.py,
+`temporal_sampling` clamps to the last index), and a segment clip repeats frames throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stvid.protocol import Protocol
+
+__all__ = ["dense_clip", "dense_starts", "frame_grid", "sample_train", "sample_views", "segment_clip"]
+
+# Containers such as Matroska and FLV round times to whole milliseconds: a 30 fps frame due at 66.667 ms is stamped 67.
+# Ticks and limits within this of a frame's time count as at it, or such a file read at its own rate would have doubles.
+_TOLERANCE = 1e-3
+
+
+def frame_grid(
+    timestamps: np.ndarray, *, fps: float | None, start: float | None = None, end: float | None = None
+) -> np.ndarray:
+    """Returns the source frame of each tick of the timeline that clips are cut from.
+
+    Args:
+        timestamps: When each frame is shown, in seconds, ascending: `VideoReader.timestamps`.
+        fps: Ticks per second, or None for one tick at each frame.
+        start: Where the timeline begins, on the clock of `timestamps`; None is the first frame.
+        end: Where it ends (not included); None, or anything later, is the end of the video. The last frame is taken
+            to be shown as long as the frames are on average.
+
+    Returns:
+        int64 (ticks,), never empty: for ``fps=None`` the frames whose time is in [start, end), otherwise for tick
+        ``k`` the frame shown at ``start + k / fps`` (before the first frame: the first one).
+
+    Raises:
+        ValueError: If the range holds no frame, or an argument makes no sense.
+    """
+    times = np.asarray(timestamps, np.float64)
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"timestamps of shape {times.shape}: one time for each of at least one frame is needed")
+    if fps is not None and not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps is {fps!r}: a positive number is needed")
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}: a number of seconds is needed")
+    span = float(times[-1] - times[0])
+    step = span / (len(times) - 1) if span > 0 else (1 / fps if fps is not None else 1.0)
+    tolerance = min(_TOLERANCE, 0.1 * step)
+    stop = float(times[-1]) + step
+    begin = float(times[0]) if start is None else float(start)
+    finish = stop if end is None else min(float(end), stop)
+    where = f"[{begin:g} s, {'its end' if end is None else f'{end:g} s'}) of a video from {times[0]:g} s to {stop:g} s"
+    if fps is None:
+        first, last = np.searchsorted(times, [begin - tolerance, finish - tolerance])
+        if first >= last:
+            raise ValueError(f"there is no frame in {where}")
+        return np.arange(first, last, dtype=np.int64)
+    ticks = math.ceil((finish - begin - tolerance) * fps)
+    if ticks < 1 or finish <= times[0] - tolerance:
+        raise ValueError(f"there is no frame in {where}")
+    at = begin + np.arange(ticks) / fps
+    return np.maximum(np.searchsorted(times, at + tolerance, side="right") - 1, 0).astype(np.int64)
+
+
+def dense_starts(length: int, *, span: int, num_clips: int) -> np.ndarray:
+    """Returns where evenly spread clips begin, from 0 to the last possible place; a single one is centred.
+
+    SlowFast does this with ``DATA.USE_OFFSET_SAMPLING`` (datasets/decoder.py, `get_start_end_idx`). Its older rule,
+    ``delta * k / num_clips``, never reaches the end of the video and puts a single clip at its start.
+
+    Args:
+        length: Ticks of the video.
+        span: Ticks from the first frame of a clip to its last, both included.
+        num_clips: How many clips.
+
+    Returns:
+        int64 (num_clips,), ascending; all 0 if the video is no longer than a clip.
+    """
+    _positive(length=length, span=span, num_clips=num_clips)
+    room = max(length - span, 0)
+    if num_clips == 1:
+        return np.array([room // 2], np.int64)
+    gaps = num_clips - 1
+    return (2 * np.arange(num_clips, dtype=np.int64) * room + gaps) // (2 * gaps)  # rounded, without floats
+
+
+def dense_clip(length: int, *, frames: int, stride: int, start: int) -> np.ndarray:
+    """Returns the positions of a clip with a fixed stride; past the end the last frame is repeated.
+
+    The stride is exact. SlowFast (datasets/decoder.py, `temporal_sampling`) spreads 16 frames with `linspace` over the
+    64 that 16 x 4 stand for, a step of 63 / 15 = 4.2, and rounds down: steps of 4 and now and then 5.
+
+    Args:
+        length: Ticks of the video.
+        frames: Positions wanted.
+        stride: Ticks between two of them.
+        start: The first position.
+
+    Returns:
+        int64 (frames,), ascending, within 0..length-1.
+    """
+    _positive(length=length, frames=frames, stride=stride)
+    if start < 0:
+        raise ValueError(f"start is {start}: it cannot be before the video")
+    return np.minimum(int(start) + stride * np.arange(frames, dtype=np.int64), length - 1)
+
+
+def segment_clip(length: int, *, frames: int, rng: np.random.Generator | None = None, shift: float = 0.5) -> np.ndarray:
+    """Returns one position in each of `frames` equal parts of the video.
+
+    With the default shift this is ``floor(length / frames * (k + 1/2))``, the test positions of TSM
+    (mit-han-lab/temporal-shift-module, ops/dataset.py, `_get_test_indices`). Training positions are uniform over the
+    whole part, also where its limits fall within a frame; TSN and TSM round the length of a part down to whole frames
+    (`_sample_indices`) and so may never draw the last ones.
+
+    Args:
+        length: Ticks of the video.
+        frames: Parts.
+        rng: Draws a place in each part; None takes `shift`.
+        shift: Place within each part, from 0 (its start) to below 1.
+
+    Returns:
+        int64 (frames,), ascending, within 0..length-1; positions repeat if the video is shorter than `frames`.
+    """
+    _positive(length=length, frames=frames)
+    if not 0 <= shift < 1:
+        raise ValueError(f"shift is {shift}: a number from 0 to below 1 is needed")
+    places = np.full(frames, shift) if rng is None else rng.random(frames)
+    positions = np.floor((np.arange(frames) + places) * length / frames).astype(np.int64)
+    return np.minimum(positions, length - 1)  # a place just below 1 may round up
+
+
+def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generator | None) -> np.ndarray:
+    """Returns the source frames of one training clip.
+
+    Args:
+        grid: What `frame_grid` gave.
+        protocol: Its `sampling`, `frames` and `stride` are used.
+        rng: Draws the clip; None takes the middle one.
+
+    Returns:
+        int64 (frames,), source-frame indices, ascending.
+    """
+    length = len(grid)
+    if protocol.sampling == "segment":
+        return grid[segment_clip(length, frames=protocol.frames, rng=rng)]
+    span = _span(protocol)
+    if rng is None:
+        start = int(dense_starts(length, span=span, num_clips=1)[0])
+    else:
+        start = int(rng.integers(0, max(length - span, 0) + 1))
+    return grid[dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=start)]
+
+
+def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.ndarray:
+    """Returns the source frames of the test clips of one video.
+
+    Dense clips are spread by `dense_starts`. Segment clips take the places ``(j + 1/2) / num_clips`` of each part: one
+    clip is the usual middle one; several are like the two clips of TSM's "twice sample" (Lin et al. 2019, which takes
+    the places 0 and 1/2), but spread symmetrically. Clips of a short video may be equal.
+
+    Args:
+        grid: What `frame_grid` gave.
+        protocol: Its `sampling`, `frames` and `stride` are used.
+        num_clips: How many clips.
+
+    Returns:
+        int64 (num_clips, frames), source-frame indices, each row ascending.
+    """
+    _positive(num_clips=num_clips)
+    length = len(grid)
+    if protocol.sampling == "segment":
+        clips = [segment_clip(length, frames=protocol.frames, shift=(j + 0.5) / num_clips) for j in range(num_clips)]
+    else:
+        clips = [
+            dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=int(start))
+            for start in dense_starts(length, span=_span(protocol), num_clips=num_clips)
+        ]
+    return grid[np.stack(clips)]
+
+
+def _span(protocol: Protocol) -> int:
+    """Ticks that a dense clip needs, first and last frame included."""
+    return (protocol.frames - 1) * protocol.stride + 1
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: at least 1 is needed")

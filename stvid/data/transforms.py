@@ -1,0 +1,378 @@
+"""Clip transforms: decoded frames in, clips of the model's size out; every frame of a clip is treated alike.
+
+Frames stay uint8 all the way and keep the memory order of the decoder (colour last, which torch calls channels_last):
+resizing is fastest so, and a batch takes a quarter of the memory of floats. `normalize` makes floats on the device.
+
+Training cuts a box out of the source before it is scaled, mirrors, applies RandAugment, then erases. The order is
+timm's. PySlowFast and UniFormer (``datasets/kinetics.py``, ``_aug_frame``) apply RandAugment to the whole decoded
+frame before cutting, which costs more and differs only in how much of a filled border remains in sight.
+
+All randomness comes from the generator that is passed in, so a sample is a pure function of that generator's seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from torchvision.transforms import InterpolationMode
+
+from stvid.config import AugmentConfig
+from stvid.errors import ConfigError, nearest
+from stvid.protocol import Protocol
+
+__all__ = ["CROP_COUNTS", "RANDAUGMENT_OPS", "CropBox", "TrainTransform", "normalize", "test_crops"]
+
+
+class CropBox(NamedTuple):
+    """The part of the source frame that a clip shows, in pixels of the source.
+
+    Attributes:
+        top: Distance from the frame's upper edge.
+        left: Distance from the frame's left edge.
+        height: Height of the part.
+        width: Width of the part.
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+def _channels_second(frames: torch.Tensor) -> torch.Tensor:
+    """Returns a (T, C, H, W) view of uint8 frames given as (T, H, W, 3) or (T, 3, H, W)."""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
+        raise ValueError(f"frames must be uint8 (T, H, W, 3) or (T, 3, H, W), not {frames.dtype} {tuple(frames.shape)}")
+    return frames.permute(0, 3, 1, 2) if frames.shape[-1] == 3 else frames
+
+
+def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Scales (T, C, H, W) frames, or returns them as they are if they have that size already."""
+    if frames.shape[-2:] == (height, width):
+        return frames
+    # Dense colour-last memory selects torch's native uint8 kernel; half the time of a strided view.
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    return F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+# --- RandAugment ------------------------------------------------------------------------------------------------------
+# Cubuk et al. 2020 (arXiv:1909.13719), with the "increasing" set of operations and ranges of timm
+# (timm/data/auto_augment.py, _RAND_INCREASING_TRANSFORMS), which PySlowFast (MViT) and UniFormer use on clips as
+# "rand-m7-n4-mstd0.5-inc1". `level` is the magnitude / 10, in 0..1; `sign` is -1 or 1. No operation mirrors.
+
+
+def _warp(frames: torch.Tensor, fill: Sequence[float], *, angle: float, shear: tuple[float, float]) -> torch.Tensor:
+    # PIL shears around the upper left corner and rotates around the centre, and so does torchvision's own RandAugment.
+    return F.affine(
+        frames,
+        angle=angle,
+        translate=[0, 0],
+        scale=1.0,
+        shear=[math.degrees(math.atan(value)) for value in shear],
+        interpolation=InterpolationMode.BILINEAR,
+        fill=list(fill),
+        center=[0.0, 0.0] if any(shear) else None,
+    )
+
+
+def _translate(frames: torch.Tensor, fill: Sequence[float], *, down: int, right: int) -> torch.Tensor:
+    # By whole pixels, where timm interpolates between them; 20 times faster than F.affine.
+    height, width = frames.shape[-2:]
+    background = torch.tensor(fill, dtype=frames.dtype).view(1, 3, 1, 1)
+    moved = torch.empty_like(frames).copy_(background)
+    moved[..., max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = frames[
+        ..., max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
+    ]
+    return moved
+
+
+def _planar(operation: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
+    # Reductions over height and width are eight times faster where each colour is a plane of its own.
+    return operation(frames.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def _enhance(level: float, sign: int) -> float:
+    return max(0.1, 1.0 + sign * 0.9 * level)
+
+
+def _solarize(frames: torch.Tensor, threshold: int) -> torch.Tensor:
+    if threshold > 255:  # torch would compare with the number modulo 256
+        return frames
+    # 255 - value is value ^ 255; four times faster than F.solarize.
+    return frames ^ (frames >= threshold).to(torch.uint8).mul_(255)
+
+
+def _solarize_add(frames: torch.Tensor, amount: int) -> torch.Tensor:
+    return frames + (frames < 128).to(torch.uint8).mul_(amount)  # at most 127 + 110: cannot overflow
+
+
+_Op = Callable[[torch.Tensor, float, int, Sequence[float]], torch.Tensor]
+
+_OPS: Final[Mapping[str, _Op]] = {
+    "autocontrast": lambda frames, level, sign, fill: _planar(F.autocontrast, frames),
+    "equalize": lambda frames, level, sign, fill: _planar(F.equalize, frames),
+    "invert": lambda frames, level, sign, fill: F.invert(frames),
+    "rotate": lambda frames, level, sign, fill: _warp(frames, fill, angle=30 * level * sign, shear=(0.0, 0.0)),
+    # timm's range ends at 0 bits, an all-black clip at magnitude 10; one bit is the least that is left here.
+    "posterize": lambda frames, level, sign, fill: F.posterize(frames, max(1, 4 - int(4 * level))),
+    "solarize": lambda frames, level, sign, fill: _solarize(frames, 256 - int(256 * level)),
+    "solarize_add": lambda frames, level, sign, fill: _solarize_add(frames, int(110 * level)),
+    "color": lambda frames, level, sign, fill: F.adjust_saturation(frames, _enhance(level, sign)),
+    "contrast": lambda frames, level, sign, fill: F.adjust_contrast(frames, _enhance(level, sign)),
+    "brightness": lambda frames, level, sign, fill: F.adjust_brightness(frames, _enhance(level, sign)),
+    "sharpness": lambda frames, level, sign, fill: F.adjust_sharpness(frames, _enhance(level, sign)),
+    "shear_x": lambda frames, level, sign, fill: _warp(frames, fill, angle=0.0, shear=(0.3 * level * sign, 0.0)),
+    "shear_y": lambda frames, level, sign, fill: _warp(frames, fill, angle=0.0, shear=(0.0, 0.3 * level * sign)),
+    "translate_x": lambda frames, level, sign, fill: _translate(
+        frames, fill, down=0, right=round(0.45 * level * sign * frames.shape[-1])
+    ),
+    "translate_y": lambda frames, level, sign, fill: _translate(
+        frames, fill, down=round(0.45 * level * sign * frames.shape[-2]), right=0
+    ),
+}
+
+RANDAUGMENT_OPS: Final[tuple[str, ...]] = tuple(_OPS)
+"""Names of the operations that RandAugment draws from."""
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _check(condition: bool, field: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"augment.{field}: {value!r} is not {expected}")
+
+
+class TrainTransform:
+    """Random crop, label-aware mirroring, RandAugment and erasing of one clip.
+
+    Args:
+        protocol: Gives the output size, the short side of ``resize: none``, the mean colour and the noise of erasing.
+        augment: What is done, and how strongly.
+        class_names: The classes in the order of their ids, for `hflip_pairs` and `hflip_keep`.
+
+    Raises:
+        ConfigError: If a value of `augment` is out of its range, or a class in `hflip_pairs` or `hflip_keep` is
+            unknown or occurs twice.
+    """
+
+    def __init__(self, protocol: Protocol, augment: AugmentConfig, class_names: Sequence[str]) -> None:
+        for field in ("hflip", "randaugment_prob", "erasing"):
+            value = getattr(augment, field)
+            _check(0 <= value <= 1, field, value, "a probability (0 to 1)")
+        for field in ("scale", "erasing_scale"):
+            low, high = getattr(augment, field)
+            _check(0 < low <= high <= 1, field, (low, high), "a range of shares of an area (0 < low <= high <= 1)")
+        _check(0 < augment.ratio[0] <= augment.ratio[1], "ratio", augment.ratio, "a range of positive numbers")
+        magnitude = augment.randaugment_magnitude
+        _check(0 <= magnitude <= 10, "randaugment_magnitude", magnitude, "in 0 to 10")
+        _check(augment.randaugment_layers >= 0, "randaugment_layers", augment.randaugment_layers, "0 or more")
+        _check(augment.randaugment_std >= 0, "randaugment_std", augment.randaugment_std, "0 or more")
+        if augment.resize == "short_side_jitter":
+            low, high = augment.jitter
+            _check(
+                protocol.crop <= low <= high, "jitter", (low, high), f"a range from protocol.crop ({protocol.crop}) up"
+            )
+        elif augment.resize not in ("random_resized_crop", "none"):
+            _check(False, "resize", augment.resize, "random_resized_crop, short_side_jitter or none")
+        self.protocol = protocol
+        self.augment = augment
+        self._swap, self._keep = self._flip_rules(augment, list(class_names))
+        self._fill = [round(255 * value) for value in protocol.mean]
+
+    @staticmethod
+    def _flip_rules(augment: AugmentConfig, names: list[str]) -> tuple[dict[int, int], frozenset[int]]:
+        ids = {name: number for number, name in enumerate(names)}
+        seen: set[str] = set()
+
+        def find(field: str, name: str) -> int:
+            if name not in ids:
+                raise ConfigError(
+                    f"augment.{field}: {name!r} is not a class of the training videos{nearest(name, ids)}"
+                )
+            if name in seen:
+                raise ConfigError(f"augment.{field}: {name!r} occurs twice in hflip_pairs and hflip_keep")
+            seen.add(name)
+            return ids[name]
+
+        swap: dict[int, int] = {}
+        for pair in augment.hflip_pairs:
+            _check(len(pair) == 2, "hflip_pairs", pair, "a pair of class names")
+            first, second = (find("hflip_pairs", name) for name in pair)
+            swap[first], swap[second] = second, first
+        return swap, frozenset(find("hflip_keep", name) for name in augment.hflip_keep)
+
+    def __call__(
+        self, frames: torch.Tensor, label_ids: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, np.ndarray, CropBox, bool]:
+        """Makes one training clip.
+
+        Args:
+            frames: Decoded frames, uint8 (T, H, W, 3) or (T, 3, H, W). They are not changed, but the result may share
+                their memory.
+            label_ids: Class ids of the video, int64 (any number of them).
+            rng: Source of all random choices.
+
+        Returns:
+            The clip, uint8 (C, T, crop, crop); the class ids, which mirroring may have exchanged; the box of the
+            source that was cut out; whether the clip was mirrored.
+        """
+        frames = _channels_second(frames)
+        top, left, height, width = self._draw_box(frames.shape[-2], frames.shape[-1], rng)
+        clip = _resize(frames[..., top : top + height, left : left + width], self.protocol.crop, self.protocol.crop)
+        # The number is drawn for every class, so that hflip_keep does not change the other choices of a sample.
+        flipped = bool(rng.random() < self.augment.hflip) and self._keep.isdisjoint(label_ids.tolist())
+        if flipped:
+            clip = clip.flip(-1)
+            label_ids = np.array([self._swap.get(label, label) for label in label_ids.tolist()], dtype=np.int64)
+        if self.augment.randaugment_magnitude > 0:
+            clip = self._rand_augment(clip, rng)
+        if rng.random() < self.augment.erasing:
+            clip = self._erase(clip, rng)
+        return clip.permute(1, 0, 2, 3), label_ids, CropBox(top, left, height, width), flipped
+
+    def _draw_box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draws top, left, height and width of the box to cut, in whole pixels of the source."""
+        augment, crop, short = self.augment, self.protocol.crop, min(height, width)
+        if augment.resize == "random_resized_crop":
+            box_height, box_width = self._draw_inception_size(height, width, rng)
+        else:
+            # To scale the short side to `target` and then cut `crop` pixels shows the same part as to cut
+            # crop * short / target source pixels, but scales fewer of them.
+            target = self.protocol.short_side
+            if augment.resize == "short_side_jitter":
+                target = round(rng.uniform(*augment.jitter))  # PySlowFast, datasets/transform.py
+            box_height = box_width = min(short, max(1, round(crop * short / target)))
+        top = int(rng.integers(height - box_height + 1))
+        left = int(rng.integers(width - box_width + 1))
+        return top, left, box_height, box_width
+
+    def _draw_inception_size(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Draws height and width of a box of random area and aspect (Szegedy 2015, arXiv:1409.4842, section 6)."""
+        low, high = self.augment.ratio
+        for _ in range(10):
+            area = height * width * rng.uniform(*self.augment.scale)
+            aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+            box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < box_width <= width and 0 < box_height <= height:
+                return box_height, box_width
+        # A very wide or tall frame may hold none of these: the largest box whose aspect is allowed.
+        return max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
+
+    def _rand_augment(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        augment = self.augment
+        for _ in range(augment.randaugment_layers):
+            name = RANDAUGMENT_OPS[rng.integers(len(RANDAUGMENT_OPS))]
+            magnitude = augment.randaugment_magnitude + augment.randaugment_std * rng.standard_normal()
+            sign = 1 if rng.random() < 0.5 else -1
+            if rng.random() < augment.randaugment_prob:
+                clip = _OPS[name](clip, min(max(magnitude, 0.0), 10.0) / 10.0, sign, self._fill)
+        return clip
+
+    def _erase(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Fills one box of all frames with noise (Zhong 2020, arXiv:1708.04896; mode "pixel" of PySlowFast and timm).
+
+        The noise is N(0, 1) after normalisation, clipped to what uint8 can hold (about 2 standard deviations).
+        """
+        num_frames, channels, height, width = clip.shape
+        for _ in range(10):
+            area = height * width * rng.uniform(*self.augment.erasing_scale)
+            aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+            box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < box_height < height and 0 < box_width < width):
+                continue
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            noise = rng.standard_normal((num_frames, box_height, box_width, channels), dtype=np.float32)
+            pixels = 255 * (noise * np.array(self.protocol.std, np.float32) + np.array(self.protocol.mean, np.float32))
+            clip = clip.clone()  # it may be a view of the decoded frames, which other clips are cut from
+            box = torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
+            clip[..., top : top + box_height, left : left + box_width] = box
+            return clip
+        return clip
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+CROP_COUNTS: Final = (1, 3, 5, 10)
+"""Numbers of spatial crops that are defined."""
+
+
+def test_crops(frames: torch.Tensor, protocol: Protocol, num_crops: int) -> tuple[torch.Tensor, tuple[CropBox, ...]]:
+    """Scales the short side to `protocol.short_side` and cuts the crops of the test views.
+
+    Args:
+        frames: Decoded frames, uint8 (T, H, W, 3) or (T, 3, H, W).
+        protocol: Gives the size of the frames and of the crops.
+        num_crops: 1: the centre. 3: left, centre and right, or top, centre and bottom, along the long side (PySlowFast,
+            ``datasets/transform.py``, ``uniform_crop``). 5: upper left, upper right, lower left, lower right, centre.
+            10: these five, then the same mirrored.
+
+    Returns:
+        The crops, uint8 (num_crops, C, T, crop, crop), and the part of the source that each shows.
+
+    Raises:
+        ConfigError: If `num_crops` is none of these.
+    """
+    frames = _channels_second(frames)
+    size, short_side = protocol.crop, protocol.short_side
+    source_height, source_width = frames.shape[-2:]
+    if source_height <= source_width:
+        height, width = short_side, int(short_side * source_width / source_height)
+    else:
+        height, width = int(short_side * source_height / source_width), short_side
+    scaled = _resize(frames, height, width)
+    bottom, right = height - size, width - size
+    # The centre is rounded up, as in PySlowFast.
+    middle = (math.ceil(bottom / 2), math.ceil(right / 2))
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
+    if num_crops == 1:
+        offsets = [middle]
+    elif num_crops == 3 and height > width:
+        offsets = [(0, middle[1]), middle, (bottom, middle[1])]
+    elif num_crops == 3:
+        offsets = [(middle[0], 0), middle, (middle[0], right)]
+    elif num_crops == 5:
+        offsets = corners
+    elif num_crops == 10:
+        offsets = corners + corners
+    else:
+        raise ConfigError(f"views: {num_crops} crops of a clip are not defined; choose 1, 3, 5 or 10")
+    crops = frames.new_empty(num_crops, frames.shape[0], size, size, 3)  # colour last, as the decoder's memory
+    for number, (top, left) in enumerate(offsets):
+        crop = scaled[..., top : top + size, left : left + size]
+        crops[number] = (crop.flip(-1) if number >= 5 else crop).permute(0, 2, 3, 1)
+    scale_y, scale_x = source_height / height, source_width / width
+    boxes = tuple(CropBox(top * scale_y, left * scale_x, size * scale_y, size * scale_x) for top, left in offsets)
+    return crops.permute(0, 4, 1, 2, 3), boxes
+
+
+test_crops.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of the name
+
+
+def normalize(
+    clips: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Subtracts the mean and divides by the standard deviation, on whatever device the clips are.
+
+    Args:
+        clips: (..., C, T, H, W), either uint8 of 0..255 or float of 0..1.
+        mean: One number a channel, of values in 0..1.
+        std: One number a channel, of values in 0..1.
+        dtype: Type of the result.
+
+    Returns:
+        A new contiguous tensor of the same shape.
+    """
+    scale = 1.0 if clips.is_floating_point() else 255.0
+    clips = clips.to(dtype, memory_format=torch.contiguous_format, copy=True)
+    shape = (-1, 1, 1, 1)
+    subtract = torch.tensor([scale * value for value in mean], dtype=dtype, device=clips.device).view(shape)
+    divide = torch.tensor([scale * value for value in std], dtype=dtype, device=clips.device).view(shape)
+    return clips.sub_(subtract).div_(divide)

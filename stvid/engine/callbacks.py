@@ -1,0 +1,305 @@
+"""What happens around the training steps: checkpoints, signals, logs, and the progress display."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from stvid.checkpoints import write_atomically
+from stvid.errors import CheckpointError, StvidError
+
+__all__ = ["AtomicCheckpointIO", "EpochLines", "Interrupted", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
+
+
+class Interrupted(StvidError):
+    """A run that was stopped by a signal after its state was saved.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message, signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there, so that a full disk leaves the earlier one whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Writes the checkpoint.
+
+        Raises:
+            CheckpointError: If it cannot be written; says so, and that what was saved before is still there.
+        """
+        target = Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(target, lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as RuntimeError without errno, so the disk is asked
+            if isinstance(error, OSError):
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                reason = "no space left on the disk" if full else (error.strerror or str(error))
+            else:
+                reason = f"the disk may be full ({' '.join(str(error).split())[:100]})"
+            raise CheckpointError(
+                f"{target}: the checkpoint could not be written: {reason}; earlier checkpoints in {target.parent} are "
+                "unchanged: make room, then continue with --resume"
+            ) from error
+
+
+class StopOnSignal(Callback):
+    """On SIGINT or SIGTERM, ends the step in hand, saves the complete state, and leaves with `Interrupted`.
+
+    A second signal stops at once, without saving. During validation the rest of it is skipped, and the state is saved
+    at the end of the epoch.
+
+    Args:
+        folder: Where ``interrupted.ckpt`` is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.received: int | None = None
+        self.saved: Path | None = None
+        self._previous: dict[int, Any] = {}
+
+    def stop_requested(self) -> bool:
+        """Whether a signal has come; validation loaders ask this between batches."""
+        return self.received is not None
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signum
+        name = signal.Signals(signum).name
+        print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr, flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the signals; Lightning's own handlers are put back by it at the end."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[signum] = signal.signal(signum, self._handle)
+            except ValueError:  # not in the main thread: whoever runs the thread handles signals
+                return
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops between two optimiser steps."""
+        stop = self.stop_requested()
+        if trainer.world_size > 1:  # one rank may have got the signal a step before the others
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        last = batch_idx + 1 >= trainer.num_training_batches
+        if stop and (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not last:
+            path = self.folder / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            self._leave(trainer, path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops between two epochs; registered last, so that the epoch's own checkpoint is written already."""
+        stop = self.stop_requested()
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            path = self.folder / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            self._leave(trainer, path)
+
+    def _leave(self, trainer: Trainer, path: Path) -> None:
+        self.saved = path
+        signum = self.received if self.received is not None else signal.SIGTERM
+        raise Interrupted(
+            f"stopped by {signal.Signals(signum).name}; continue with: stvid train --resume {path}", signum
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+
+class Throughput(Callback):
+    """Measures clips a second and the share of the time that a step waited for data, and warns of a high share.
+
+    Args:
+        warn_above: Share of an epoch's time spent waiting that is worth a warning.
+    """
+
+    def __init__(self, *, warn_above: float = 0.3) -> None:
+        self.warn_above = warn_above
+        self.clips_per_second = 0.0
+        self.data_wait = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._waited = self._worked = 0.0
+        self._clips = 0
+        self._mark = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock anew: validation in between does not count."""
+        self._reset()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ends the wait for data."""
+        now = time.perf_counter()
+        self._waited += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the step."""
+        now = time.perf_counter()
+        self._worked += now - self._mark
+        self._mark = now
+        self._clips += len(batch.clips) * trainer.world_size
+        total = max(self._waited + self._worked, 1e-9)
+        self.clips_per_second = self._clips / total
+        self.data_wait = self._waited / total
+        values = {"clips_per_second": self.clips_per_second, "data_wait": self.data_wait}
+        pl_module.log_dict(values, prog_bar=True, rank_zero_only=True, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warns when the loader is the bottleneck."""
+        if self.data_wait > self.warn_above and trainer.is_global_zero:
+            print(
+                f"warning: {self.data_wait:.0%} of the training time was spent waiting for data; more data.workers, "
+                "videos of a smaller size, or data.repeats 2 would help",
+                file=sys.stderr,
+            )
+
+
+class TrainBar(RichProgressBar):
+    """Lightning's rich progress bar without the version number of the run."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
+        """Returns what stands at the end of the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if isinstance(share := metrics.get("data_wait"), float):
+            metrics["data_wait"] = f"{share:.0%}"
+        if isinstance(rate := metrics.get("clips_per_second"), float):
+            metrics["clips_per_second"] = f"{rate:.1f}"
+        return metrics
+
+
+class EpochLines(Callback):
+    """Prints one line an epoch: the record that stays when the bar is gone, and all there is without a terminal."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the line."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = []
+        for key in ("train_loss", "train_top1"):
+            if key in metrics:
+                parts.append(f"{key.removeprefix('train_')} {float(metrics[key]):.4f}")
+        parts += [
+            f"{key} {float(value):.4f}"
+            for key, value in metrics.items()
+            if key.startswith("val_") and not key.endswith(("_low", "_high", "_failed"))
+        ]
+        throughput = next((item for item in trainer.callbacks if isinstance(item, Throughput)), None)
+        if throughput is not None:
+            parts.append(f"{throughput.clips_per_second:.1f} clips/s, data wait {throughput.data_wait:.0%}")
+        elapsed = time.perf_counter() - self._started
+        parts.append(f"{elapsed // 60:.0f}m{elapsed % 60:02.0f}s")
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}", flush=True)
+
+
+class MetricsCsv(Logger):
+    """Appends metrics to ``metrics.csv``; a continued run goes on in the same file.
+
+    Lightning's CSVLogger deletes the file of an earlier run in the same folder.
+
+    Args:
+        folder: Of the run.
+        resume_step: Rows from this step on are dropped: the continued run writes them again.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self.columns = ["epoch", "step"]
+        self._resume_step = resume_step
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """No versions: a run has one folder."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The config lies in ``config.yaml``; nothing is written here."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes one row, with new columns appended to the right."""
+        row: dict[str, Any] = {**metrics, "step": step if step is not None else 0}
+        if not self._opened:
+            self._open()
+        added = [key for key in row if key not in self.columns]
+        if added:
+            self.columns += added
+            self._rewrite(self._read())
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _open(self) -> None:
+        self._opened = True
+        rows = self._read() if self.path.exists() and self._resume_step is not None else []
+        rows = [row for row in rows if int(row["step"]) < (self._resume_step or 0)]
+        for row in rows:
+            self.columns += [key for key in row if key not in self.columns]
+        self._rewrite(rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        def write(path: Path) -> None:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.path, write)

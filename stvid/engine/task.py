@@ -1,0 +1,184 @@
+"""The training and validation step: what Lightning runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from stvid.checkpoints import describe
+from stvid.config import TrainConfig, dump_config
+from stvid.data.dataset import EvalSample, TrainBatch
+from stvid.data.mixing import Mixer
+from stvid.data.transforms import normalize
+from stvid.engine.optim import build_optimizer, learning_rate_curve
+from stvid.errors import StvidError
+from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
+from stvid.models.layers import VideoModel, channels_last
+
+__all__ = ["VideoTask"]
+
+
+class VideoTask(LightningModule):
+    """Classifies clips: normalises and mixes on the device, and validates whole videos as `stvid test` does.
+
+    Every random choice is a function of (seed, epoch, batch, rank), so that a continued run equals one in one go.
+
+    Args:
+        model: From `create_model`, with the run's protocol and class names as its `default_protocol`.
+        config: The whole run.
+        lr: Peak learning rate, scaled to the clips of a step.
+        steps_per_epoch: Optimiser steps of an epoch.
+        val_paths: Path of each validation video, for the list of unreadable ones.
+        stop_requested: Whether the run is being stopped, so that a cut validation is not reported.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        config: TrainConfig,
+        *,
+        lr: float,
+        steps_per_epoch: int,
+        val_paths: Callable[[int], str] = str,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.lr = lr
+        self.steps_per_epoch = steps_per_epoch
+        self.multilabel = config.task == "multilabel"
+        self.protocol = model.default_protocol
+        self.mixer = Mixer(model.num_classes, config.augment, multilabel=self.multilabel)
+        self.failures: dict[str, str] = {}
+        self._val_paths = val_paths
+        self._stop_requested = stop_requested
+        self._accumulator: ViewAccumulator | None = None
+        # Kept out of the registered modules, so that the state dict has the model's own keys once.
+        self._forward: list[nn.Module | Callable[[Tensor], Tensor]] = [model]
+
+    def configure_model(self) -> None:
+        """Applies the options that change how the model runs, not what it computes."""
+        if self.config.trainer.channels_last:
+            channels_last(self.model)
+        if self.config.trainer.compile and self._forward[0] is self.model:
+            self._forward = [torch.compile(self.model)]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Returns logits (B, K) of normalised clips (B, C, T, H, W)."""
+        if self.config.trainer.channels_last:
+            clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        return self._forward[0](clips)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves training clips as uint8; validation moves each video's views in chunks by itself."""
+        if isinstance(batch, TrainBatch):
+            return batch._replace(
+                clips=batch.clips.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
+            )
+        return batch
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
+        """Seeds dropout and stochastic depth for this batch."""
+        torch.manual_seed(int(self._generator(batch_idx, stream=0).integers(2**62)))
+
+    def _generator(self, batch_idx: int, *, stream: int) -> np.random.Generator:
+        sequence = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_idx, self.global_rank, stream])
+        return np.random.Generator(np.random.PCG64(sequence))
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch."""
+        for path, reason in batch.failures:
+            self._report_failure(path, reason)
+        clips = normalize(batch.clips, self.protocol.mean, self.protocol.std)
+        clips, targets = self.mixer(clips, batch.labels, self._generator(batch_idx, stream=1))
+        logits = self(clips)
+        if self.multilabel:
+            loss = F.binary_cross_entropy_with_logits(logits.float(), targets)
+        else:
+            loss = F.cross_entropy(logits.float(), targets)
+            top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
+            self.log("train_top1", top1, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(clips))
+        if not torch.isfinite(loss.detach()):
+            raise StvidError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower optim.lr, "
+                "set trainer.gradient_clip_val, or use another trainer.precision; the last checkpoint is unharmed"
+            )
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(clips))
+        return loss
+
+    def _report_failure(self, path: str, reason: str) -> None:
+        if path not in self.failures:
+            self.failures[path] = reason
+            print(f"warning: skipped unreadable training video {path}: {reason}", file=sys.stderr, flush=True)
+
+    def gathered_failures(self) -> dict[str, str]:
+        """Returns the unreadable training videos of all ranks; to be called by all of them."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return self.failures
+        states: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(states, self.failures)
+        return {path: reason for state in states for path, reason in state.items()}
+
+    # --- validation ---------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting."""
+        self._accumulator = ViewAccumulator(self.protocol, views=self.config.data.val_views, task=self.config.task)
+
+    def validation_step(self, batch: list[EvalSample], batch_idx: int) -> None:
+        """Collects the logits of all views of some videos."""
+        assert self._accumulator is not None
+        chunk = self.config.data.val_batch_size or self.config.data.batch_size
+        placement = Placement(self.device, torch.float32)
+        for sample, logits in sample_logits(self, batch, protocol=self.protocol, placement=placement, view_chunk=chunk):
+            path = self._val_paths(sample.index)
+            if logits is None:
+                self._accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
+            else:
+                self._accumulator.add(sample.index, logits, sample.labels, path=path)
+
+    def on_validation_epoch_end(self) -> None:
+        """Merges the ranks and logs the numbers; a validation that was cut short logs nothing."""
+        accumulator, self._accumulator = self._accumulator, None
+        assert accumulator is not None
+        cut = self._stop_requested()
+        if self.trainer.world_size > 1:
+            states: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, accumulator.state())
+            accumulator = ViewAccumulator.from_states(states)
+            cut = self.trainer.strategy.reduce_boolean_decision(cut, all=False)
+        if cut:
+            return
+        result = accumulator.result()
+        if result.failures and self.trainer.is_global_zero:
+            for path, reason in result.failures:
+                print(f"warning: unreadable validation video {path}: {reason}", file=sys.stderr, flush=True)
+        values = {f"val_{name}": value for name, value in result.metrics.items()}
+        values["val_failed"] = float(len(result.failures))
+        # all ranks have the same numbers, so nothing is left to reduce
+        self.log_dict(values, prog_bar=False, sync_dist=False)
+
+    # --- optimiser and checkpoints ------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Returns the optimiser, and the curve that is followed step by step."""
+        optimizer = build_optimizer(self.model, self.config.optim, lr=self.lr)
+        epochs = self.config.optim.schedule_epochs or self.config.trainer.max_epochs
+        curve = learning_rate_curve(self.config.optim, steps_per_epoch=self.steps_per_epoch, epochs=epochs, lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the weights are: model, protocol with class names, version, config."""
+        checkpoint["stvid"] = {**describe(self.model), "task": self.config.task, "config": dump_config(self.config)}

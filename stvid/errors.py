@@ -1,0 +1,74 @@
+"""Errors that a user can cause and mend.
+
+Each message is one line that says what is wrong, where, and what to do. The command line prints it and exits with a
+non-zero code; a Python caller catches `StvidError` or one of its kinds. Anything else that escapes is a bug of stvid.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ManifestError",
+    "MissingFileError",
+    "StvidError",
+    "UnknownNameError",
+    "VideoError",
+    "nearest",
+]
+
+
+class StvidError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class ConfigError(StvidError, ValueError):
+    """A config key, value or combination that cannot be used."""
+
+
+class ManifestError(StvidError, ValueError):
+    """A list of videos that cannot be read or is inconsistent."""
+
+
+class CheckpointError(StvidError, ValueError):
+    """A checkpoint that cannot be read or does not fit the model."""
+
+
+class UnknownNameError(StvidError, ValueError):
+    """A name (model, dataset, backend) that does not exist."""
+
+
+class VideoError(StvidError, ValueError):
+    """A video that cannot be decoded.
+
+    Attributes:
+        source: The path of the video, or a description of an in-memory source.
+        reason: What is wrong, without the path.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)  # both in args, so that the error survives pickling between processes
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+class MissingFileError(VideoError, FileNotFoundError):
+    """A video path at which there is nothing."""
+
+
+def nearest(name: str, candidates: Iterable[str], *, count: int = 3) -> str:
+    """Returns a hint such as ``; nearest: a, b``, or an empty string if nothing is near.
+
+    Args:
+        name: What was asked for.
+        candidates: What exists.
+        count: How many names to show at most.
+    """
+    found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
+    return f"; nearest: {', '.join(found)}" if found else ""

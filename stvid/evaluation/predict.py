@@ -1,0 +1,143 @@
+"""Predictions for video files, with class names and probabilities."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stvid.data.datamodule import make_eval_loader
+from stvid.data.dataset import EvalDataset
+from stvid.data.manifest import Manifest, VideoEntry
+from stvid.errors import ConfigError
+from stvid.evaluation.evaluate import check_counts, inference, model_protocol, sample_logits
+from stvid.evaluation.metrics import Task, video_scores
+from stvid.evaluation.result import check_choice
+from stvid.evaluation.views import ViewPlan
+from stvid.protocol import Protocol
+
+__all__ = ["Prediction", "predict"]
+
+
+@dataclass
+class Prediction:
+    """The most likely classes of one video, or why there are none.
+
+    Attributes:
+        path: The file, as it was given.
+        classes: Class names, the most likely first; empty if the file could not be read.
+        probabilities: Of these classes, in 0..1, averaged over the views.
+        class_ids: Numbers of these classes: positions in the logits.
+        error: Why the file has no prediction; None if it has one.
+    """
+
+    path: str
+    classes: list[str] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    class_ids: list[int] = field(default_factory=list)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for JSON."""
+        return asdict(self)
+
+
+def _top(logits: NDArray[np.float32], protocol: Protocol, topk: int, task: Task) -> Prediction:
+    names = protocol.class_names or tuple(f"class {k}" for k in range(logits.shape[1]))
+    if len(names) != logits.shape[1]:
+        raise ConfigError(f"the model gives {logits.shape[1]} logits, but the protocol names {len(names)} classes")
+    if not np.isfinite(logits).all():
+        return Prediction("", error="the model gives logits that are not finite numbers")
+    scores = video_scores(logits[None], task)[0]
+    best = np.argsort(-scores, kind="stable")[:topk]
+    return Prediction(
+        "",
+        classes=[names[k] for k in best],
+        probabilities=[float(scores[k]) for k in best],
+        class_ids=[int(k) for k in best],
+    )
+
+
+def predict(
+    model_or_checkpoint: nn.Module | str | os.PathLike[str],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    topk: int = 5,
+    views: str | ViewPlan | None = None,
+    protocol: Protocol | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "32-true",
+    backend: str = "av",
+    task: Task = "multiclass",
+) -> list[Prediction]:
+    """Classifies video files, each decoded once for all its views.
+
+    Args:
+        model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), or a checkpoint of stvid. A
+            model's training mode and device are the same afterwards.
+        paths: Video files; one may be given by itself.
+        topk: How many classes to name; all, if there are fewer.
+        views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
+        protocol: None takes `model.default_protocol`, which a checkpoint brings along. Classes that it does not name
+            are called "class 0", "class 1", ...
+        batch_size: Clips in one forward pass.
+        workers: Decoding processes; 0 decodes in this one.
+        device: None leaves the model where it is.
+        precision: ``32-true`` runs as the weights are; ``bf16-mixed`` and ``16-mixed`` use autocast.
+        backend: Decoder.
+        task: ``multiclass`` gives probabilities that add up to one over all classes (softmax), ``multilabel`` one for
+            each class by itself (sigmoid).
+
+    Returns:
+        One a path, in the order given. A file that cannot be read has its `error` set; the others still come.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ConfigError: If there is no protocol, it names another number of classes than the model has, or an argument is
+            not usable.
+        StvidError: If the decoder is not installed, or a worker was killed.
+    """
+    check_counts(batch_size=batch_size, workers=workers, topk=topk)
+    check_choice("task", task, get_args(Task))
+    if isinstance(model_or_checkpoint, nn.Module):
+        model = model_or_checkpoint
+    else:
+        from stvid.checkpoints import load_model
+
+        model = load_model(model_or_checkpoint)
+    used = model_protocol(model, protocol, views)
+    given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    # A file that is given twice is decoded once. The manifest shortens "folder/.." as text, so links come first.
+    files = [os.path.realpath(path) for path in given]
+    order = {path: number for number, path in enumerate(dict.fromkeys(files))}
+    manifest = Manifest.from_entries([VideoEntry(path) for path in order], source="the given files")
+    found: dict[int, Prediction] = {}
+    if order:
+        dataset = EvalDataset(manifest, used, views=used.views, backend=backend)
+        with inference(model, device=device, precision=precision) as place:
+            loader = make_eval_loader(
+                dataset,
+                batch_size=max(1, batch_size // ViewPlan.parse(used.views).num_views),
+                workers=workers,
+                pin_memory=place.device.type == "cuda",
+            )
+            with contextlib.closing(iter(loader)) as batches:
+                for samples in batches:
+                    for sample, logits in sample_logits(
+                        model, samples, protocol=used, placement=place, view_chunk=batch_size
+                    ):
+                        found[sample.index] = (
+                            Prediction("", error=sample.error)
+                            if logits is None
+                            else _top(logits.numpy(), used, topk, task)
+                        )
+    return [replace(found[order[file]], path=path) for file, path in zip(files, given, strict=True)]

@@ -1,0 +1,132 @@
+"""The protocol: which frames are read, how they are scaled, and how many views are averaged.
+
+Most failures to reproduce a published number are protocol mistakes, so stvid keeps the protocol with the weights: in
+every checkpoint, config and report. `stvid test` and `stvid predict` take it from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stvid.errors import ConfigError, nearest
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "KINETICS_MEAN", "KINETICS_STD", "Protocol", "parse_views"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+KINETICS_MEAN = (0.45, 0.45, 0.45)  # SlowFast's DATA.MEAN, used by everything that grew out of its code base
+KINETICS_STD = (0.225, 0.225, 0.225)
+
+
+def parse_views(views: str) -> tuple[int, int]:
+    """Splits ``"4x3"`` into 4 temporal clips and 3 spatial crops.
+
+    Raises:
+        ConfigError: If the text is not two positive numbers joined by ``x``.
+    """
+    match = re.fullmatch(r"\s*([1-9]\d{0,3})\s*[x×]\s*([1-9]\d?)\s*", str(views))
+    if match is None:
+        raise ConfigError(f"views {views!r}: write temporal clips x spatial crops, for example 4x3")
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What turns a video into the tensors a model was made for, and those into one prediction.
+
+    Attributes:
+        frames: Frames of one clip.
+        stride: Distance between two frames of a dense clip, in source frames, or in ticks of ``fps`` if that is set.
+            Segment sampling does not use it.
+        fps: Rate at which the video is read (frames are picked by time); None takes the video's own frames.
+        sampling: ``dense``: frames at a fixed stride (Kinetics). ``segment``: the video is cut into ``frames`` equal
+            parts and one frame is taken of each (TSN, Something-Something).
+        short_side: The frame is scaled so that its short side has this many pixels before a test crop.
+        crop: Side of the square crop in pixels.
+        mean: RGB mean that is subtracted, of values in 0..1.
+        std: RGB standard deviation that is divided by, of values in 0..1.
+        views: Temporal clips x spatial crops that are averaged, as in ``4x3``.
+        class_names: The name of each logit, in order; empty if unknown.
+    """
+
+    frames: int = 16
+    stride: int = 4
+    fps: float | None = None
+    sampling: Literal["dense", "segment"] = "dense"
+    short_side: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = KINETICS_MEAN
+    std: tuple[float, float, float] = KINETICS_STD
+    views: str = "1x1"
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "stride", "short_side", "crop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"protocol.{name}: {value!r} is not a positive whole number")
+        if self.fps is not None and not self.fps > 0:
+            raise ConfigError(f"protocol.fps: {self.fps!r} is not a positive number (null takes the video's own rate)")
+        if self.sampling not in ("dense", "segment"):
+            raise ConfigError(f"protocol.sampling: {self.sampling!r} is neither dense nor segment")
+        if self.crop > self.short_side:
+            raise ConfigError(f"protocol.crop: {self.crop} is larger than protocol.short_side ({self.short_side})")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) != 3:
+                raise ConfigError(f"protocol.{name}: {value!r} does not have three numbers")
+            object.__setattr__(self, name, tuple(float(number) for number in value))
+        if min(self.std) <= 0:
+            raise ConfigError(f"protocol.std: {self.std!r} has a number that is not positive")
+        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        parse_views(self.views)
+
+    @property
+    def num_clips(self) -> int:
+        """Temporal clips of `views`."""
+        return parse_views(self.views)[0]
+
+    @property
+    def num_crops(self) -> int:
+        """Spatial crops of `views`."""
+        return parse_views(self.views)[1]
+
+    def replace(self, **changes: Any) -> Protocol:
+        """Returns a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain lists, numbers and strings, as JSON and checkpoints hold them."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            ConfigError: If a key is unknown or a value does not fit.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"protocol.{key}: unknown key{nearest(key, known)}")
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
+
+    def describe(self) -> str:
+        """Returns one line for people, without the class names."""
+        how = f"{self.frames} frames"
+        if self.sampling == "dense":
+            how += f", stride {self.stride}" + (f" at {self.fps:g} fps" if self.fps else "")
+        else:
+            how += ", one from each of as many segments" + (f" at {self.fps:g} fps" if self.fps else "")
+        return f"{how}; short side {self.short_side}, crop {self.crop}; views {self.views}"

@@ -1,0 +1,464 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as F
+
+from stvid.config import AugmentConfig
+from stvid.data import transforms
+from stvid.data.transforms import CROP_COUNTS, RANDAUGMENT_OPS, CropBox, TrainTransform, normalize
+from stvid.errors import ConfigError
+from stvid.protocol import Protocol
+
+NAMES = ("left", "right", "clap", "read")
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def noise(frames: int = 4, height: int = 48, width: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8))
+
+
+def ramp(frames: int, height: int, width: int) -> torch.Tensor:
+    """Red is the column, green the row, blue the number of the frame."""
+    video = torch.zeros(frames, height, width, 3, dtype=torch.uint8)
+    video[..., 0] = torch.arange(width, dtype=torch.uint8)
+    video[..., 1] = torch.arange(height, dtype=torch.uint8)[:, None]
+    video[..., 2] = torch.arange(frames, dtype=torch.uint8)[:, None, None]
+    return video
+
+
+def plain(**changes: object) -> AugmentConfig:
+    return AugmentConfig(**{"resize": "none", "hflip": 0.0, **changes})  # type: ignore[arg-type]
+
+
+def make(augment: AugmentConfig, *, short_side: int = 48, crop: int = 32) -> TrainTransform:
+    return TrainTransform(Protocol(frames=4, short_side=short_side, crop=crop), augment, NAMES)
+
+
+def labels(*names: str) -> np.ndarray:
+    return np.array([NAMES.index(name) for name in names], dtype=np.int64)
+
+
+class TestTrainTransform:
+    @pytest.mark.parametrize("resize", ["random_resized_crop", "short_side_jitter", "none"])
+    @pytest.mark.parametrize("size", [(48, 64), (64, 48), (17, 23), (300, 40), (1, 1), (1, 500)])
+    def test_shape_type_and_box_for_any_frame_size(self, resize: str, size: tuple[int, int]) -> None:
+        transform = make(AugmentConfig(resize=resize, jitter=(32, 60)))  # type: ignore[arg-type]
+        for seed in range(10):
+            clip, ids, box, _ = transform(noise(3, *size), labels("clap"), rng(seed))
+            assert clip.shape == (3, 3, 32, 32)
+            assert clip.dtype == torch.uint8
+            assert ids.tolist() == [2]
+            assert box.top >= 0 and box.left >= 0 and box.height >= 1 and box.width >= 1
+            assert box.top + box.height <= size[0] and box.left + box.width <= size[1]
+
+    def test_is_a_pure_function_of_the_generator(self) -> None:
+        augment = AugmentConfig(randaugment_magnitude=9, randaugment_layers=3, erasing=0.5, hflip=0.5)
+        frames, transform = noise(), make(augment)
+        first = [transform(frames, labels("clap"), rng(seed)) for seed in range(12)]
+        torch.rand(7), np.random.default_rng().random(3)  # whatever else runs in between
+        again = [transform(frames, labels("clap"), rng(seed)) for seed in range(12)]
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one[0], other[0])
+            assert one[2:] == other[2:]
+        assert len({one[2] for one in first}) > 8, "different seeds must give different crops"
+
+    def test_either_memory_order_gives_the_same_clip(self) -> None:
+        frames, transform = noise(), make(AugmentConfig(randaugment_magnitude=5))
+        for seed in range(5):
+            one = transform(frames, labels("clap"), rng(seed))[0]
+            other = transform(frames.permute(0, 3, 1, 2).contiguous(), labels("clap"), rng(seed))[0]
+            assert torch.equal(one, other)
+
+    @pytest.mark.parametrize("bad", [torch.zeros(4, 8, 8, 3), torch.zeros(8, 8, 3, dtype=torch.uint8)])
+    def test_other_tensors_are_refused(self, bad: torch.Tensor) -> None:
+        with pytest.raises(ValueError, match="uint8"):
+            make(plain())(bad, labels("clap"), rng())
+
+    def test_source_frames_are_never_changed(self) -> None:
+        frames = noise(4, 32, 32)
+        before = frames.clone()
+        transform = make(plain(erasing=1.0, randaugment_magnitude=10.0, randaugment_layers=6), short_side=32)
+        for seed in range(20):
+            clip = transform(frames, labels("clap"), rng(seed))[0]
+            assert not torch.equal(clip, before.permute(3, 0, 1, 2))
+        assert torch.equal(frames, before)
+
+    def test_equal_size_passes_untouched(self) -> None:
+        frames = noise(4, 32, 32)
+        clip, _, box, flipped = make(plain(), short_side=32)(frames, labels("clap"), rng())
+        assert torch.equal(clip, frames.permute(3, 0, 1, 2))
+        assert clip.data_ptr() == frames.data_ptr(), "no copy where nothing is to be done"
+        assert box == CropBox(0, 0, 32, 32)
+        assert not flipped
+
+    def test_box_says_which_source_pixels_are_shown(self) -> None:
+        frames = ramp(4, 48, 64)
+        transform = make(plain())  # the short side has the right size: cut only
+        tops, lefts = set(), set()
+        for seed in range(200):
+            clip, _, box, _ = transform(frames, labels("clap"), rng(seed))
+            assert clip[0, 0, 0].tolist() == list(range(int(box.left), int(box.left) + 32))
+            assert clip[1, 0, :, 0].tolist() == list(range(int(box.top), int(box.top) + 32))
+            assert clip[2, :, 5, 5].tolist() == [0, 1, 2, 3]
+            tops.add(box.top)
+            lefts.add(box.left)
+        assert tops == set(range(17)), "every position is possible, the last included"
+        assert lefts == set(range(33))
+
+    def test_box_of_a_scaled_clip(self) -> None:
+        frames = ramp(2, 96, 120)
+        transform = make(plain(), short_side=48, crop=32)  # half the size
+        for seed in range(10):
+            clip, _, box, _ = transform(frames, labels("clap"), rng(seed))
+            assert (box.height, box.width) == (64, 64)
+            assert abs(clip[0, 0, 0].float().mean() - (box.left + 31.5)) < 0.6
+            assert abs(clip[1, 0, :, 0].float().mean() - (box.top + 31.5)) < 0.6
+
+    def test_jitter_scales_the_short_side_to_its_range(self) -> None:
+        transform = make(AugmentConfig(resize="short_side_jitter", jitter=(40, 80)), crop=40)
+        sides = {transform(noise(1, 100, 140), labels("clap"), rng(seed))[2].height for seed in range(300)}
+        assert min(sides) == 50, "short side 80: half of it"
+        assert max(sides) == 100, "short side 40: all of it"
+        assert len(sides) > 30
+
+    def test_inception_boxes_keep_their_ranges(self) -> None:
+        transform = make(AugmentConfig(scale=(0.2, 0.5), ratio=(0.75, 4 / 3)))
+        boxes = [transform(noise(1, 200, 300), labels("clap"), rng(seed))[2] for seed in range(200)]
+        shares = [box.height * box.width / 60000 for box in boxes]
+        aspects = [box.width / box.height for box in boxes]
+        assert 0.195 < min(shares) < 0.22 and 0.48 < max(shares) < 0.505
+        assert 0.74 < min(aspects) < 0.8 and 1.27 < max(aspects) < 1.35
+        assert abs(np.mean(np.log(aspects))) < 0.03, "wide and tall are equally frequent"
+
+    def test_inception_fallback_keeps_the_aspect(self) -> None:
+        transform = make(AugmentConfig(scale=(1.0, 1.0), ratio=(0.75, 1.25)))
+        wide = transform(noise(1, 20, 200), labels("clap"), rng())[2]
+        assert (wide.height, wide.width) == (20, 25)
+        tall = transform(noise(1, 200, 30), labels("clap"), rng())[2]
+        assert (tall.height, tall.width) == (40, 30)
+
+    def test_all_frames_are_treated_alike(self) -> None:
+        frames = noise(1).expand(6, -1, -1, -1)
+        transform = make(AugmentConfig(randaugment_magnitude=9, randaugment_layers=4, randaugment_prob=1.0))
+        for seed in range(30):
+            clip = transform(frames, labels("clap"), rng(seed))[0]
+            assert torch.equal(clip, clip[:, :1].expand_as(clip))
+
+
+class TestFlip:
+    def test_flip_mirrors_left_to_right(self) -> None:
+        frames = ramp(2, 48, 64)
+        clip, ids, box, flipped = make(plain(hflip=1.0))(frames, labels("clap"), rng())
+        assert flipped
+        assert clip[0, 0, 0].tolist() == list(range(int(box.left) + 31, int(box.left) - 1, -1))
+        assert ids.tolist() == labels("clap").tolist()
+
+    def test_probability(self) -> None:
+        transform = make(plain(hflip=0.3))
+        flips = [transform(noise(1), labels("clap"), rng(seed))[3] for seed in range(500)]
+        assert 0.23 < np.mean(flips) < 0.37
+
+    def test_pairs_exchange_their_labels(self) -> None:
+        transform = make(plain(hflip=1.0, hflip_pairs=[["left", "right"]]))
+        assert transform(noise(1), labels("left"), rng())[1].tolist() == labels("right").tolist()
+        assert transform(noise(1), labels("right"), rng())[1].tolist() == labels("left").tolist()
+        assert transform(noise(1), labels("clap", "left"), rng())[1].tolist() == labels("clap", "right").tolist()
+
+    def test_labels_are_kept_without_a_flip(self) -> None:
+        transform = make(plain(hflip=0.0, hflip_pairs=[["left", "right"]]))
+        assert transform(noise(1), labels("left"), rng())[1].tolist() == labels("left").tolist()
+
+    def test_the_given_labels_are_not_changed(self) -> None:
+        given = labels("left")
+        make(plain(hflip=1.0, hflip_pairs=[["left", "right"]]))(noise(1), given, rng())
+        assert given.tolist() == labels("left").tolist()
+
+    def test_kept_classes_are_never_mirrored_and_nothing_else_changes(self) -> None:
+        keep = make(AugmentConfig(hflip=1.0, hflip_keep=["read"]))
+        free = make(AugmentConfig(hflip=1.0))
+        frames = noise(2)
+        for seed in range(5):
+            kept, _, box, flipped = keep(frames, labels("read"), rng(seed))
+            mirrored, _, other_box, _ = free(frames, labels("read"), rng(seed))
+            assert not flipped
+            assert torch.equal(kept, mirrored.flip(-1))
+            assert box == other_box
+        assert keep(frames, labels("clap"), rng())[3]
+        assert not keep(frames, labels("clap", "read"), rng())[3], "one such class among several is enough"
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"hflip_pairs": [["left", "rihgt"]]}, r"augment.hflip_pairs: 'rihgt' is not a class.*nearest: right"),
+            ({"hflip_keep": ["reed"]}, r"augment.hflip_keep: 'reed' is not a class.*nearest: read"),
+            ({"hflip_pairs": [["left"]]}, "hflip_pairs.*pair"),
+            ({"hflip_pairs": [["left", "left"]]}, "'left' occurs twice"),
+            ({"hflip_pairs": [["left", "right"], ["right", "clap"]]}, "'right' occurs twice"),
+            ({"hflip_pairs": [["left", "right"]], "hflip_keep": ["left"]}, "'left' occurs twice"),
+        ],
+    )
+    def test_wrong_classes(self, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            make(plain(**changes))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"hflip": 1.5}, "hflip"),
+        ({"erasing": -0.1}, "erasing"),
+        ({"randaugment_prob": 2}, "randaugment_prob"),
+        ({"randaugment_magnitude": 11}, "randaugment_magnitude"),
+        ({"randaugment_std": -1}, "randaugment_std"),
+        ({"randaugment_layers": -1}, "randaugment_layers"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"scale": (0.8, 0.2)}, "scale"),
+        ({"ratio": (0.0, 1.0)}, "ratio"),
+        ({"erasing_scale": (0.1, 1.1)}, "erasing_scale"),
+        ({"resize": "short_side_jitter", "jitter": (20, 40)}, "jitter"),
+        ({"resize": "squash"}, "resize"),
+    ],
+)
+def test_values_out_of_range_are_named(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^augment\.{field}: "):
+        make(plain(**changes))
+
+
+def strength(level: float, sign: int) -> float:
+    return max(0.1, 1 + sign * 0.9 * level)
+
+
+def moved(frames: torch.Tensor, right: float, down: float) -> torch.Tensor:
+    return F.affine(frames, 0.0, [round(right), round(down)], 1.0, [0.0], fill=[10.0, 20.0, 30.0])
+
+
+# The operations must do what torchvision's do, which follow PIL, at the strengths of timm's increasing set.
+EXPECTED_OPS = {
+    "autocontrast": lambda x, level, sign: F.autocontrast(x),
+    "equalize": lambda x, level, sign: F.equalize(x),
+    "invert": lambda x, level, sign: 255 - x,
+    "posterize": lambda x, level, sign: F.posterize(x, max(1, 4 - int(level * 4))),
+    "solarize": lambda x, level, sign: F.solarize(x, 256 - level * 256) if level else x,
+    "solarize_add": lambda x, level, sign: torch.where(x < 128, x.int() + int(110 * level), x.int()),
+    "color": lambda x, level, sign: F.adjust_saturation(x, strength(level, sign)),
+    "contrast": lambda x, level, sign: F.adjust_contrast(x, strength(level, sign)),
+    "brightness": lambda x, level, sign: F.adjust_brightness(x, strength(level, sign)),
+    "sharpness": lambda x, level, sign: F.adjust_sharpness(x, strength(level, sign)),
+    "translate_x": lambda x, level, sign: moved(x, 0.45 * level * sign * x.shape[-1], 0),
+    "translate_y": lambda x, level, sign: moved(x, 0, 0.45 * level * sign * x.shape[-2]),
+}
+
+
+class TestRandAugment:
+    @pytest.mark.parametrize("sign", [-1, 1])
+    @pytest.mark.parametrize("level", [0.0, 0.25, 0.75, 1.0])
+    @pytest.mark.parametrize("name", sorted(EXPECTED_OPS))
+    def test_equals_torchvision(self, name: str, level: float, sign: int) -> None:
+        frames = noise(3, 40, 52).permute(0, 3, 1, 2)
+        got = transforms._OPS[name](frames, level, sign, [10, 20, 30])
+        assert got.dtype == torch.uint8
+        assert torch.equal(got.int(), EXPECTED_OPS[name](frames, level, sign).int())
+
+    def test_rotation(self) -> None:
+        frames = torch.zeros(1, 3, 101, 101, dtype=torch.uint8)
+        frames[:, :, 48:53, 88:93] = 255  # 40 pixels to the right of the centre
+        turned = transforms._OPS["rotate"](frames, 1.0, 1, [0, 0, 0])[0, 0].float()
+        y, x = (turned.sum(1) @ torch.arange(101.0), turned.sum(0) @ torch.arange(101.0))
+        angle = math.degrees(math.atan2(y / turned.sum() - 50, x / turned.sum() - 50))
+        assert abs(angle - 30) < 1, "30 degrees at full strength, one way"
+        back = transforms._OPS["rotate"](frames, 1.0, -1, [0, 0, 0])[0, 0]
+        assert torch.equal(back, turned.to(torch.uint8).flip(0)), "and the other"
+
+    @pytest.mark.parametrize("name", ["shear_x", "shear_y"])
+    def test_shear(self, name: str) -> None:
+        frames = torch.full((1, 3, 100, 100), 255, dtype=torch.uint8)
+        sheared = transforms._OPS[name](frames, 1.0, 1, [0, 0, 0])[0, 0]
+        if name == "shear_y":
+            sheared = sheared.T
+        filled = (sheared == 0).sum(1)
+        assert filled[0] <= 1, "the first line stays"
+        assert abs(int(filled[99]) - 30) <= 1, "the last one moves by 0.3 of the height"
+
+    @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
+    def test_geometric_operations_fill_with_the_mean_colour(self, name: str) -> None:
+        protocol = Protocol(short_side=64, crop=64, mean=(0.1, 0.5, 0.9))
+        fill = TrainTransform(protocol, plain(), NAMES)._fill
+        assert fill == [26, 128, 230]
+        moved = transforms._OPS[name](torch.zeros(2, 3, 64, 64, dtype=torch.uint8), 1.0, 1, fill)
+        colours = {tuple(colour) for colour in moved.permute(0, 2, 3, 1).reshape(-1, 3).tolist()}
+        assert tuple(fill) in colours and (0, 0, 0) in colours
+
+    def test_no_operation_mirrors(self) -> None:
+        assert not any("flip" in name for name in RANDAUGMENT_OPS)
+        assert len(RANDAUGMENT_OPS) == 15, "as many as timm's increasing set"
+        # A bright left half stays left, whatever is done to it at a strength that keeps the middle in sight.
+        frames = torch.full((1, 3, 64, 64), 60, dtype=torch.uint8)
+        frames[..., :32] = 100
+        for name in RANDAUGMENT_OPS:
+            for sign in (-1, 1):
+                result = transforms._OPS[name](frames, 0.2, sign, [80, 80, 80])[0, 0, 28:36].float()
+                left, right = result[:, 16:20].mean(), result[:, 48:52].mean()
+                # equalize has only two values to spread, and may leave them as they are
+                assert left < right if name == "invert" else left > right, name
+
+    def test_magnitude_and_probability(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[tuple[str, float, int]] = []
+
+        def record(name: str) -> object:
+            def operation(frames: torch.Tensor, level: float, sign: int, fill: list[int]) -> torch.Tensor:
+                calls.append((name, level, sign))
+                return frames
+
+            return operation
+
+        monkeypatch.setattr(transforms, "_OPS", {name: record(name) for name in RANDAUGMENT_OPS})
+        transform = make(plain(randaugment_magnitude=7.0, randaugment_layers=4, randaugment_std=0.5))
+        for seed in range(500):
+            transform(noise(1, 8, 8), labels("clap"), rng(seed))
+        assert 0.45 < len(calls) / 2000 < 0.55, "each of 4 layers with probability 0.5"
+        levels = np.array([level for _, level, _ in calls])
+        assert abs(levels.mean() - 0.7) < 0.01 and abs(levels.std() - 0.05) < 0.005
+        assert {name for name, _, _ in calls} == set(RANDAUGMENT_OPS)
+        assert 0.4 < np.mean([sign > 0 for _, _, sign in calls]) < 0.6
+
+        calls.clear()
+        transform = make(plain(randaugment_magnitude=10.0, randaugment_std=5.0, randaugment_prob=1.0))
+        for seed in range(100):
+            transform(noise(1, 8, 8), labels("clap"), rng(seed))
+        assert len(calls) == 200
+        assert max(level for _, level, _ in calls) == 1.0, "never beyond magnitude 10"
+
+        calls.clear()
+        make(plain(randaugment_magnitude=0.0))(noise(1, 8, 8), labels("clap"), rng())
+        assert calls == []
+
+
+class TestErasing:
+    def test_one_box_of_all_frames_becomes_noise(self) -> None:
+        frames = torch.full((5, 64, 64, 3), 7, dtype=torch.uint8)
+        transform = make(plain(erasing=1.0), short_side=64, crop=64)
+        for seed in range(20):
+            clip = transform(frames, labels("clap"), rng(seed))[0]
+            changed = (clip != 7).any(0)  # (T, H, W)
+            anywhere = changed.any(0)
+            rows, columns = anywhere.any(1).nonzero().flatten(), anywhere.any(0).nonzero().flatten()
+            height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+            assert 0.01 < height * width / 4096 < 0.36
+            inside = changed[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert inside.float().mean() > 0.95, "the same box in every frame"
+            assert not torch.equal(clip[:, 0], clip[:, 1]), "with other noise in each"
+
+    def test_noise_is_standard_normal_after_normalisation(self) -> None:
+        protocol = Protocol(short_side=64, crop=64, mean=(0.45, 0.5, 0.55), std=(0.1, 0.15, 0.2))
+        augment = plain(erasing=1.0, erasing_scale=(0.3, 0.3))
+        transform = TrainTransform(protocol, augment, NAMES)
+        clip = transform(torch.zeros(16, 64, 64, 3, dtype=torch.uint8), labels("clap"), rng(3))[0]
+        erased = (clip != 0).any(0).any(0)
+        values = normalize(clip, protocol.mean, protocol.std)[:, :, erased]
+        assert values.mean(dim=(1, 2)).abs().max() < 0.05
+        assert (values.std(dim=(1, 2)) - 1).abs().max() < 0.05
+
+    def test_probability(self) -> None:
+        frames = torch.full((1, 32, 32, 3), 7, dtype=torch.uint8)
+        transform = make(plain(erasing=0.25), short_side=32)
+        erased = [bool((transform(frames, labels("clap"), rng(seed))[0] != 7).any()) for seed in range(400)]
+        assert 0.18 < np.mean(erased) < 0.32
+
+
+class TestTestCrops:
+    def protocol(self, short_side: int = 40, crop: int = 32) -> Protocol:
+        return Protocol(short_side=short_side, crop=crop)
+
+    def test_centre(self) -> None:
+        crops, boxes = transforms.test_crops(ramp(3, 40, 60), self.protocol(), 1)
+        assert crops.shape == (1, 3, 3, 32, 32) and crops.dtype == torch.uint8
+        assert boxes == (CropBox(4, 14, 32, 32),)
+        assert crops[0, 0, 0, 0].tolist() == list(range(14, 46))
+        assert crops[0, 1, 0, :, 0].tolist() == list(range(4, 36))
+        assert crops[0, 2, :, 0, 0].tolist() == [0, 1, 2]
+
+    def test_odd_centre_is_rounded_up_as_slowfast_does(self) -> None:
+        boxes = transforms.test_crops(ramp(1, 40, 61), self.protocol(), 1)[1]
+        assert boxes[0].left == 15  # ceil(29 / 2)
+
+    def test_three_along_the_long_side(self) -> None:
+        crops, boxes = transforms.test_crops(ramp(1, 40, 60), self.protocol(), 3)
+        assert [box[:2] for box in boxes] == [(4, 0), (4, 14), (4, 28)]
+        assert [int(crop[0, 0, 0, 0]) for crop in crops] == [0, 14, 28]
+        boxes = transforms.test_crops(ramp(1, 60, 40), self.protocol(), 3)[1]
+        assert [box[:2] for box in boxes] == [(0, 4), (14, 4), (28, 4)]
+
+    def test_three_with_short_side_equal_to_the_crop_cover_the_frame(self) -> None:
+        boxes = transforms.test_crops(ramp(1, 32, 60), self.protocol(32), 3)[1]
+        assert [box[:2] for box in boxes] == [(0, 0), (0, 14), (0, 28)]
+
+    def test_five_and_ten(self) -> None:
+        frames = ramp(2, 40, 60)
+        five, boxes = transforms.test_crops(frames, self.protocol(), 5)
+        assert [box[:2] for box in boxes] == [(0, 0), (0, 28), (8, 0), (8, 28), (4, 14)]
+        ten, ten_boxes = transforms.test_crops(frames, self.protocol(), 10)
+        assert torch.equal(ten[:5], five)
+        assert torch.equal(ten[5:], five.flip(-1))
+        assert ten_boxes == boxes + boxes
+
+    @pytest.mark.parametrize("count", [0, 2, 4, 11])
+    def test_other_numbers(self, count: int) -> None:
+        assert count not in CROP_COUNTS
+        with pytest.raises(ConfigError, match=f"{count} crops"):
+            transforms.test_crops(ramp(1, 40, 60), self.protocol(), count)
+
+    @pytest.mark.parametrize("size", [(80, 120), (20, 30), (37, 91), (91, 37), (1, 1), (3, 1000)])
+    @pytest.mark.parametrize("count", CROP_COUNTS)
+    def test_boxes_are_in_source_pixels(self, size: tuple[int, int], count: int) -> None:
+        crops, boxes = transforms.test_crops(noise(2, *size), self.protocol(), count)
+        assert crops.shape == (count, 3, 2, 32, 32)
+        for box in boxes:
+            assert box.top >= 0 and box.left >= 0
+            assert box.top + box.height <= size[0] + 1e-9 and box.left + box.width <= size[1] + 1e-9
+            assert box.height == pytest.approx(32 * min(size) / 40, rel=0.03)
+
+    def test_scaling_keeps_the_aspect_and_the_place(self) -> None:
+        crops, boxes = transforms.test_crops(ramp(1, 80, 120), self.protocol(), 1)
+        assert boxes == (CropBox(8, 28, 64, 64),)
+        assert abs(crops[0, 0, 0, 0].float().mean() - (28 + 31.5)) < 0.6
+        assert abs(crops[0, 1, 0, :, 0].float().mean() - (8 + 31.5)) < 0.6
+
+    def test_equals_a_resize_of_each_frame(self) -> None:
+        frames = noise(2, 50, 70)
+        crop = transforms.test_crops(frames, self.protocol(40, 40), 1)[0][0]
+        for number in range(2):
+            expected = F.resize(frames[number].permute(2, 0, 1), [40, 56], antialias=True)[:, :, 8:48]
+            assert torch.equal(crop[:, number], expected)
+
+
+class TestNormalize:
+    def test_values(self) -> None:
+        clips = noise(4, 8, 8).permute(3, 0, 1, 2)[None]
+        mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+        got = normalize(clips, mean, std)
+        expected = (clips.double() / 255 - torch.tensor(mean).view(3, 1, 1, 1)) / torch.tensor(std).view(3, 1, 1, 1)
+        assert got.dtype == torch.float32 and got.is_contiguous()
+        assert (got - expected).abs().max() < 1e-5
+
+    def test_floats_are_0_to_1_and_are_not_changed(self) -> None:
+        clips = noise(4, 8, 8).permute(3, 0, 1, 2)[None]
+        floats = clips.float() / 255
+        before = floats.clone()
+        mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+        assert torch.allclose(normalize(floats, mean, std), normalize(clips, mean, std), atol=1e-5)
+        assert torch.equal(floats, before)
+
+    def test_any_leading_dimensions_and_type(self) -> None:
+        clips = torch.full((2, 5, 3, 4, 6, 6), 255, dtype=torch.uint8)
+        got = normalize(clips, (0.5,) * 3, (0.25,) * 3, dtype=torch.bfloat16)
+        assert got.shape == clips.shape and got.dtype == torch.bfloat16
+        assert (got == 2).all()
+        assert normalize(clips[0, 0], (0.5,) * 3, (0.25,) * 3).shape == (3, 4, 6, 6)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import stvid
+from stvid.config import OptimConfig
+from stvid.engine.optim import build_optimizer, learning_rate_curve, parameter_groups, scaled_learning_rate
+from stvid.errors import ConfigError
+from stvid.models.layers import VideoModel
+
+
+def tiny() -> VideoModel:
+    return stvid.create_model("uniformer_xxs", num_classes=3, depth=(1, 1, 2, 1), embed_dim=(8, 8, 16, 16), head_dim=8)
+
+
+def test_learning_rate_scales_with_the_clips_of_a_step() -> None:
+    assert scaled_learning_rate(OptimConfig(lr=1e-3, base_batch=64), 256) == pytest.approx(4e-3)
+    assert scaled_learning_rate(OptimConfig(lr=1e-3), 256) == 1e-3
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = tiny()
+    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(model, weight_decay=0.05)}
+    assert set(groups) == {0.0, 0.05}
+    assert all(parameter.ndim == 1 for parameter in groups[0.0])
+    assert all(parameter.ndim > 1 for parameter in groups[0.05])
+    assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
+
+
+def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
+    model = tiny()
+    scale = {
+        id(parameter): group["lr_scale"]
+        for group in parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    assert scale[id(model.head.weight)] == 1.0
+    depths = [
+        model.patch_embed1.proj.weight,
+        model.blocks1[0].conv1.weight,
+        model.blocks2[0].conv1.weight,
+        model.blocks3[0].attn.qkv.weight,
+        model.blocks3[1].attn.qkv.weight,
+        model.blocks4[0].attn.qkv.weight,
+        model.head.weight,
+    ]
+    scales = [scale[id(parameter)] for parameter in depths]
+    assert scales == sorted(scales) and len(set(scales)) == len(scales)
+    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5), lr=0.1)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1 * value for value in scale.values()}
+
+
+def test_layer_decay_of_a_model_without_groups() -> None:
+    class Plain(VideoModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay: Plain"):
+        build_optimizer(Plain(), OptimConfig(layer_decay=0.9), lr=0.1)
+
+
+def test_sgd() -> None:
+    optimizer = build_optimizer(tiny(), OptimConfig(name="sgd", momentum=0.8), lr=0.1)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["nesterov"] and optimizer.param_groups[0]["momentum"] == 0.8
+
+
+def test_cosine_with_warmup() -> None:
+    config = OptimConfig(lr=1.0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01)
+    curve = learning_rate_curve(config, steps_per_epoch=10, epochs=12, lr=1.0)
+    assert curve(0) == pytest.approx(0.1)
+    assert curve(10) == pytest.approx(0.55)
+    assert curve(20) == pytest.approx(1.0)
+    assert curve(70) == pytest.approx((1 + 0.01) / 2)
+    assert curve(120) == pytest.approx(0.01)
+    assert curve(500) == pytest.approx(0.01)
+    rates = [curve(step) for step in range(20, 121)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_constant_schedule() -> None:
+    curve = learning_rate_curve(OptimConfig(schedule="constant"), steps_per_epoch=10, epochs=3, lr=1e-4)
+    assert {curve(step) for step in (0, 15, 29, 100)} == {1.0}

@@ -1,0 +1,370 @@
+"""Training runs, small but whole: encoded videos in, checkpoints and logs out."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stvid
+from stvid.config import TrainConfig, load_config
+from stvid.data.manifest import read_manifest
+from stvid.engine.callbacks import Interrupted, StopOnSignal
+from stvid.engine.runs import newest_checkpoint, resume_config
+from stvid.engine.train import TrainResult, train
+from stvid.errors import CheckpointError, ConfigError, ManifestError, StvidError
+from stvid.evaluation.evaluate import evaluate
+
+MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("videos"), per_class=4)
+
+
+@pytest.fixture
+def configure(videos: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """``configure("trainer.max_epochs=3", ...)`` -> a config of a tiny run into a fresh folder."""
+
+    def make(*options: str, output: str = "run") -> TrainConfig:
+        base = {
+            "model.name": "uniformer_xxs",
+            "model.hyperparameters": MODEL,
+            "data.train": str(videos),
+            "data.val": str(videos),
+            "data.batch_size": "4",
+            "data.workers": "0",
+            "protocol.frames": "4",
+            "protocol.stride": "2",
+            "protocol.short_side": "40",
+            "protocol.crop": "32",
+            "optim.lr": "0.003",
+            "trainer.max_epochs": "1",
+            "trainer.accelerator": "cpu",
+            "trainer.log_every_n_steps": "1",
+            "output": str(tmp_path / output),
+        }
+        base.update(option.split("=", 1) for option in options)  # type: ignore[misc]
+        return load_config(None, [f"--{key}={value}" for key, value in base.items()])
+
+    return make
+
+
+def weights(result: TrainResult | Path, key: str = "state_dict") -> dict[str, torch.Tensor]:
+    path = result if isinstance(result, Path) else result.last
+    return torch.load(path, weights_only=True)[key]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_everything(configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(configure("trainer.max_epochs=2", "data.val_views=2x1", "optim.base_batch=16", "data.workers=1"))
+    printed = capsys.readouterr().out
+    assert "learning rate 0.00075 = 0.003 x 4/16" in printed and "epoch 2/2: loss" in printed
+    assert multiprocessing.active_children() == []
+    assert {path.name for path in (result.output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert any(path.name.startswith("events.out.tfevents") for path in result.output.iterdir())
+    logged = rows(result.output / "metrics.csv")
+    assert {"train_loss_step", "data_wait", "clips_per_second", "val_top1@2x1"} <= set(logged[0])
+    assert max(int(row["step"]) for row in logged) == 5
+
+    again = load_config(result.output / "config.yaml")
+    assert again.protocol.class_names == ("left", "right", "turn")
+
+    model = stvid.load_model(result.last)
+    assert model.default_protocol == again.protocol
+    stored = torch.load(result.last, weights_only=True)["stvid"]
+    assert stored["version"] == stvid.__version__ and stored["model"]["name"] == "uniformer_xxs"
+
+
+def test_it_learns(configure: Callable[..., TrainConfig]) -> None:
+    """The classes differ in colour; a model that sees the right videos with the right labels tells them apart."""
+    options = ["trainer.max_epochs=12", "optim.lr=0.01", "augment.scale=[0.5,1]", "data.repeats=2", "data.batch_size=8"]
+    result = train(configure(*options, "trainer.val_every=6", "augment.hflip=0.5"))
+    assert result.metrics["val_top1@1x1"] > 0.8
+
+
+def test_validation_equals_evaluation(configure: Callable[..., TrainConfig], videos: Path) -> None:
+    result = train(configure("data.val_views=2x3", "trainer.max_epochs=1"))
+    model = stvid.load_model(result.last)
+    measured = evaluate(model, read_manifest(videos), views="2x3")
+    assert measured.metrics["top1@2x3"] == pytest.approx(result.metrics["val_top1@2x3"], abs=1e-6)
+    assert measured.metrics["mean_class@2x3"] == pytest.approx(result.metrics["val_mean_class@2x3"], abs=1e-6)
+
+
+RANDOM = ("model.drop_path_rate=0.3", "augment.mixup=0.4", "augment.cutmix=1", "augment.erasing=0.5")
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2", "data.workers=1")]
+)
+def test_resume_between_epochs_is_exact(configure: Callable[..., TrainConfig], options: tuple[str, ...]) -> None:
+    whole = train(configure(*RANDOM, *options, "trainer.max_epochs=4", output="whole"))
+    half = train(configure(*RANDOM, *options, "trainer.max_epochs=2", "optim.schedule_epochs=4", output="half"))
+    config = resume_config(half.output, ["--trainer.max_epochs", "4"])
+    continued = train(config)
+    assert continued.output == half.output
+    assert same(weights(whole), weights(continued))
+    if "trainer.ema_decay=0.9" in options:
+        assert same(weights(whole, "current_model_state"), weights(continued, "current_model_state"))
+        assert not same(weights(whole), weights(whole, "current_model_state"))
+    steps = [row["step"] for row in rows(continued.output / "metrics.csv") if row["train_loss_step"]]
+    assert steps == [row["step"] for row in rows(whole.output / "metrics.csv") if row["train_loss_step"]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_inside_an_epoch_is_exact(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    options = (*RANDOM, "trainer.max_epochs=2", f"data.workers={workers}")
+    whole = train(configure(*options, output="whole"))
+    original = StopOnSignal.on_train_batch_end
+
+    def stop_in_the_middle(self: StopOnSignal, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 2:
+            self.received = signal.SIGTERM
+        original(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_train_batch_end", stop_in_the_middle)
+        with pytest.raises(Interrupted, match=r"SIGTERM; continue with: stvid train --resume .*interrupted\.ckpt"):
+            train(configure(*options, output="half"))
+    half = Path(configure(output="half").output or "")
+    continued = train(resume_config(half))
+    assert same(weights(whole), weights(continued))
+    assert not (half / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_multilabel(configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for index, path in enumerate(sorted(videos.rglob("*.mp4"))):
+        lines.append(f"{path},{path.parent.name}|{'even' if index % 2 else 'odd'}")
+    listing = tmp_path / "list.csv"
+    listing.write_text("\n".join(lines))
+    options = ["task=multilabel", f"data.train={listing}", f"data.val={listing}", "augment.mixup=0.2"]
+    result = train(configure(*options, "augment.label_smoothing=0.1"))
+    assert 0 <= result.metrics["val_mAP@1x1"] <= 1
+    assert stvid.load_model(result.last).num_classes == 5
+
+
+def test_init_keeps_or_replaces_the_head(
+    configure: Callable[..., TrainConfig], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = train(configure(output="first"))
+    weights_before = weights(first)
+
+    def head_after(*options: str, output: str) -> torch.Tensor:
+        # no step changes the weights: the learning rate is 0
+        result = train(configure(f"init={first.output}", "optim.lr=1e-30", *options, output=output))
+        return weights(result)["model.head.weight"]
+
+    assert torch.equal(head_after(output="same"), weights_before["model.head.weight"])
+    two = make_dataset(tmp_path / "data2", classes=("left", "right"))
+    assert head_after(f"data.train={two}", f"data.val={two}", output="two").shape[0] == 2
+    other = make_dataset(tmp_path / "data3", classes=("a", "b", "c"))
+    renamed = head_after(f"data.train={other}", f"data.val={other}", output="other")
+    assert renamed.shape == weights_before["model.head.weight"].shape
+    assert not torch.equal(renamed, weights_before["model.head.weight"])
+
+
+def test_unreadable_videos_are_skipped_listed_and_bounded(
+    configure: Callable[..., TrainConfig],
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_dataset(tmp_path / "data")
+    (folder / "left" / "broken.mp4").write_bytes(b"not a video")
+    sources = [f"data.train={folder}", f"data.val={folder}"]
+    result = train(configure(*sources, "data.max_failures=0.5", "data.val_views=1x3"))
+    error = capsys.readouterr().err
+    assert "skipped unreadable training video" in error and "unreadable validation video" in error
+    assert [Path(path).name for path in result.failures] == ["broken.mp4"]
+    assert [Path(row["path"]).name for row in rows(result.output / "unreadable.csv")] == ["broken.mp4"]
+    low, middle, high = (result.metrics[f"val_top1@1x3{end}"] for end in ("_low", "", "_high"))
+    assert low <= middle <= high and low < high
+    with pytest.raises(StvidError, match=r"1 of 13 training videos could not be read.*broken\.mp4"):
+        train(configure(*sources, "data.max_failures=0", output="strict"))
+
+
+def test_disk_full_leaves_the_earlier_checkpoint(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(configure("data.val=null"))
+    before = first.last.read_bytes()
+    save = torch.save
+
+    def full(content: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    config = resume_config(first.output, ["--trainer.max_epochs", "2"])
+    with pytest.raises(CheckpointError, match=r"no space left on the disk; earlier checkpoints .* unchanged"):
+        train(config)
+    monkeypatch.setattr(torch, "save", save)
+    assert first.last.read_bytes() == before
+    assert [path.name for path in first.last.parent.iterdir()] == ["last.ckpt"]
+    train(resume_config(first.output, ["--trainer.max_epochs", "2"]))
+
+
+def test_val_fraction_holds_out_some_of_each_class(configure: Callable[..., TrainConfig]) -> None:
+    result = train(configure("data.val=null", "data.val_fraction=0.25"))
+    assert result.best is not None
+    with pytest.raises(ConfigError, match="val_fraction"):
+        train(configure("data.val=null", "data.val_fraction=1.5", output="b"))
+
+
+def test_outputs_are_never_mixed(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = train(configure("data.val=null"))
+    with pytest.raises(ConfigError, match=r"holds a run already; continue it with --resume"):
+        train(configure("data.val=null"))
+    monkeypatch.chdir(tmp_path)
+    names = [train(configure("data.val=null", "output=null"), name="x").output for _ in range(2)]
+    assert names == [Path("runs/x"), Path("runs/x-2")]
+    assert newest_checkpoint(result.output) == result.last
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(StvidError, match=r"the loss is (nan|inf) at epoch 1.*optim\.lr"):
+        train(configure("optim.lr=1e30", "data.val=null", "trainer.max_epochs=5"))
+
+
+@pytest.mark.parametrize(
+    "options,error,message",
+    [
+        (("data.train=null",), ConfigError, r"data\.train: not set"),
+        (("data.train=nowhere.csv",), ManifestError, "nowhere.csv"),
+        (("data.batch_size=100",), ConfigError, "data.batch_size"),
+        (("model.name=uniformer_xs",), StvidError, "nearest: uniformer_xxs"),
+        (("model.hyperparameters={dpth: 3}",), ConfigError, "dpth"),
+        (("trainer.strategy=ddd",), ConfigError, "trainer: .*ddd"),
+        (("trainer.precision=8-bit",), ConfigError, "trainer: .*8-bit"),
+        (("augment.hflip_pairs=[[left, wright]]",), ConfigError, "wright"),
+        (("init=nowhere.ckpt",), CheckpointError, "nowhere.ckpt"),
+        (("resume=nowhere.ckpt",), CheckpointError, "nowhere.ckpt"),
+    ],
+)
+def test_bad_configs(
+    configure: Callable[..., TrainConfig], options: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        train(configure(*options))
+    assert "\n" not in str(caught.value)
+
+
+def test_resume_with_another_model(configure: Callable[..., TrainConfig]) -> None:
+    first = train(configure("data.val=null"))
+    config = resume_config(first.output, ["--model.hyperparameters", "{depth: [1, 1, 2, 1]}"])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(config)
+
+
+def start(config: TrainConfig, folder: Path, *options: str) -> subprocess.Popen[str]:
+    from stvid.config import dump_config
+
+    path = folder / "config.yaml"
+    path.write_text(dump_config(config))
+    command = [sys.executable, "-m", "stvid", "train", "--config", str(path), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_resume(configure: Callable[..., TrainConfig], tmp_path: Path, signum: signal.Signals) -> None:
+    process = start(configure("trainer.max_epochs=200", "data.workers=1", "data.val=null"), tmp_path)
+    log = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(rows(log)) > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}; continue with: stvid train --resume" in error and "Traceback" not in error
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    result = train(resume_config(tmp_path / "run", ["--trainer.max_steps", str(saved["global_step"] + 2)]))
+    assert torch.load(result.last, weights_only=True)["global_step"] >= saved["global_step"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_does_not_hang(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    process = start(configure("trainer.max_epochs=500", "data.workers=2", "data.val=null"), tmp_path)
+    log = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(rows(log)) > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    server = [line.split()[0] for line in listing.splitlines() if f" {process.pid} " in line and "forkserver" in line]
+    workers = [line.split()[0] for line in listing.splitlines() if server and line.split()[1] == server[0]]
+    assert workers
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, error = process.communicate(timeout=90)
+    assert process.returncode == 1 and "was killed" in error and "Traceback" not in error
+
+
+def test_two_ranks_take_their_own_share(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Gloo on the CPU: both ranks run, the shares are disjoint, and one run folder holds one set of weights."""
+    script = tmp_path / "two_ranks.py"
+    script.write_text(
+        "import sys\n"
+        "import stvid.engine.task as task\n"
+        "from stvid.cli import main\n"
+        "step = task.VideoTask.training_step\n"
+        "def record(self, batch, batch_idx):\n"
+        f"    with open(r'{tmp_path}/share-%d.txt' % self.global_rank, 'a') as file:\n"
+        "        print(self.current_epoch, *batch.videos.tolist(), file=file)\n"
+        "    return step(self, batch, batch_idx)\n"
+        "task.VideoTask.training_step = record\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main())\n"
+    )
+    from stvid.config import dump_config
+
+    config = configure(
+        "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=3", "trainer.max_epochs=2", "data.val_views=1x3"
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    done = subprocess.run(
+        [sys.executable, str(script), "train", "--config", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    shares = []
+    for rank in (0, 1):
+        lines = [list(map(int, line.split())) for line in (tmp_path / f"share-{rank}.txt").read_text().splitlines()]
+        shares.append([{video for line in lines if line[0] == epoch for video in line[1:]} for epoch in (0, 1)])
+    for epoch in (0, 1):
+        assert not shares[0][epoch] & shares[1][epoch]
+        assert len(shares[0][epoch] | shares[1][epoch]) == 12
+    assert shares[0][0] != shares[0][1]
+    assert "6 clips a step (3 clips x 2 devices x 1)" in done.stdout
+    model = stvid.load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    measured = evaluate(model, read_manifest(config.data.val or ""), views="1x3")
+    logged = [row["val_top1@1x3"] for row in rows(tmp_path / "run" / "metrics.csv") if row["val_top1@1x3"]]
+    assert measured.metrics["top1@1x3"] == pytest.approx(float(logged[-1]), abs=1e-6)

@@ -1,0 +1,235 @@
+"""What every registered model must satisfy, and what the published ones must reproduce."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import stvid
+from stvid.models.layers import VideoModel, channels_last
+from stvid.models.registry import model_info
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+# The smallest clip (frames, side) on which a family shows all its parts.
+SMALL = {
+    "timesformer": (4, 32),
+    "uniformer": (4, 64),
+}
+# Sizes that keep the tests over all models quick; the published ones are built in test_published_size.
+TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 4}
+SHRINK: dict[str, dict[str, Any]] = {
+    "timesformer": TINY_VIT,
+}
+# Millions by which a printed parameter count may differ: papers that print one number for several models.
+LOOSE_PARAMS = {"timesformer": 0.7}
+# Goldens whose call is not in the file: ablations that are options here.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "uniformer_s_split__16x64": {"split_attention": True},
+    "uniformer_s_std__16x64": {"temporal_embed": True},
+}
+
+
+# Goldens that take more than a few seconds on one thread; each family keeps a quick one.
+SLOW_GOLDENS = {
+    "timesformer_divided_8x224__full",
+}
+
+
+def load_fill() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = load_fill()
+
+
+def golden(case: str) -> dict[str, Any]:
+    return json.loads((GOLDENS / f"{case}.json").read_text())
+
+
+def golden_cases() -> list[Any]:
+    cases = sorted(path.stem for path in GOLDENS.glob("*.json"))
+    return [pytest.param(case, marks=pytest.mark.slow) if case in SLOW_GOLDENS else case for case in cases]
+
+
+def golden_call(case: str) -> tuple[str, dict[str, Any]]:
+    record = golden(case)
+    if record.get("create"):
+        call = dict(record["create"]["kwargs"])
+        size = call["img_size"]
+        call["img_size"] = size if isinstance(size, int) else tuple(size)
+        return record["create"]["name"], call
+    shape = record["input_shape"]
+    return "uniformer_s", {"num_classes": record["num_classes"], "num_frames": shape[2], **OPTIONS[case]}
+
+
+def golden_state(case: str) -> dict[str, Any]:
+    """The official state, as a checkpoint of the authors would hold it."""
+    record = golden(case)
+    integers = {key: np.array(0) for key in record["int_keys"] if key.endswith("num_batches_tracked")}
+    floats = {key: shape for key, shape in record["state"].items() if key not in record["int_keys"]}
+    return {**integers, **fill.fill_state(floats)}
+
+
+def small_model(name: str, **options: Any) -> tuple[VideoModel, torch.Tensor]:
+    family = name.split("_")[0]
+    frames, side = SMALL[family]
+    torch.manual_seed(0)
+    options = {**SHRINK.get(family, {}), **options}
+    model = stvid.create_model(name, num_classes=7, num_frames=frames, img_size=side, **options)
+    return model, torch.randn(2, 3, frames, side, side)
+
+
+def clip_axes(record: dict[str, Any]) -> list[int]:
+    """The permutation from the official code's layout of a clip to ours."""
+    return [record["layout"].split(",").index(axis) for axis in "NCTHW"]
+
+
+@pytest.mark.parametrize("case", golden_cases())
+def test_golden_logits(case: str) -> None:
+    record = golden(case)
+    name, call = golden_call(case)
+    if record["logits"] is None:  # a model too large to run here: its parameters only
+        with torch.device("meta"):
+            model = stvid.create_model(name, **call)
+        assert sum(parameter.numel() for parameter in model.parameters()) == record["params"]
+        return
+    model = stvid.create_model(name, **call)
+    state = golden_state(case)
+    report = stvid.load_checkpoint(model, {"model_state": state})
+    if not report.resized:
+        assert sum(parameter.numel() for parameter in model.parameters()) == record["params"]
+    clip = torch.from_numpy(fill.make_input(record["input_shape"])).double().permute(clip_axes(record))
+    with torch.no_grad():
+        logits = model.double().eval()(clip).reshape(-1).numpy()
+    tolerance = 1e-6 if case.startswith("hf_vivit") else 1e-7
+    assert np.abs(logits - np.array(record["logits"])).max() < tolerance * record["logits_std"]
+
+
+@pytest.mark.parametrize("case", golden_cases())
+def test_golden_multiply_adds(case: str) -> None:
+    record = golden(case)
+    name, call = golden_call(case)
+    shape = [record["full_input_shape"][axis] for axis in clip_axes(record)]
+    with torch.device("meta"):
+        model = stvid.create_model(name, **{**call, "num_frames": shape[2], "img_size": tuple(shape[3:])}).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(shape))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(record["gmacs"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_published_size(name: str) -> None:
+    info = model_info(name)
+    with torch.device("meta"):
+        model = stvid.create_model(name)
+        params = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        if info.gflops is not None:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model.eval()(torch.empty(1, 3, info.protocol.frames, info.protocol.crop, info.protocol.crop))
+            assert counter.get_total_flops() / 2e9 == pytest.approx(info.gflops, rel=0.01)
+    if info.params is not None:
+        assert params == pytest.approx(info.params, abs=LOOSE_PARAMS.get(name.split("_")[0], 0.06))
+    assert model.default_protocol == info.protocol
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: str) -> None:
+    model, clip = small_model(name)
+    model.eval()  # batch statistics and stochastic depth aside, so that both passes compute the same function
+
+    for parameter in model.parameters():  # branches that start as the identity pass no gradient on
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        (model(clip) * torch.arange(7.0)).sum().backward()
+        missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+        assert not missing
+        return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+
+    plain = gradients()
+    assert not [key for key, gradient in plain.items() if not gradient.abs().sum() > 0]
+    model.set_grad_checkpointing()
+    for key, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[key], rtol=1e-4, atol=1e-5 * float(plain[key].abs().max()))
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_methods_that_training_relies_on(name: str) -> None:
+    model, clip = small_model(name)
+    model.eval()
+    features = model.forward_features(clip)
+    assert model.num_features in features.shape
+    assert model.get_classifier().weight.shape == (7, model.num_features)
+    model.reset_classifier(3)
+    with torch.no_grad():
+        assert model(clip).shape == (2, 3)
+    names = {key for key, _ in model.named_parameters()}
+    assert model.no_weight_decay() <= names
+    from stvid.engine.optim import parameter_groups
+
+    groups = parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    scales = sorted({group["lr_scale"] for group in groups}, reverse=True)
+    assert scales[0] == 1.0 and len(scales) > 2
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
+    model, clip = small_model(name)
+    model.eval()
+    for file in ("weights.safetensors", "weights.pt"):
+        stvid.save_model(model, tmp_path / file)
+        again = stvid.load_model(tmp_path / file)
+        assert again.default_protocol == model.default_protocol
+        with torch.no_grad():
+            torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name.endswith("xxs") else pytest.param(name, marks=pytest.mark.slow) for name in stvid.list_models()],
+)
+def test_export(name: str) -> None:
+    model, clip = small_model(name)
+    model.eval()
+    program = torch.export.export(model, (clip,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    with torch.no_grad():
+        for batch in (clip, torch.randn(3, *clip.shape[1:])):
+            torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_bf16_autocast_and_channels_last(name: str) -> None:
+    model, clip = small_model(name)
+    model.eval()
+    with torch.no_grad():
+        expected = model(clip)
+        channels_last(model)
+        last = model(clip.contiguous(memory_format=torch.channels_last_3d))
+        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = model(clip).float()
+    assert (low - expected).abs().max() < 0.1 * expected.abs().max() + 0.05
+
+
+@pytest.mark.parametrize("name", stvid.list_models())
+def test_wrong_clips_are_refused(name: str) -> None:
+    model, _ = small_model(name)
+    with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
+        model(torch.randn(3, 4, 64, 64))
+    with pytest.raises(ValueError, match="pixels"):
+        model(torch.randn(1, 3, 4, 8, 8))

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stvid
+from stvid.checkpoints import load_checkpoint, load_model, read_checkpoint, save_model, write_atomically
+from stvid.errors import CheckpointError
+from stvid.models.layers import VideoModel
+
+
+def tiny(num_classes: int = 5, **options: Any) -> VideoModel:
+    torch.manual_seed(num_classes)
+    shape = {"depth": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "head_dim": 8, **options}
+    return stvid.create_model("uniformer_xxs", num_classes=num_classes, img_size=32, num_frames=4, **shape).eval()
+
+
+def same(a: VideoModel, b: VideoModel) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state},
+        lambda state: {"epoch": 3, "model_state": state, "cfg": "text"},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {"state_dict": {f"model._orig_mod.{key}": value for key, value in state.items()}},
+        lambda state: {key: value.numpy() for key, value in state.items()},
+    ],
+)
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    source, target = tiny(), tiny()
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.zero_()
+    report = load_checkpoint(target, wrap(source.state_dict()))
+    assert same(source, target) and report.loaded == len(source.state_dict())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pyth", "pt", "ckpt", "npz"])
+def test_files_are_read_by_content(suffix: str, tmp_path: Path) -> None:
+    source, path = tiny(), tmp_path / f"weights.{suffix}"
+    if suffix == "npz":
+        np.savez(path, **{key: value.numpy() for key, value in source.state_dict().items()})
+    else:
+        torch.save({"model_state": source.state_dict()}, path)
+    target = tiny()
+    load_checkpoint(target, path)
+    assert same(source, target)
+
+
+def test_head_of_another_size() -> None:
+    model = tiny(3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"head has 5 classes, the model 3.*reset_head"):
+        load_checkpoint(model, tiny(5).state_dict())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    report = load_checkpoint(model, tiny(5).state_dict(), reset_head=True)
+    assert report.reset == ["head.bias", "head.weight"]
+    assert torch.equal(model.head.weight, before["head.weight"])
+    assert torch.equal(model.norm.weight, tiny(5).norm.weight)
+
+
+def test_another_architecture_lists_the_keys() -> None:
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not fit uniformer_xxs.*missing patch_embed1\.norm.*, and \d+ more; left over conv1",
+    ):
+        load_checkpoint(tiny(), {"conv1.weight": torch.zeros(3, 3)})
+    state = tiny().state_dict()
+    state["extra.weight"] = torch.zeros(2)
+    del state["norm.weight"]
+    with pytest.raises(CheckpointError, match=r"missing norm\.weight; left over extra\.weight"):
+        load_checkpoint(tiny(), state)
+
+
+def test_other_shapes_are_listed() -> None:
+    with pytest.raises(CheckpointError, match=r"shapes differ.*blocks3\.0.* instead of "):
+        load_checkpoint(tiny(), tiny(embed_dim=(8, 8, 24, 16)).state_dict())
+
+
+@pytest.mark.parametrize(
+    "content,reason",
+    [(None, "no such checkpoint"), (b"", "empty"), (b"not a checkpoint at all", "not a checkpoint"), ("dir", "folder")],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
+def test_unreadable_files(content: Any, reason: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    if content == "dir":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason if suffix == "pth" or "not" not in reason else "damaged"):
+        read_checkpoint(path)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    save_model(tiny(), path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(path)
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return (print, ("this must not run",))
+
+
+def test_objects_are_not_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}, "object": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="does not unpickle"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_load_model_needs_a_description_or_a_name(tmp_path: Path) -> None:
+    torch.save({"model_state": stvid.create_model("uniformer_xxs", num_classes=6).state_dict()}, tmp_path / "w.pyth")
+    with pytest.raises(CheckpointError, match="--model"):
+        load_model(tmp_path / "w.pyth")
+    assert load_model(tmp_path / "w.pyth", name="uniformer_xxs").num_classes == 6
+
+
+def test_load_model_keeps_the_protocol(tmp_path: Path) -> None:
+    model = tiny()
+    model.default_protocol = model.default_protocol.replace(stride=3, class_names=("a", "b", "c", "d", "e"))
+    save_model(model, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.default_protocol == model.default_protocol and not again.training and same(model, again)
+    with pytest.raises(CheckpointError, match="of uniformer_xxs, not of uniformer_s"):
+        load_model(tmp_path / "m.safetensors", name="uniformer_s")
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("earlier")
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, full)
+    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
+def test_save_to_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_model(tiny(), tmp_path / "file" / "m.pt")
+    with pytest.raises(CheckpointError, match="suffix"):
+        save_model(tiny(), tmp_path / "m.bin")

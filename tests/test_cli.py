@@ -1,0 +1,272 @@
+"""The commands as a user types them: what they print, and that every mistake is one line and a non-zero exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stvid
+from stvid.cli import COMMANDS, main
+
+TRAIN = [
+    "--model.name=uniformer_xxs",
+    "--model.hyperparameters={depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}",
+    "--data.batch_size=4",
+    "--data.workers=0",
+    "--protocol.frames=4",
+    "--protocol.stride=2",
+    "--protocol.short_side=40",
+    "--protocol.crop=32",
+    "--protocol.views=2x1",
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("videos"), per_class=3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    config = folder.parent / "tiny.yaml"
+    config.write_text("seed: 3\n")
+    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--output={folder}"]
+    assert main(["train", "--config", str(config), *TRAIN, *sources]) == 0
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def one_line(error: str) -> str:
+    lines = [line for line in error.splitlines() if line.startswith("stvid: error:")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+def test_test_writes_results_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--views=2x3")
+    assert code == 0 and "top1@2x3" in out and "9 videos counted" in out
+    assert "protocol.views: 2x3 instead of 2x1" in err
+    result = json.loads((run / "result.json").read_text())
+    assert set(result) >= {"metrics", "protocol", "videos", "command", "versions"}
+    assert 0 <= result["metrics"]["top1@2x3"] <= 1 and result["videos"] == {"counted": 9, "failed": []}
+    assert (run / "logits.npz").is_file()
+    code, out, _ = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--temporal=frozen", "--json")
+    assert code == 0 and json.loads(out)["temporal"] == "frozen" and (run / "test-frozen" / "result.json").is_file()
+
+
+def test_test_on_other_videos(run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listing = tmp_path / "some.csv"
+    paths = sorted(videos.glob("turn/*.mp4"))
+    listing.write_text("path,label\n" + "".join(f"{path},turn\n" for path in paths) + "gone.mp4,left\n")
+    arguments = ["--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--workers=0", "--output", str(tmp_path / "o")]
+    code, out, _ = call(capsys, "test", *arguments, "--data", str(listing))
+    assert code == 0 and "3 videos counted" in out and "gone.mp4" in out
+    metrics = json.loads((tmp_path / "o" / "result.json").read_text())["metrics"]
+    assert metrics["top1@2x1_low"] <= metrics["top1@2x1"] <= metrics["top1@2x1_high"]
+    listing.write_text(f"path,label\n{paths[0]},jump\n")
+    code, _, err = call(capsys, "test", *arguments, "--data", str(listing))
+    assert code == 1 and "jump" in one_line(err)
+
+
+def test_predict(run: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(next(videos.rglob("*.mp4")))
+    code, out, err = call(capsys, "predict", file, file, "--checkpoint", str(run), "--json", "--topk=2")
+    predictions = json.loads(out)
+    assert code == 0 and err == "" and len(predictions) == 2
+    assert predictions[0]["classes"] == predictions[1]["classes"]
+    assert set(predictions[0]["classes"]) < {"left", "right", "turn"}
+    assert predictions[0]["probabilities"][0] >= predictions[0]["probabilities"][1]
+    code, out, _ = call(capsys, "predict", file, "--checkpoint", str(run))
+    assert code == 0 and "%" in out and "left" in out
+    by_call = stvid.predict(str(run / "checkpoints" / "best.ckpt"), [file], topk=2)[0]
+    assert by_call.classes == predictions[0]["classes"]
+    assert by_call.probabilities == pytest.approx(predictions[0]["probabilities"], abs=1e-6)
+
+
+def test_predict_overrides_the_protocol_and_says_so(
+    run: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(next(videos.rglob("*.mp4")))
+    code, _, err = call(capsys, "predict", file, "--checkpoint", str(run), "--protocol.stride", "1", "--views=1x3")
+    assert code == 0 and "protocol.stride: 1 instead of 2" in err and "protocol.views: 1x3 instead of 2x1" in err
+
+
+def test_predict_goes_on_past_bad_files(
+    run: Path,
+    videos: Path,
+    tmp_path: Path,
+    make_audio: Callable[[], Path],
+    make_video: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = str(next(videos.rglob("*.mp4")))
+    empty, text, cut = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "cut.mp4"
+    empty.touch()
+    text.write_text("this is no video")
+    cut.write_bytes(Path(good).read_bytes()[:200])
+    one = make_video("one.mp4", frames=1)
+    bad = [empty, text, cut, make_audio(), tmp_path, tmp_path / "missing.mp4"]
+    arguments = [str(path) for path in bad] + [good, str(one)]
+    code, out, err = call(capsys, "predict", *arguments, "--checkpoint", str(run), "--json")
+    predictions = json.loads(out)
+    assert code == 1 and "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("stvid: error:")]
+    assert len(errors) == len(bad) and all(str(path) in line for path, line in zip(bad, errors, strict=True))
+    assert [prediction["error"] is None for prediction in predictions] == [False] * len(bad) + [True, True]
+
+
+def test_published_weights_need_a_model_and_names(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, names = tmp_path / "authors.pth", tmp_path / "names.txt"
+    torch.save({"model_state": stvid.create_model("uniformer_xxs", num_classes=3).state_dict()}, weights)
+    file = str(next(videos.rglob("*.mp4")))
+    code, _, err = call(capsys, "predict", file, "--checkpoint", str(weights))
+    assert code == 1 and "--model" in one_line(err)
+    named = ["--checkpoint", str(weights), "--model", "uniformer_xxs"]
+    code, out, _ = call(capsys, "predict", file, *named)
+    assert code == 0 and "class 0" in out
+    names.write_text("left\nright\nturn\n")
+    code, out, _ = call(capsys, "predict", file, *named, "--class_names", str(names))
+    assert code == 0 and "turn" in out
+    code, out, err = call(
+        capsys,
+        "test",
+        *named,
+        "--class_names",
+        str(names),
+        "--data",
+        str(videos),
+        "--workers=0",
+        "--output",
+        str(tmp_path / "o"),
+    )
+    assert code == 0, err
+    names.write_text("left\nright\n")
+    code, _, err = call(capsys, "predict", file, *named, "--class_names", str(names))
+    assert code == 2 and "3 logits, but 2 class names" in one_line(err)
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "models", "uniformer_*", "--json")
+    assert code == 0
+    by_name = {record["name"]: record for record in json.loads(out)}
+    assert by_name["uniformer_s"]["params_millions"] == 21.4 and by_name["uniformer_s"]["protocol"]["frames"] == 16
+    code, out, _ = call(capsys, "models")
+    assert code == 0 and all(name in out for name in stvid.list_models())
+    code, _, err = call(capsys, "models", "unifromer_s")
+    assert code == 2 and "uniformer_s" in one_line(err)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["usable"] and report["packages"]["torch"]["version"]
+    assert report["decoders"]["av"] == "" and report["attention"]["sdpa"] == ""
+    for name, problem in {**report["decoders"], **report["attention"]}.items():
+        assert problem == "" or name in "".join(report["remedies"])
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0 and "ready" in out and "cpu" in out
+
+
+def test_doctor_names_the_command_that_mends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import stvid.doctor
+
+    monkeypatch.setattr(
+        stvid.doctor, "_import_problem", lambda name: "ImportError: broken" if name == "torchvision" else ""
+    )
+    code, out, _ = call(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert code == 1 and not report["usable"]
+    assert "pip install" in report["remedies"]["torchvision: ImportError: broken"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0 and f"usage: stvid {command}" in out
+    if command in ("train", "test", "predict"):
+        assert "type: " in out and "default: " in out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+    assert call(capsys)[0] == 2
+    assert call(capsys, "--version")[1].strip() == f"stvid {stvid.__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments,code,message",
+    [
+        (["trian"], 2, "nearest: train"),
+        (["train"], 2, "--config is missing"),
+        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["train", "--config", "uniformer_s_k400.yaml", "--optim.lrr", "1"], 2, "nearest: optim.lr"),
+        (["train", "--config", "uniformer_s_k400.yaml"], 1, "k400/train.csv"),
+        (["train", "--config"], 2, "a value is missing"),
+        (["train", "--resume", "nowhere"], 1, "nowhere"),
+        (["predict", "x.mp4"], 2, "checkpoint"),
+        (["predict", "x.mp4", "--chekpoint", "y"], 2, "nearest: --checkpoint"),
+        (["predict", "x.mp4", "--checkpoint", "nowhere.ckpt"], 1, "nowhere.ckpt: no such"),
+        (["test", "--checkpoint", "nowhere.ckpt", "--temporal", "frozn"], 2, "frozn"),
+        (["predict", "--checkpoint", "x"], 2, "files"),
+    ],
+)
+def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    got, _, err = call(capsys, *arguments)
+    assert got == code and message in one_line(err)
+
+
+def test_bad_checkpoints(run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(next(videos.rglob("*.mp4")))
+    torn, text, folder = tmp_path / "torn.ckpt", tmp_path / "text.ckpt", tmp_path / "empty"
+    torn.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    text.write_text("weights")
+    folder.mkdir()
+    for path in (torn, text, folder):
+        code, _, err = call(capsys, "predict", file, "--checkpoint", str(path))
+        assert code == 1 and str(path) in one_line(err)
+    code, _, err = call(capsys, "predict", file, "--checkpoint", str(run), "--protocol.frmes", "3")
+    assert code == 2 and "nearest: protocol.frames" in one_line(err)
+
+
+def test_a_folder_that_cannot_be_written(
+    run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    taken = str(tmp_path / "file" / "run")
+    code, _, err = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--output", taken)
+    assert code == 1 and taken in one_line(err)
+    config = tmp_path / "tiny.yaml"
+    config.write_text("")
+    sources = [f"--data.train={videos}", f"--output={taken}"]
+    code, _, err = call(capsys, "train", "--config", str(config), *TRAIN, *sources)
+    assert code == 2 and "cannot be written" in one_line(err)
+
+
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(arguments: Any) -> int:
+        raise RuntimeError("something\nodd")
+
+    monkeypatch.setitem(COMMANDS, "models", broken)
+    code, _, err = call(capsys, "models")
+    assert code == 70 and "internal error: RuntimeError: something odd" in one_line(err)
+    monkeypatch.setenv("STVID_DEBUG", "1")
+    assert "Traceback" in call(capsys, "models")[2]
