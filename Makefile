@@ -39,6 +39,7 @@ format: $(STAMP)  ## Put the code into shape
 	$(BIN)/ruff format .
 
 wheel: $(STAMP)  ## Build dist/*.whl
+	rm -rf build  # setuptools would pack what an earlier build left there
 	$(BIN)/python -m build --wheel
 
 clean:  ## Remove what the other targets made, runs excepted

@@ -194,17 +194,21 @@ class Throughput(Callback):
 
 
 class TrainBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number of the run."""
+    """Lightning's rich progress bar with loss, top-1, clips a second and the share of the time spent waiting."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         """Returns what stands at the end of the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        if isinstance(share := metrics.get("data_wait"), float):
-            metrics["data_wait"] = f"{share:.0%}"
-        if isinstance(rate := metrics.get("clips_per_second"), float):
-            metrics["clips_per_second"] = f"{rate:.1f}"
-        return metrics
+        logged = super().get_metrics(trainer, pl_module)
+        shown: dict[str, int | str | float | dict] = {}
+        for key, name, layout in (
+            ("train_loss_step", "loss", "{:.3f}"),
+            ("train_top1_step", "top1", "{:.2f}"),
+            ("clips_per_second", "clips/s", "{:.1f}"),
+            ("data_wait", "wait", "{:.0%}"),
+        ):
+            if key in logged:
+                shown[name] = layout.format(float(logged[key]))
+        return shown
 
 
 class EpochLines(Callback):
