@@ -438,6 +438,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StvidError as error:
         signum = getattr(error, "signum", None)
         if signum is not None:
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank says it for all
+                return 128 + signum
             return _fail(str(error), 128 + signum)
         return _fail(str(error), 2 if isinstance(error, ConfigError | UnknownNameError) else 1)
     except OSError as error:

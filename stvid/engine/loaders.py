@@ -150,4 +150,12 @@ class VideoData(LightningDataModule):
         if self.val_dataset is None:
             return []
         batch_size = self.config.val_batch_size or self.config.batch_size
-        return [StoppableLoader(make_eval_loader(self.val_dataset, batch_size=batch_size, **self._shared()), self.stop)]
+        loader = make_eval_loader(self.val_dataset, batch_size=batch_size, **self._shared())
+        return [StoppableLoader(loader, self._all_stop)]
+
+    def _all_stop(self) -> bool:
+        """Whether any rank is to stop: all end validation at the same batch, or the others would wait for ever."""
+        assert self.trainer is not None
+        if self.trainer.world_size == 1:
+            return self.stop()
+        return self.trainer.strategy.reduce_boolean_decision(self.stop(), all=False)

@@ -288,7 +288,10 @@ def uniformer_b(**kwargs: Any) -> UniFormer:
 
 @register_model(protocol=Protocol(frames=16, stride=1, short_side=64, crop=64))
 def uniformer_xxs(**kwargs: Any) -> UniFormer:
-    """A UniFormer small enough to train on two CPU cores; of this project, not of the paper."""
+    """A UniFormer small enough to train on two CPU cores, of this project.
+
+    It is not the authors' lightweight UniFormer-XXS (10.2 M parameters, a convolutional stem, token shrinking).
+    """
     return UniFormer(
-        **{"depth": (1, 1, 2, 1), "embed_dim": (24, 48, 96, 160), "head_dim": 32, "drop_path_rate": 0.0, **kwargs}
+        **{"depth": (2, 2, 1, 1), "embed_dim": (16, 32, 64, 128), "head_dim": 32, "drop_path_rate": 0.0, **kwargs}
     )
