@@ -168,6 +168,8 @@ def render_clip(index: int, *, seed: int = 0, split: str = "train") -> tuple[np.
     Raises:
         ValueError: If the split is neither ``train`` nor ``val``.
     """
+    if split not in _SPLITS:
+        raise ValueError(f"split {split!r} is neither train nor val")
     label = index % len(MOTION_CLASSES)
     return _draw(np.random.default_rng((seed, _SPLITS.index(split), index)), label), label
 

@@ -1,13 +1,18 @@
-"""What three or more families share: the base class of every model, and the pieces of transformer blocks."""
+"""What three or more families share: the base class of every model, pieces of blocks and of key conversion."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stvid.models.attention import attend
@@ -23,6 +28,7 @@ __all__ = [
     "init_conv_weights",
     "init_transformer_weights",
     "mean_of_windows",
+    "rename_keys",
     "resize_grid",
     "run_blocks",
 ]
@@ -246,11 +252,45 @@ def resize_grid(table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: 
 
 
 def run_blocks(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, *, recompute: bool) -> Tensor:
-    """Applies blocks in order, each recomputed in the backward pass if `recompute` is set and gradients are on."""
+    """Applies blocks in order, each recomputed in the backward pass if `recompute` is set and gradients are on.
+
+    A recomputed batch norm does not count its batch a second time, so that the running statistics are those of a run
+    without recomputation.
+    """
     recompute = recompute and torch.is_grad_enabled()
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        if not recompute:
+            x = block(x)
+        elif norms := _batch_norms(block):
+            contexts = functools.partial(_recompute_contexts, norms)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        else:
+            x = checkpoint(block, x, use_reentrant=False)
     return x
+
+
+def _batch_norms(block: Callable[[Tensor], Tensor]) -> list[_BatchNorm]:
+    """Returns the batch norms of a block that would update their running statistics."""
+    if not isinstance(block, nn.Module):
+        return []
+    return [part for part in block.modules() if isinstance(part, _BatchNorm) and part.training]
+
+
+def _recompute_contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return contextlib.nullcontext(), _frozen_statistics(norms)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # the statistics of the batch are used, but not added up
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def init_transformer_weights(module: nn.Module) -> None:
@@ -294,3 +334,14 @@ def mean_of_windows(x: Tensor, window: tuple[int, int, int] | None) -> Tensor:
         if kernel != list(x.shape[2:]):
             x = F.avg_pool3d(x, kernel, stride=1)
     return x.mean((2, 3, 4))
+
+
+def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Returns a state whose keys went through every (pattern, replacement) in order, as in `re.sub`."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    own: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in compiled:
+            key = pattern.sub(replacement, key)
+        own[key] = value
+    return own

@@ -20,9 +20,17 @@ __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_m
 
 # The files that hold the families; importing one registers its variants.
 FAMILIES = (
+    "c3d",
+    "i3d",
+    "i3d_resnet",
+    "p3d",
+    "resnet3d",
     "timesformer",
     "uniformer",
+    "video_resnet",
+    "video_swin",
     "vivit",
+    "xvit",
 )
 
 

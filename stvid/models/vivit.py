@@ -9,9 +9,9 @@ first, with learned positions. `attention_type` names the paper's models:
 - ``joint`` (model 1): every token sees all others; a class token makes the logits.
 - ``factorised_encoder`` (model 2, "late fusion"): a transformer over the tokens of each frame, then a shorter one over
   the frames' class tokens, each with its own class token, positions and last norm.
-- ``factorised_self_attention`` (model 3): each block attends over space, then over time; the tokens' mean is classified.
+- ``factorised_self_attention`` (model 3): each block attends over space, then over time; the mean token is classified.
 - ``factorised_dot_product`` (model 4): half of the heads attend over time, half over space, at the cost of no
-  parameters; the tokens' mean is classified.
+  parameters; the mean token is classified.
 - ``average_pool`` (the baseline of section 4.2): the first transformer of model 2, and the mean of its class tokens.
 
 The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation. Position tables are resized to other clips
@@ -138,6 +138,20 @@ class SelfAttentionBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class TimeSpaceBlock(SelfAttentionBlock):
+    """The block of model 3 in the other order: over time, then over space."""
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B, frames * S, dim) to the same."""
+        batch, tokens, dim = x.shape
+        columns = x.reshape(batch, frames, -1, dim).transpose(1, 2).flatten(0, 1)
+        columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
+        rows = columns.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
+        rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
+        x = rows.reshape(batch, tokens, dim)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
 class Encoder(nn.Module):
     """A transformer with its positions, its class token if it has one, and its last norm."""
 
@@ -156,7 +170,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, grid: Sequence[int], *, recompute: bool, layout: Mapping[str, int]) -> Tensor:
         """Encodes tokens (B, cells of `grid`, dim), to the same with the class token in front."""
         if self.class_token:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = self.pos_drop(x + self.resized(self.pos_embed, self.grid, grid))
         blocks = [partial(block, **layout) for block in self.blocks] if layout else self.blocks
         return self.norm(run_blocks(blocks, x, recompute=recompute))
@@ -230,7 +244,7 @@ class ViViT(VideoModel):
         self.num_classes = num_classes
         self.num_features = embed_dim
         self.in_chans = in_chans
-        self.tubelet_size = tuple(tubelet_size)
+        self.tubelet_size = tubelet_size
         self.attention_type = attention_type
         self.by_frame = attention_type in ("factorised_encoder", "average_pool")
         self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=tubelet_size)
@@ -276,7 +290,8 @@ class ViViT(VideoModel):
         with torch.no_grad():
             image = nn.init.trunc_normal_(proj.weight[:, :, 0].clone(), std=proj.weight[0, :, 0].numel() ** -0.5)
             proj.weight.copy_(tubelet_weight(image, self.tubelet_size[0], init=tubelet_init))
-            nn.init.zeros_(proj.bias)
+            if proj.bias is not None:
+                proj.bias.zero_()
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Returns the normalised tokens.
@@ -306,7 +321,7 @@ class ViViT(VideoModel):
         return self.temporal_encoder(x, (time,), recompute=recompute, layout={})
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes), of the class token or of the tokens' mean."""
+        """Returns logits (B, num_classes), of the class token or of the mean token."""
         x = self.forward_features(clip)
         return self.head(x[:, 0] if self.attention_type in ("joint", "factorised_encoder") else x.mean(1))
 
@@ -317,11 +332,10 @@ class ViViT(VideoModel):
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the embeddings, then every block in order, the second transformer's last."""
         return {
-            "stem": r"^patch_embed|^encoder\.(cls_token|pos_embed)",
-            "blocks": [
-                (r"^encoder\.blocks\.(\d+)", None),
-                (r"^encoder\.norm", (99998,)),
-                (r"^temporal_encoder\.(?:cls_token|pos_embed)", (99998,)),
+            "stem": r"^patch_embed|^encoder\.(?:cls_token|pos_embed)",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
+            "temporal_blocks": [
+                (r"^temporal_encoder\.(?:cls_token|pos_embed)", (0,)),
                 (r"^temporal_encoder\.blocks\.(\d+)", None),
                 (r"^temporal_encoder\.norm", (99999,)),
             ],
@@ -368,20 +382,6 @@ class ViViT(VideoModel):
         if len(own) == 3 and cells % (own[1] * own[2]) == 0:
             found.add((cells // (own[1] * own[2]), *own[1:]))
         return found.pop() if len(found) == 1 else None
-
-
-class TimeSpaceBlock(SelfAttentionBlock):
-    """The block of model 3 in the other order: over time, then over space."""
-
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """(B, frames * S, dim) to the same."""
-        batch, tokens, dim = x.shape
-        columns = x.reshape(batch, frames, -1, dim).transpose(1, 2).flatten(0, 1)
-        columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
-        rows = columns.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
-        rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
-        x = rows.reshape(batch, tokens, dim)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------
@@ -505,8 +505,8 @@ def vivit_l16x2(**kwargs: Any) -> ViViT:
 
 @register_model(protocol=_K400, paper=_PAPER)
 def vivit_l16x2_fe(**kwargs: Any) -> ViViT:
-    """ViViT-L/16x2, model 2; the official configuration has 24 temporal blocks."""
-    return ViViT(**{"attention_type": "factorised_encoder", "temporal_depth": 24, **_LARGE, **kwargs})
+    """ViViT-L/16x2, model 2, with 4 temporal blocks; the official configuration file has 24 (``temporal_depth=24``)."""
+    return ViViT(**{"attention_type": "factorised_encoder", "temporal_depth": 4, **_LARGE, **kwargs})
 
 
 @register_model(protocol=_K400, paper=_PAPER)

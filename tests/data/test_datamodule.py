@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import gc
 import multiprocessing
 import os
@@ -373,7 +374,7 @@ class TestWorkers:
             for _ in range(2):
                 for batch in loader:
                     for text, _ in batch.failures:
-                        observed.setdefault(seed, []).append(eval(text))
+                        observed.setdefault(seed, []).append(ast.literal_eval(text))
             loader.close()
             pids |= {seen[0] for seen in observed[seed]}
             assert len({seen[0] for seen in observed[seed]}) == 2, "workers are kept from epoch to epoch"

@@ -20,16 +20,66 @@ from stvid.models.registry import model_info
 GOLDENS = Path(__file__).parent.parent / "goldens"
 # The smallest clip (frames, side) on which a family shows all its parts.
 SMALL = {
+    "c2d": (4, 32),
+    "c3d": (16, 16),
+    "i3d": (8, 32),
+    "ip": (4, 32),
+    "ir": (4, 32),
+    "mc3": (4, 32),
+    "p3d": (16, 32),
+    "r2plus1d": (4, 32),
+    "r3d": (4, 32),
+    "resnet3d": (4, 32),
+    "resnext3d": (4, 32),
+    "s3d": (8, 32),
+    "slow": (4, 32),
+    "swin3d": (4, 64),
     "timesformer": (4, 32),
     "uniformer": (4, 64),
+    "vivit": (4, 32),
+    "xvit": (4, 32),
 }
 # Sizes that keep the tests over all models quick; the published ones are built in test_published_size.
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 4}
+TINY_RESNET = {"depth": (1, 2, 1, 1)}
+TINY_INFLATED = {"depth": (1, 2, 2, 1), "embed_dim": 32}
 SHRINK: dict[str, dict[str, Any]] = {
+    "c2d": TINY_INFLATED,
+    "c3d": {"embed_dim": (8, 8, 16, 16, 16), "hidden_dim": 32},
+    "i3d_nl_r101": TINY_INFLATED,
+    "i3d_nl_r50": TINY_INFLATED,
+    "i3d_r50": TINY_INFLATED,
+    "ip": TINY_RESNET,
+    "ir": TINY_RESNET,
+    "mc3": TINY_RESNET,
+    "p3d": TINY_RESNET,
+    "r2plus1d": TINY_RESNET,
+    "r3d": TINY_RESNET,
+    "resnet3d": TINY_RESNET,
+    "resnext3d": TINY_RESNET,
+    "slow": TINY_INFLATED,
+    "swin3d": {"depth": (2, 2, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)},
     "timesformer": TINY_VIT,
+    "vivit": {**TINY_VIT, "temporal_depth": 2},
+    "xvit": {**TINY_VIT, "num_segments": 3},
 }
+# Variants that are, at these sizes, the same network as a shallower one: once is enough in the default run.
+REPEATED = {
+    "i3d_nl_r101",
+    "ip_csn_101",
+    "ip_csn_152",
+    "ir_csn_101",
+    "ir_csn_152",
+    "p3d_199",
+    "resnet3d_101",
+    "resnet3d_34",
+    "resnext3d_101",
+}
+MODELS = [pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name for name in stvid.list_models()]
 # Millions by which a printed parameter count may differ: papers that print one number for several models.
-LOOSE_PARAMS = {"timesformer": 0.7}
+LOOSE_PARAMS = {"timesformer": 0.7, "xvit": 2.2}
+# By how much of itself a printed count of multiply-adds may differ: PyTorchVideo's zoo counts the norms too.
+LOOSE_GFLOPS = {"c2d_r50": 0.02, "i3d_r50": 0.02, "ir_csn_101": 0.03, "r2plus1d_50": 0.02}
 # Goldens whose call is not in the file: ablations that are options here.
 OPTIONS: dict[str, dict[str, Any]] = {
     "uniformer_s_split__16x64": {"split_attention": True},
@@ -39,7 +89,37 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 # Goldens that take more than a few seconds on one thread; each family keeps a quick one.
 SLOW_GOLDENS = {
+    "hf_vivit_b_16x2__16x64",
+    "i3d_inception_v1__24x224",
+    "ip_csn_152__16x112",
+    "kh_resnet3d_18__16x112",
+    "kh_resnet3d_34__16x112",
+    "kh_resnet3d_50__16x112",
+    "p3d_199__16x160",
+    "ptv_c2d_r50__8x224",
+    "ptv_csn_r101__32x224",
+    "ptv_i3d_r50__8x224",
+    "ptv_r2plus1d_r50__16x224",
+    "ptv_slow_r50__8x224",
+    "r2plus1d_18__16x112",
+    "r2plus1d_34__16x64",
+    "r2plus1d_34__8x112",
+    "sf_i3d_r50__8x112",
+    "swin3d_b__16x112",
+    "swin3d_s__16x112",
+    "swin3d_t__32x112",
     "timesformer_divided_8x224__full",
+    "timesformer_divided_8x224__resized_4x96",
+    "tv_mc3_18__16x112",
+    "tv_r3d_18__16x112",
+    "tv_swin3d_b__16x112",
+    "tv_swin3d_s__16x112",
+    "vivit_b_16x2_fe_avgpool__16x64",
+    "vivit_b_16x2_fe_model2__16x64",
+    "vivit_b_16x2_fe_model2__full_32x224",
+    "vivit_b_16x2_model1__full_32x224",
+    "vivit_b_16x2_model4__16x64",
+    "xvit_b16_8x224__full",
 }
 
 
@@ -86,7 +166,7 @@ def small_model(name: str, **options: Any) -> tuple[VideoModel, torch.Tensor]:
     family = name.split("_")[0]
     frames, side = SMALL[family]
     torch.manual_seed(0)
-    options = {**SHRINK.get(family, {}), **options}
+    options = {**SHRINK.get(name, SHRINK.get(family, {})), **options}
     model = stvid.create_model(name, num_classes=7, num_frames=frames, img_size=side, **options)
     return model, torch.randn(2, 3, frames, side, side)
 
@@ -129,6 +209,19 @@ def test_golden_multiply_adds(case: str) -> None:
     assert counter.get_total_flops() / 2e9 == pytest.approx(record["gmacs"], rel=1e-3)
 
 
+def test_recomputing_counts_a_batch_once() -> None:
+    statistics = []
+    for recompute in (False, True):
+        model, clip = small_model("uniformer_xxs")
+        model.train()
+        model.set_grad_checkpointing(recompute)
+        model(clip).sum().backward()
+        statistics.append({key: value.clone() for key, value in model.named_buffers()})
+    assert statistics[0].keys() == statistics[1].keys()
+    for key, value in statistics[0].items():
+        torch.testing.assert_close(statistics[1][key], value)
+
+
 @pytest.mark.parametrize("name", stvid.list_models())
 def test_published_size(name: str) -> None:
     info = model_info(name)
@@ -138,13 +231,13 @@ def test_published_size(name: str) -> None:
         if info.gflops is not None:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model.eval()(torch.empty(1, 3, info.protocol.frames, info.protocol.crop, info.protocol.crop))
-            assert counter.get_total_flops() / 2e9 == pytest.approx(info.gflops, rel=0.01)
+            assert counter.get_total_flops() / 2e9 == pytest.approx(info.gflops, rel=LOOSE_GFLOPS.get(name, 0.01))
     if info.params is not None:
         assert params == pytest.approx(info.params, abs=LOOSE_PARAMS.get(name.split("_")[0], 0.06))
     assert model.default_protocol == info.protocol
 
 
-@pytest.mark.parametrize("name", stvid.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: str) -> None:
     model, clip = small_model(name)
     model.eval()  # batch statistics and stochastic depth aside, so that both passes compute the same function
@@ -156,9 +249,10 @@ def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: s
     def gradients() -> dict[str, torch.Tensor]:
         model.zero_grad()
         (model(clip) * torch.arange(7.0)).sum().backward()
-        missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+        trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+        missing = [key for key, parameter in trained.items() if parameter.grad is None]
         assert not missing
-        return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+        return {key: parameter.grad.clone() for key, parameter in trained.items()}
 
     plain = gradients()
     assert not [key for key, gradient in plain.items() if not gradient.abs().sum() > 0]
@@ -167,7 +261,7 @@ def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: s
         torch.testing.assert_close(gradient, plain[key], rtol=1e-4, atol=1e-5 * float(plain[key].abs().max()))
 
 
-@pytest.mark.parametrize("name", stvid.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_methods_that_training_relies_on(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -177,7 +271,7 @@ def test_methods_that_training_relies_on(name: str) -> None:
     model.reset_classifier(3)
     with torch.no_grad():
         assert model(clip).shape == (2, 3)
-    names = {key for key, _ in model.named_parameters()}
+    names = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert model.no_weight_decay() <= names
     from stvid.engine.optim import parameter_groups
 
@@ -187,7 +281,7 @@ def test_methods_that_training_relies_on(name: str) -> None:
     assert scales[0] == 1.0 and len(scales) > 2
 
 
-@pytest.mark.parametrize("name", stvid.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -212,7 +306,7 @@ def test_export(name: str) -> None:
             torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", stvid.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_and_channels_last(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -226,7 +320,7 @@ def test_bf16_autocast_and_channels_last(name: str) -> None:
     assert (low - expected).abs().max() < 0.1 * expected.abs().max() + 0.05
 
 
-@pytest.mark.parametrize("name", stvid.list_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_wrong_clips_are_refused(name: str) -> None:
     model, _ = small_model(name)
     with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):

@@ -1,0 +1,105 @@
+"""Windows, masks and bias tables of Video Swin."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torchvision.models.video.swin_transformer import SwinTransformer3d
+
+import stvid
+from stvid.models.video_swin import MASKED, Windows, relative_position_index
+
+TINY: dict[str, Any] = {"depth": (2, 2), "embed_dim": 8, "num_heads": (1, 2), "num_classes": 5, "head_drop_rate": 0.0}
+SIZES = [(4, 14, 14), (9, 8, 15), (3, 20, 7), (16, 7, 7), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_windows_are_those_of_a_rolled_and_padded_input(size: tuple[int, int, int], shifted: bool) -> None:
+    windows = Windows.fit(size, (8, 7, 7), shifted=shifted)
+    x = torch.randn(2, *size, 3)
+    tokens, lengths = windows.cut(x)
+    assert tokens.shape == (2 * torch.tensor(windows.counts).prod(), windows.tokens, 3)
+    torch.testing.assert_close(windows.join(tokens.split(lengths), 2), x)
+
+    # by hand: number each place of the padded grid by the region that it falls into after the roll
+    region = torch.zeros([count * side for count, side in zip(windows.counts, windows.window, strict=True)])
+    cuts = []
+    for length, side, step in zip(region.shape, windows.window, windows.shift, strict=True):
+        cuts.append([slice(0, length - side), slice(length - side, length - step), slice(length - step, length)])
+        cuts[-1] = cuts[-1] if step else [slice(0, length)]
+    for number, place in enumerate(itertools.product(*cuts)):
+        region[place] = number
+    whole = Windows(tuple(region.shape), windows.window, windows.shift)  # type: ignore[arg-type]
+    unrolled = region.roll(windows.shift, dims=(0, 1, 2))[None, ..., None]
+    ids, lengths = whole.cut(unrolled)
+    for group, mask in zip(ids.split(lengths), windows.shift_masks(x.device), strict=True):
+        for window in group[..., 0]:
+            expected = MASKED * (window[:, None] != window[None, :]).float()
+            assert expected.equal(torch.zeros_like(expected) if mask is None else mask)
+
+
+@pytest.mark.parametrize("size", [(20, 100, 72), (9, 150, 230), (3, 33, 65)])
+def test_any_size_computes_what_torchvision_computes(size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    theirs = SwinTransformer3d([2, 4, 4], 8, [2, 2, 1], [1, 2, 2], [8, 7, 7], num_classes=5).double().eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    options = {**TINY, "depth": (2, 2, 1), "num_heads": (1, 2, 2)}
+    ours = stvid.create_model("swin3d_t", **options).double().eval()
+    assert stvid.load_checkpoint(ours, theirs.state_dict()).format == "torchvision"
+    clip = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(clip), theirs(clip), rtol=1e-9, atol=1e-9)
+
+
+def test_relative_position_index_counts_distances() -> None:
+    index = relative_position_index((2, 3, 2))
+    places = list(itertools.product(range(2), range(3), range(2)))
+    for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+        t, h, w = (x - y for x, y in zip(a, b, strict=True))
+        assert index[i, j] == ((t + 1) * 5 + h + 2) * 3 + w + 1
+
+
+def test_cached_masks_follow_the_weights_and_the_shape() -> None:
+    torch.manual_seed(0)
+    model = stvid.create_model("swin3d_t", **TINY).eval()
+    clips = [torch.randn(1, 3, *size) for size in ((4, 64, 64), (5, 50, 70), (4, 64, 64))]
+    for clip in clips:
+        expected = model(clip)  # with gradients: nothing is kept
+        with torch.no_grad():
+            model(clip)
+            torch.testing.assert_close(model(clip), expected)
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+            changed = model(clip)
+        torch.testing.assert_close(changed, model(clip))
+        assert not torch.allclose(changed, expected)
+    with torch.no_grad():
+        single = model(clips[0])
+        torch.testing.assert_close(model.double()(clips[0].double()).float(), single, rtol=1e-4, atol=1e-5)
+
+
+def test_another_window_resizes_the_bias_tables() -> None:
+    source = stvid.create_model("swin3d_t", **TINY)
+    target = stvid.create_model("swin3d_t", window_size=(16, 7, 7), **TINY)
+    report = stvid.load_checkpoint(target, source.state_dict())
+    assert set(report.resized.values()) == {((2535, 1), (5239, 1)), ((2535, 2), (5239, 2))}
+    key = "layers.0.blocks.0.attn.relative_position_bias_table"
+    old, new = (model.state_dict()[key].view(-1, 13, 13) for model in (source, target))
+    for before, after in ((0, 0), (7, 15), (14, 30)):
+        torch.testing.assert_close(new[after], old[before])
+    with torch.no_grad():
+        assert target(torch.randn(1, 3, 36, 32, 32)).shape == (1, 5)
+
+
+def test_official_index_buffers_are_dropped() -> None:
+    model = stvid.create_model("swin3d_t", **TINY)
+    official: dict[str, torch.Tensor] = {}
+    for key, value in model.state_dict().items():
+        official[key.replace("head.", "cls_head.fc_cls.") if key.startswith("head.") else f"backbone.{key}"] = value
+    official["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(392, 392, dtype=torch.long)
+    assert stvid.load_checkpoint(model, {"state_dict": official}).format == "Video-Swin-Transformer"
