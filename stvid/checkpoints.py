@@ -5,7 +5,8 @@ the keys into its own (`VideoModel.convert_checkpoint`), and what is then missin
 it. Files are read without unpickling objects, so that a downloaded checkpoint cannot run code.
 
 A checkpoint of stvid also says what it is: under the key ``stvid`` (``.ckpt``, ``.pt``) or in the metadata
-(``.safetensors``) it holds the call that builds the model, the protocol with the class names, and the version.
+(``.safetensors``) it holds the call that builds the model, the protocol with the class names, the task, and the
+version.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError, StvidError
+from stvid.evaluation.metrics import Task
 from stvid.models.layers import VideoModel
 from stvid.models.registry import create_model
 from stvid.protocol import Protocol
@@ -34,6 +36,7 @@ __all__ = [
     "describe",
     "load_checkpoint",
     "load_model",
+    "newest_checkpoint",
     "read_checkpoint",
     "save_model",
     "write_atomically",
@@ -73,6 +76,31 @@ class LoadReport:
         return text
 
 
+def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = None) -> Path:
+    """Returns the checkpoint that a path means: itself, or the newest of a run's folder.
+
+    Args:
+        source: A checkpoint, a run's folder, or its ``checkpoints`` folder.
+        prefer: File name to take if it is there, such as ``best.ckpt``.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint or run folder")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if prefer is not None and (folder / prefer).is_file():
+        return folder / prefer
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise CheckpointError(f"{path}: holds no checkpoint (*.ckpt)")
+    resumable = [file for file in found if file.name != "best.ckpt"] or found
+    return resumable[-1]
+
+
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a file of weights without executing anything in it.
 
@@ -106,8 +134,8 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path}: holds Python objects besides tensors, which stvid does not unpickle; save its state dict "
                 "alone, in the environment that wrote it"
             ) from error
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason[:120]})") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged") from error
+    except (RuntimeError, EOFError, IndexError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a mapping of tensors")
@@ -167,6 +195,14 @@ def _stored_protocol(content: Mapping[str, Any]) -> Protocol | None:
     return Protocol.from_dict(stored["protocol"]) if isinstance(stored, Mapping) and "protocol" in stored else None
 
 
+def _stored_task(content: Mapping[str, Any], name: str) -> str | None:
+    stored = content.get("stvid")
+    task = stored.get("task") if isinstance(stored, Mapping) else None
+    if task is not None and task not in get_args(Task):
+        raise CheckpointError(f"{name}: its task {task!r} is not one of {', '.join(get_args(Task))}")
+    return task
+
+
 def _stored_recipe(content: Mapping[str, Any]) -> Mapping[str, Any]:
     stored = content.get("stvid")
     recipe = stored.get("model") if isinstance(stored, Mapping) else None
@@ -182,8 +218,8 @@ def load_checkpoint(
     """Loads weights in stvid's own or a published format into a model.
 
     Args:
-        model: A model of `create_model`. Its protocol is replaced by the one stored with the weights, if there is one
-            and the head is kept.
+        model: A model of `create_model`. Its protocol and task are replaced by those stored with the weights, if there
+            are any and the head is kept.
         source: A path, or a mapping from keys to tensors or arrays, with or without wrappers.
         reset_head: Leave the classifier as initialised if its size differs from the checkpoint's, or if the
             checkpoint has none.
@@ -202,6 +238,7 @@ def load_checkpoint(
     state = _unwrap(content)
     if not state:
         raise CheckpointError(f"{name}: holds no tensors")
+    task = _stored_task(content, name)
     own = model.state_dict()
     model_name = getattr(model, "recipe", {}).get("name") or type(model).__name__
     if isinstance(model, VideoModel):
@@ -244,8 +281,9 @@ def load_checkpoint(
     if isinstance(model, VideoModel):
         model.adopt_format(format_name, _stored_recipe(content).get("hyperparameters", {}))
     protocol = _stored_protocol(content)
-    if protocol is not None and not reset and isinstance(model, VideoModel):
-        model.default_protocol = protocol
+    if not reset and isinstance(model, VideoModel):
+        model.default_protocol = model.default_protocol if protocol is None else protocol
+        model.task = model.task if task is None else task
     return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, protocol=protocol)
 
 
@@ -279,17 +317,23 @@ def _head_keys(model: nn.Module) -> set[str]:
 
 
 def describe(model: VideoModel) -> dict[str, Any]:
-    """Returns the description that stvid stores with weights: how to build the model, and its protocol."""
-    return {"version": __version__, "model": dict(model.recipe), "protocol": model.default_protocol.to_dict()}
+    """Returns the description that stvid stores with weights: how to build the model, its protocol and its task."""
+    return {
+        "version": __version__,
+        "model": dict(model.recipe),
+        "protocol": model.default_protocol.to_dict(),
+        "task": model.task,
+    }
 
 
 def load_model(
     source: str | os.PathLike[str], *, name: str | None = None, protocol: Protocol | None = None
 ) -> VideoModel:
-    """Builds the model that a checkpoint describes, with its weights and protocol, in evaluation mode.
+    """Builds the model that a checkpoint describes, with its weights, protocol and task, in evaluation mode.
 
     Args:
-        source: A checkpoint of stvid; or, with `name`, one in a published format.
+        source: A checkpoint of stvid, or the folder of a run, of which the best checkpoint is taken, else the newest;
+            or, with `name`, a checkpoint in a published format.
         name: The model, for a checkpoint that does not describe itself; its head decides the number of classes.
         protocol: Replaces the stored or published protocol.
 
@@ -297,6 +341,7 @@ def load_model(
         CheckpointError: If the checkpoint cannot be read, does not describe a model and no name is given, or does
             not fit.
     """
+    source = newest_checkpoint(source, prefer="best.ckpt")
     content = read_checkpoint(source)
     stored = content.get("stvid")
     if isinstance(stored, Mapping) and "model" in stored:

@@ -50,9 +50,9 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
     try:
         return parser.parse_args(list(argv))
     except ArgumentError as error:
-        raise ConfigError(
-            " ".join(str(error).split()).replace('Parser key "', "--", 1).replace('":', ":", 1)
-        ) from error
+        from stvid.config import one_line
+
+        raise ConfigError(one_line(error, prefix="--")) from error
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def train(argv: Sequence[str]) -> int:
         return 0
     name, options = _take_option(argv, "--config")
     resume, rest = _take_option(options, "--resume")
-    from stvid.engine.runs import resume_config
+    from stvid.engine.runs import is_first_rank, resume_config
     from stvid.engine.train import train as run
 
     if resume is not None and name is None:
@@ -78,6 +78,8 @@ def train(argv: Sequence[str]) -> int:
         config = load_config(name, rest)
         config.resume = resume
     result = run(config, name=Path(name or resume or "run").stem)
+    if not is_first_rank():
+        return 0
     for key, value in result.metrics.items():
         if key.startswith("val_") and not key.endswith(("_failed", "_low", "_high")):
             print(f"{key.removeprefix('val_'):<16}{value:.4f}")
@@ -141,8 +143,14 @@ def _add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
     parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
     parser.add_argument(
-        "--backend", type=Literal["av", "decord", "torchcodec", "frames"], default="av", help="Decoder."
+        "--backend",
+        type=Literal["av", "decord", "torchcodec", "frames"] | None,
+        help="Decoder; default the one that the model was trained with.",
     )
+
+
+# What of the config `test` and `predict` use; other keys say how a model was trained.
+USED_KEYS = ("data.test", "data.val", "data.root", "data.format", "data.class_names", "data.backend")
 
 
 def _load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
@@ -156,41 +164,49 @@ def _load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]
     from stvid.data.manifest import read_class_names
     from stvid.engine.runs import newest_checkpoint
 
+    keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
+    usable = [key for key in config_keys() if key.startswith("protocol.") or key in USED_KEYS]
+    for key in keys:
+        if key not in usable:
+            why = "has no meaning here: it says how a model is trained" if key in config_keys() else "unknown option"
+            raise ConfigError(f"--{key}: {why}{'' if key in config_keys() else nearest(key, usable)}")
     checkpoint = newest_checkpoint(options.checkpoint, prefer="best.ckpt")
     stored = read_checkpoint(checkpoint).get("stvid")
-    keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
-    for key in keys:
-        if key not in config_keys():
-            raise ConfigError(f"--{key}: unknown option{nearest(key, config_keys())}")
+    described = isinstance(stored, Mapping)
+    text = stored.get("config") if isinstance(stored, Mapping) else None
     if options.config is not None:
         config = load_config(options.config, dotted)
-    elif isinstance(stored, Mapping) and "config" in stored:
-        config = parse_config(stored["config"], dotted, source=str(checkpoint))
+    elif text is not None:
+        config = parse_config(text, dotted, source=str(checkpoint))
     else:
         config = load_config(None, dotted)
-    name = options.model or (config.model.name if options.config is not None else None)
-    model = load_model(checkpoint, name=None if isinstance(stored, Mapping) else name)
+    model = load_model(checkpoint, name=options.model or (config.model.name if options.config else None))
     protocol = model.default_protocol
-    if not isinstance(stored, Mapping) and options.config is not None:
+    if not described and options.config is not None:
         protocol = config.protocol
+        model.task = config.task
     changes: dict[str, Any] = {
         key.partition(".")[2]: getattr(config.protocol, key.partition(".")[2])
         for key in keys
         if key.startswith("protocol.")
     }
-    if options.class_names is not None:
-        changes["class_names"] = read_class_names(options.class_names)
-    elif not protocol.class_names and config.data.class_names is not None:
-        changes["class_names"] = read_class_names(config.data.class_names)
+    names = options.class_names or (config.data.class_names if not protocol.class_names else None)
+    if names is not None:
+        changes["class_names"] = read_class_names(names)
     if options.views is not None:
         changes["views"] = options.views
+    if protocol.class_names and changes.get("class_names", protocol.class_names) != protocol.class_names:
+        raise ConfigError(
+            f"class names: {checkpoint} names its {len(protocol.class_names)} classes itself, and not as they were "
+            "given; leave the names out"
+        )
     for key, value in changes.items():
         if key != "class_names" and getattr(protocol, key) != value:
             print(f"protocol.{key}: {value} instead of {getattr(protocol, key)}", file=sys.stderr)
     model.default_protocol = protocol.replace(**changes)
-    names = model.default_protocol.class_names
-    if names and len(names) != model.num_classes:
-        raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(names)} class names were given")
+    named = model.default_protocol.class_names
+    if named and len(named) != model.num_classes:
+        raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(named)} class names were given")
     return model, config
 
 
@@ -226,16 +242,22 @@ def test(argv: Sequence[str]) -> int:
     own, dotted = _split_config_options(argv)
     options = _parse(parser, own)
 
-    from stvid.engine.runs import default_test_output, default_workers, read_split
+    from stvid.engine.runs import default_test_output, default_workers, read_data, read_split
     from stvid.evaluation.evaluate import evaluate
 
     model, config = _load(options, dotted)
+    given = {option.partition("=")[0] for option in dotted}
     if options.data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, test=options.data))
-    if config.data.test is None and config.data.val is None:
-        raise ConfigError("--data is missing: the checkpoint's run names no validation videos")
+        other = {"test": options.data}  # the list of the run may have had another format and root
+        other |= {key: value for key, value in (("format", "auto"), ("root", None)) if f"--data.{key}" not in given}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **other))
     names = model.default_protocol.class_names
-    videos = read_split(config, "test", class_names=names or None)
+    held_out = None
+    if config.data.test is None and config.data.val is None:
+        if not config.data.val_fraction:
+            raise ConfigError("--data is missing: the checkpoint's run names no validation videos")
+        _, held_out = read_data(config)  # the same videos that the training held out
+    videos = held_out if held_out is not None else read_split(config, "test", class_names=names or None)
     if not names:
         if len(videos.class_names) != model.num_classes:
             raise ConfigError(
@@ -251,8 +273,7 @@ def test(argv: Sequence[str]) -> int:
         workers=default_workers(options.workers),
         device=_device(options.device),
         precision=options.precision,
-        backend=options.backend,
-        task=config.task,
+        backend=options.backend or config.data.backend,
         temporal=options.temporal,
         seed=config.seed,
         progress=sys.stderr.isatty(),
@@ -288,8 +309,7 @@ def predict(argv: Sequence[str]) -> int:
         topk=options.topk,
         device=_device(options.device),
         precision=options.precision,
-        backend=options.backend,
-        task=config.task,
+        backend=options.backend or config.data.backend,
     )
     if options.json:
         print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=2, allow_nan=False))
@@ -310,7 +330,8 @@ def _print_predictions(predictions: Sequence[Prediction], protocol: Protocol) ->
     for prediction in predictions:
         if prediction.error is not None:
             continue
-        table = Table(title=Text(prediction.path), title_justify="left", box=None, show_header=False, pad_edge=False)
+        console.print(Text(prediction.path, style="italic"), soft_wrap=True)
+        table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(justify="right")
         table.add_column()
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):

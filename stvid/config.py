@@ -7,7 +7,9 @@ or a wrong type is one line that names the key and the nearest valid one.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
 import os
 import re
 import typing
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from stvid.errors import ConfigError, nearest
-from stvid.protocol import Protocol
+from stvid.protocol import Protocol, parse_views
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,9 +38,61 @@ __all__ = [
     "find_config",
     "list_configs",
     "load_config",
+    "one_line",
     "parse_config",
     "train_parser",
 ]
+
+
+# --- ranges -----------------------------------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    return repr(value).removesuffix(".0")
+
+
+def _check_whole(key: str, value: Any, least: int, most: int | None = None, *, optional: bool = False) -> None:
+    """Raises ConfigError unless the value is a whole number in the range, or None where that is allowed."""
+    if optional and value is None:
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        span = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{key}: {_shown(value)} is not a whole number {span}{', nor null' if optional else ''}")
+
+
+def _check_number(
+    key: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    optional: bool = False,
+) -> None:
+    """Raises ConfigError unless the value is a finite number in the range, or None where that is allowed."""
+    if optional and value is None:
+        return
+    null = ", nor null" if optional else ""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{key}: {_shown(value)} is not a finite number{null}")
+    fits = (
+        (above is None or value > above)
+        and (least is None or value >= least)
+        and (below is None or value < below)
+        and (most is None or value <= most)
+    )
+    if fits:
+        return
+    if above == 0 and below is None and most is None:
+        raise ConfigError(f"{key}: {_shown(value)} is not a positive number{null}")
+    bounds = {"above": above, "at least": least, "below": below, "at most": most}
+    span = " and ".join(f"{word} {_shown(bound)}" for word, bound in bounds.items() if bound is not None)
+    raise ConfigError(f"{key}: {_shown(value)} is not {span}{null}")
+
+
+# --- the sections -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -56,6 +110,9 @@ class ModelConfig:
     drop_path_rate: float | None = None
     grad_checkpointing: bool = False
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_number("model.drop_path_rate", self.drop_path_rate, least=0, below=1, optional=True)
 
 
 @dataclass
@@ -102,6 +159,16 @@ class DataConfig:
     max_failures: float = 0.1
     limit_train: int | None = None
     limit_val: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "decode_threads", "repeats"):
+            _check_whole(f"data.{name}", getattr(self, name), 1)
+        for name in ("val_batch_size", "limit_train", "limit_val"):
+            _check_whole(f"data.{name}", getattr(self, name), 1, optional=True)
+        _check_whole("data.workers", self.workers, 0, optional=True)
+        _check_number("data.val_fraction", self.val_fraction, least=0, below=1)
+        _check_number("data.max_failures", self.max_failures, least=0, most=1)
+        parse_views(self.val_views, key="data.val_views")
 
 
 @dataclass
@@ -189,6 +256,19 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     schedule_epochs: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_number("optim.lr", self.lr, above=0)
+        _check_whole("optim.base_batch", self.base_batch, 1, optional=True)
+        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
+            _check_number(f"optim.{name}", getattr(self, name), least=0)
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise ConfigError(f"optim.betas: {self.betas!r} is not two numbers")
+        for beta in self.betas:
+            _check_number("optim.betas", beta, least=0, below=1)
+        _check_number("optim.momentum", self.momentum, least=0, below=1)
+        _check_number("optim.layer_decay", self.layer_decay, above=0, most=1)
+        _check_number("optim.schedule_epochs", self.schedule_epochs, above=0, optional=True)
+
 
 @dataclass
 class TrainerConfig:
@@ -237,6 +317,14 @@ class TrainerConfig:
     deterministic: bool = False
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        names = ("max_epochs", "num_nodes", "accumulate_grad_batches", "val_every", "save_every", "keep")
+        for name in (*names, "log_every_n_steps"):
+            _check_whole(f"trainer.{name}", getattr(self, name), 1)
+        _check_whole("trainer.max_steps", self.max_steps, 1, optional=True)
+        _check_number("trainer.gradient_clip_val", self.gradient_clip_val, above=0, optional=True)
+        _check_number("trainer.ema_decay", self.ema_decay, above=0, below=1, optional=True)
+
 
 @dataclass
 class TrainConfig:
@@ -268,6 +356,9 @@ class TrainConfig:
     resume: str | None = None
     output: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole("seed", self.seed, 0, 2**32 - 1)
 
 
 # --- finding, reading and writing -------------------------------------------------------------------------------------
@@ -362,6 +453,7 @@ def train_parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog="stvid train",
+        usage="stvid train --config NAME.yaml [--any.key value]",
         exit_on_error=False,
         description="Train a model from a config. Every key of the config is an option here.",
         epilog="Packaged configs: " + ", ".join(list_configs()),
@@ -372,17 +464,36 @@ def train_parser() -> ArgumentParser:
         help="YAML file; a bare name is looked up here, then among the packaged configs.",
     )
     parser.add_class_arguments(TrainConfig)
+    for action in parser._actions:  # options of jsonargparse that `parse_config` does not take
+        if action.dest in _section_types() or action.dest == "print_config":
+            action.help = argparse.SUPPRESS
     return parser
 
 
-def _one_line(error: Exception) -> str:
-    """Turns a message of jsonargparse into ``key: expected a float, got 'abc'``."""
+def one_line(error: Exception, *, prefix: str = "") -> str:
+    """Turns a message of jsonargparse into one line, such as ``optim.lr: expected float, got 'abc'``.
+
+    Args:
+        error: What was raised while parsing.
+        prefix: Put before the key, such as ``--``.
+    """
     text = " ".join(str(error).split())
-    match = re.search(r'Parser key "([^"]+)": Expected an? (.+?)\. Got value: (.*)$', text)
+    match = re.search(r'Parser key "([^"]+)": (.*)$', text)
     if match is None:
-        return text
-    expected = re.sub(r"<class '([^']+)'>|typing\.", r"\1", match[2])
-    return f"{match[1]}: expected {expected}, got {match[3]!r}"
+        return text.removeprefix("argument ")
+    key, problem = prefix + match[1], match[2]
+    if found := re.search(r"Expected an? (.+?)\. Got value: (.*)$", problem):
+        return f"{key}: expected {_type_name(found[1])}, got {found[2]!r}"
+    if found := re.search(r"Union subtypes Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$", problem):
+        names = re.sub(r",? ?NoneType", " or null", _type_name(found[1]))
+        return f"{key}: expected {names}, got {found[2]!r}"
+    return f"{key}: {problem}"
+
+
+def _type_name(text: str) -> str:
+    """Writes ``<class 'float'>`` as ``float`` and ``typing.Literal['a', 'b']`` as ``one of 'a', 'b'``."""
+    text = re.sub(r"<class '([^']+)'>|typing\.", r"\1", text)
+    return re.sub(r"^Literal\[(.*)\]$", r"one of \1", text)
 
 
 def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[str] = ()) -> TrainConfig:
@@ -422,13 +533,16 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
     _check_keys(values, source)
     for option in options:
         if option.startswith("--") and (key := option[2:].partition("=")[0]) not in config_keys():
+            if section := _section_types().get(key):
+                example = f"--{key}.{dataclasses.fields(section)[0].name}"
+                raise ConfigError(f"--{key}: not an option but a section; give its keys, for example {example}")
             raise ConfigError(f"--{key}: unknown option{_hint(key)}")
     parser = train_parser()
     try:
         base = parser.parse_object(values, defaults=True)
         namespace = parser.parse_args(list(options), namespace=base) if options else base
     except (ArgumentError, ConfigError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error)) from error
     return _build(TrainConfig, namespace.as_dict())
 
 

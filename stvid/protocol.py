@@ -7,6 +7,8 @@ every checkpoint, config and report. `stvid test` and `stvid predict` take it fr
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,16 +24,31 @@ KINETICS_MEAN = (0.45, 0.45, 0.45)  # SlowFast's DATA.MEAN, used by everything t
 KINETICS_STD = (0.225, 0.225, 0.225)
 
 
-def parse_views(views: str) -> tuple[int, int]:
+_CROPS = (1, 3, 5, 10)  # the layouts that `stvid.evaluation.views.ViewPlan` names
+
+
+def parse_views(views: str, *, key: str | None = None) -> tuple[int, int]:
     """Splits ``"4x3"`` into 4 temporal clips and 3 spatial crops.
 
+    Args:
+        views: Temporal clips x spatial crops.
+        key: The key of the config, which then starts the message.
+
     Raises:
-        ConfigError: If the text is not two positive numbers joined by ``x``.
+        ConfigError: If the text is not two positive numbers joined by ``x``, or there is no such number of crops.
     """
+    where = "views" if key is None else f"{key}:"
     match = re.fullmatch(r"\s*([1-9]\d{0,3})\s*[x×]\s*([1-9]\d?)\s*", str(views))
     if match is None:
-        raise ConfigError(f"views {views!r}: write temporal clips x spatial crops, for example 4x3")
-    return int(match[1]), int(match[2])
+        raise ConfigError(f"{where} {views!r} is not temporal clips x spatial crops, for example 4x3")
+    clips, crops = int(match[1]), int(match[2])
+    if crops not in _CROPS:
+        raise ConfigError(f"{where} {views!r} has {crops} spatial crops; there are 1, 3, 5 or 10, for example 4x3")
+    return clips, crops
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class Protocol:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"protocol.{name}: {value!r} is not a positive whole number")
-        if self.fps is not None and not self.fps > 0:
+        if self.fps is not None and not (_is_finite(self.fps) and self.fps > 0):
             raise ConfigError(f"protocol.fps: {self.fps!r} is not a positive number (null takes the video's own rate)")
         if self.sampling not in ("dense", "segment"):
             raise ConfigError(f"protocol.sampling: {self.sampling!r} is neither dense nor segment")
@@ -77,13 +94,13 @@ class Protocol:
             raise ConfigError(f"protocol.crop: {self.crop} is larger than protocol.short_side ({self.short_side})")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if len(value) != 3:
-                raise ConfigError(f"protocol.{name}: {value!r} does not have three numbers")
+            if len(value) != 3 or not all(_is_finite(number) for number in value):
+                raise ConfigError(f"protocol.{name}: {value!r} is not three finite numbers")
             object.__setattr__(self, name, tuple(float(number) for number in value))
         if min(self.std) <= 0:
             raise ConfigError(f"protocol.std: {self.std!r} has a number that is not positive")
         object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
-        parse_views(self.views)
+        parse_views(self.views, key="protocol.views")
 
     @property
     def num_clips(self) -> int:

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 import stvid
-from stvid.checkpoints import load_checkpoint, load_model, read_checkpoint, save_model, write_atomically
+from stvid.checkpoints import (
+    describe,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    read_checkpoint,
+    save_model,
+    write_atomically,
+)
 from stvid.errors import CheckpointError
 from stvid.models.layers import VideoModel
 
@@ -136,6 +144,55 @@ def test_load_model_keeps_the_protocol(tmp_path: Path) -> None:
     assert again.default_protocol == model.default_protocol and not again.training and same(model, again)
     with pytest.raises(CheckpointError, match="of uniformer_xxs, not of uniformer_s"):
         load_model(tmp_path / "m.safetensors", name="uniformer_s")
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_the_task_is_kept(name: str, tmp_path: Path) -> None:
+    model = tiny()
+    assert model.task == "multiclass"
+    model.task = "multilabel"
+    save_model(model, tmp_path / name)
+    assert load_model(tmp_path / name).task == "multilabel"
+    other = tiny()
+    load_checkpoint(other, tmp_path / name)
+    assert other.task == "multilabel"
+    new_head = tiny(3)
+    load_checkpoint(new_head, tmp_path / name, reset_head=True)
+    assert new_head.task == "multiclass", "it belongs to the head, as the protocol does"
+
+
+def test_a_checkpoint_without_a_task_leaves_it() -> None:
+    model = tiny()
+    model.task = "multilabel"
+    old = {key: value for key, value in describe(model).items() if key != "task"}
+    load_checkpoint(model, {"state_dict": tiny().state_dict(), "stvid": old})
+    assert model.task == "multilabel"
+    load_checkpoint(model, tiny().state_dict())
+    assert model.task == "multilabel"
+    with pytest.raises(CheckpointError, match="task 'ranking' is not one of multiclass, multilabel"):
+        load_checkpoint(model, {"state_dict": tiny().state_dict(), "stvid": {**old, "task": "ranking"}})
+
+
+def test_load_model_of_a_run(tmp_path: Path) -> None:
+    run, best, last = tmp_path / "run", tiny(), tiny()
+    with torch.no_grad():
+        best.head.bias.fill_(1.0)
+    folder = run / "checkpoints"
+    save_model(last, folder / "last.ckpt")
+    assert newest_checkpoint(run, prefer="best.ckpt") == folder / "last.ckpt"
+    assert same(load_model(run), last)
+    save_model(best, folder / "best.ckpt")
+    for source in (run, folder, str(run), folder / "best.ckpt"):
+        assert same(load_model(source), best)
+    assert newest_checkpoint(run) == folder / "last.ckpt"
+    (folder / "best.ckpt").write_bytes(b"not a checkpoint at all")
+    with pytest.raises(CheckpointError, match=r"best\.ckpt: not a checkpoint"):
+        load_model(run)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: holds no checkpoint"):
+        load_model(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match=r"nothing: no such checkpoint or run folder"):
+        load_model(tmp_path / "nothing")
 
 
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:

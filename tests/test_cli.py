@@ -161,6 +161,50 @@ def test_published_weights_need_a_model_and_names(
     assert code == 2 and "3 logits, but 2 class names" in one_line(err)
 
 
+def test_readme_three_commands(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder per class without a split: train, test and predict as the first screen of the README says."""
+    monkeypatch.chdir(tmp_path)
+    quick = [option for option in TRAIN if not option.startswith("--protocol.views")]
+    quick += ["--data.repeats=1", "--data.val_views=1x1"]
+    code, _, err = call(capsys, "train", "--config", "uniformer_xxs_folder.yaml", "--data.train", str(videos), *quick)
+    assert code == 0, err
+    code, out, err = call(capsys, "test", "--checkpoint", "runs/uniformer_xxs_folder", "--workers=0")
+    assert code == 0 and "3 videos counted" in out, err  # one of each class was held out
+    file = str(next(videos.rglob("*.mp4")))
+    code, out, err = call(capsys, "predict", file, "--checkpoint", "runs/uniformer_xxs_folder")
+    assert code == 0 and "turn" in out, err
+
+
+def test_names_of_the_checkpoint_are_not_overruled(
+    run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("right\nleft\nturn\n")
+    file = str(next(videos.rglob("*.mp4")))
+    code, _, err = call(capsys, "predict", file, "--checkpoint", str(run), "--class_names", str(names))
+    assert code == 2 and "names its 3 classes itself" in one_line(err)
+    names.write_text("left\nright\nturn\n")
+    assert call(capsys, "predict", file, "--checkpoint", str(run), "--class_names", str(names))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "option,message",
+    [
+        ("--optim.lr=3", "--optim.lr: has no meaning here"),
+        ("--data.batch_size=3", "--data.batch_size: has no meaning here"),
+        ("--protocol.strid=3", "nearest: protocol.stride"),
+        ("--model=uniformer_b", "of uniformer_xxs, not of uniformer_b"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    run: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "test", "--checkpoint", str(run), option)
+    assert code in (1, 2) and message in one_line(err)
+
+
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "models", "uniformer_*", "--json")
     assert code == 0

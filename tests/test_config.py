@@ -4,10 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from stvid.config import TrainConfig, config_keys, dump_config, find_config, list_configs, load_config
+from stvid.config import (
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    TrainerConfig,
+    config_keys,
+    dump_config,
+    find_config,
+    list_configs,
+    load_config,
+    one_line,
+    train_parser,
+)
 from stvid.engine.train import _build_model
 from stvid.errors import ConfigError
-from stvid.protocol import Protocol
+from stvid.evaluation.views import ViewPlan
+from stvid.protocol import Protocol, parse_views
 
 
 @pytest.mark.parametrize("name", list_configs())
@@ -69,7 +82,7 @@ def test_dump_goes_round() -> None:
         ("optim: 3", r"optim: expected keys and values, got 3"),
         ("data: {format: zip}", r"data\.format: expected .*'csv'.*, got 'zip'"),
         ("protocol: {crop: 500}", r"protocol\.crop: 500 is larger than protocol\.short_side"),
-        ("protocol: {views: 4by3}", r"views '4by3'"),
+        ("protocol: {views: 4by3}", r"protocol\.views: '4by3'"),
         ("protocol: {frames: 0}", r"protocol\.frames"),
         ("[1, 2]", "expected keys and values"),
         ("a: [", "not valid YAML"),
@@ -90,12 +103,132 @@ def test_mistakes_are_one_line_with_the_key(tmp_path: Path, text: str, message: 
         (["--optim.lr", "x"], r"optim\.lr: expected float"),
         (["--trainer.max_epochs"], r"trainer\.max_epochs"),
         (["stray"], "stray"),
+        (["--data", "videos"], r"^--data: not an option but a section.*--data\.train$"),
+        (["--model=uniformer_s"], r"^--model: not an option but a section.*--model\.name$"),
+        (["--protocol.fps", "inf"], r"^protocol\.fps: expected float or null, got 'inf'$"),
+        (["--protocol.fps", ".inf"], r"^protocol\.fps: inf is not"),
+        (["--protocol.views", "4x2"], r"^protocol\.views: '4x2' has 2 spatial crops; there are 1, 3, 5 or 10"),
+        (["--optim.lr", "-1"], r"^optim\.lr: -1 is not a positive number$"),
+        (["--seed", "-1"], r"^seed: -1 is not a whole number from 0 to 4294967295$"),
+        (["--data.val_views"], r"^--data\.val_views: expected one argument$"),
+        (["--data.format=zip"], r"^data\.format: expected one of 'auto', .*, got 'zip'$"),
     ],
 )
 def test_mistaken_options(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(None, options)
     assert "\n" not in str(caught.value)
+
+
+OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
+    "seed": ("-1", "4294967296"),
+    "model.drop_path_rate": ("-0.1", "1", ".nan"),
+    "data.batch_size": ("0",),
+    "data.val_batch_size": ("0",),
+    "data.workers": ("-1",),
+    "data.decode_threads": ("0",),
+    "data.repeats": ("0",),
+    "data.val_fraction": ("-0.1", "1", ".nan"),
+    "data.max_failures": ("-0.1", "1.1", ".inf"),
+    "data.limit_train": ("0",),
+    "data.limit_val": ("-3",),
+    "data.val_views": ("1x2", "3", "0x1"),
+    "protocol.views": ("4x2", "x"),
+    "protocol.fps": ("0", ".inf", ".nan"),
+    "protocol.mean": ("[0, .nan, 0]",),
+    "protocol.std": ("[1, .inf, 1]", "[1, 0, 1]"),
+    "optim.lr": ("-1", "0", ".inf", ".nan"),
+    "optim.base_batch": ("0",),
+    "optim.weight_decay": ("-0.1", ".inf"),
+    "optim.betas": ("[0.9, 1]", "[-0.1, 0.9]", "[.nan, 0.9]"),
+    "optim.momentum": ("1", "-0.1"),
+    "optim.layer_decay": ("0", "1.1"),
+    "optim.warmup_epochs": ("-1", ".inf"),
+    "optim.warmup_lr": ("-1",),
+    "optim.min_lr": ("-1",),
+    "optim.schedule_epochs": ("0", ".inf"),
+    "trainer.max_epochs": ("0",),
+    "trainer.max_steps": ("0", "-1"),
+    "trainer.num_nodes": ("0",),
+    "trainer.accumulate_grad_batches": ("0",),
+    "trainer.gradient_clip_val": ("0", ".inf"),
+    "trainer.ema_decay": ("0", "1"),
+    "trainer.val_every": ("0",),
+    "trainer.save_every": ("0",),
+    "trainer.keep": ("0",),
+    "trainer.log_every_n_steps": ("0",),
+}
+
+
+@pytest.mark.parametrize("key,value", [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_values_out_of_range_are_one_line_that_starts_with_the_key(
+    tmp_path: Path, key: str, value: str, in_file: bool
+) -> None:
+    path = tmp_path / "c.yaml"
+    section, _, name = key.rpartition(".")
+    path.write_text((f"{section}: {{{name}: {value}}}" if section else f"{name}: {value}") if in_file else "")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [] if in_file else [f"--{key}={value}"])
+    assert str(caught.value).startswith(f"{key}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("seed=0", "seed=4294967295", "optim.lr=1e-30", "optim.lr=1e30", "optim.betas=[0, 0.5]", "optim.momentum=0"),
+        *("data.workers=0", "data.workers=null", "data.max_failures=1", "data.val_views=10x10", "protocol.views=4x5"),
+        *("data.limit_train=1", "optim.layer_decay=1", "optim.schedule_epochs=0.5", "trainer.max_steps=1"),
+        *("trainer.ema_decay=0.5", "trainer.gradient_clip_val=null", "model.drop_path_rate=0", "protocol.fps=29.97"),
+    ],
+)
+def test_values_at_the_edge_of_the_range(option: str) -> None:
+    load_config(None, [f"--{option}"])
+
+
+def test_ranges_hold_in_python_too() -> None:
+    with pytest.raises(ConfigError, match=r"^optim\.lr: '1' is not a finite number$"):
+        OptimConfig(lr="1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^data\.batch_size: True is not a whole number from 1 up$"):
+        DataConfig(batch_size=True)
+    with pytest.raises(ConfigError, match=r"^trainer\.max_steps: 1\.5 is not a whole number from 1 up, nor null$"):
+        TrainerConfig(max_steps=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^optim\.betas: \(0\.9,\) is not two numbers$"):
+        OptimConfig(betas=(0.9,))  # type: ignore[arg-type]
+
+
+def test_views_are_those_of_the_evaluation() -> None:
+    for crops in range(1, 100):
+        try:
+            assert parse_views(f"2x{crops}") == (2, crops)
+            allowed = True
+        except ConfigError:
+            allowed = False
+        try:
+            ViewPlan(2, crops)
+            assert allowed
+        except ConfigError:
+            assert not allowed
+
+
+def test_help_lists_only_options_that_exist() -> None:
+    text = train_parser().format_help()
+    assert text.startswith("usage: stvid train --config NAME.yaml [--any.key value]\n")
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    assert sorted(listed) == sorted(["--config", *(f"--{key}" for key in config_keys())])
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("Parser key \"topk\":\n  Expected a <class 'int'>. Got value: x", "--topk: expected int, got 'x'"),
+        ("argument --topk: expected one argument", "--topk: expected one argument"),
+        ('Parser key "topk": something else', "--topk: something else"),
+        ("something\n  else", "something else"),
+    ],
+)
+def test_one_line(text: str, expected: str) -> None:
+    assert one_line(ValueError(text), prefix="--") == expected
 
 
 def test_protocol_round_trip_and_checks() -> None:
@@ -106,4 +239,4 @@ def test_protocol_round_trip_and_checks() -> None:
         Protocol.from_dict({"frmes": 3})
     for wrong in ({"fps": -1}, {"std": (0, 1, 1)}, {"mean": (1, 2)}, {"sampling": "x"}, {"stride": 1.5}):
         with pytest.raises(ConfigError):
-            Protocol(**wrong)  # type: ignore[arg-type]
+            Protocol(**wrong)

@@ -1,7 +1,9 @@
 """From a manifest to clips: decode, sample, transform.
 
 `TrainDataset` gives random clips, `EvalDataset` all test views of a video, `load_clip` the centre view of one file.
-Each decodes a video once, however many clips are taken from it.
+Each decodes a video once, however many clips are taken from it; test views of a video whose frames would take much
+memory are decoded clip by clip. Where a manifest names the part of a video to use, its seconds count from the first
+frame; the times that samples and clips carry are on the file's own clock, which need not begin at 0.
 
 A training sample is a pure function of (seed, epoch, video, copy, repeat): it does not depend on the number of worker
 processes, on which of them makes it, or on any global random state. So a run can be resumed exactly.
@@ -43,6 +45,9 @@ __all__ = [
 MAX_TRIES = 8
 """Videos that are tried for one training sample before the run stops."""
 
+MAX_FRAME_BYTES = 256 * 2**20
+"""Frames that are held at a time for all test clips of a video; above it, each clip is decoded by itself."""
+
 _STREAM_CLIP, _STREAM_REPLACEMENT, STREAM_ORDER = range(3)
 """First number of the seed of each kind of random choice, so that no two kinds share their numbers."""
 
@@ -60,9 +65,14 @@ def make_generator(*key: int) -> np.random.Generator:
 
 
 def _grid(reader: VideoReader, protocol: Protocol, start: float | None, end: float | None) -> np.ndarray:
-    """The frames that clips are cut from; a range without a frame is a fault of this video."""
+    """The frames that clips are cut from; a range without a frame is a fault of this video.
+
+    The clock of a file may begin anywhere (a transport stream often at 1.4 s): `start` and `end` count from the first
+    frame.
+    """
+    times = reader.timestamps
     try:
-        return frame_grid(reader.timestamps, fps=protocol.fps, start=start, end=end)
+        return frame_grid(times - times[:1], fps=protocol.fps, start=start, end=end)
     except ValueError as error:
         raise VideoError(reader.source_name, str(error)) from error
 
@@ -88,6 +98,21 @@ def _take(frames: torch.Tensor, where: np.ndarray) -> torch.Tensor:
     return frames[torch.from_numpy(where)]
 
 
+def _decode_clips(reader: VideoReader, indices: np.ndarray) -> Iterator[torch.Tensor]:
+    """Yields the frames of each clip, uint8 (T, H, W, 3); each frame is decoded once unless that takes much memory.
+
+    Args:
+        reader: An open video.
+        indices: Frames of each clip, (N, T).
+    """
+    needed = len(np.unique(indices)) * reader.height * reader.width * 3
+    for part in [indices] if needed <= MAX_FRAME_BYTES else np.split(indices, len(indices)):
+        frames, where = _decode(reader, part)
+        for clip in where:
+            yield _take(frames, clip)
+        del frames  # before the next clip is decoded
+
+
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +123,7 @@ class Clip:
     Attributes:
         tensor: float32 (C, T, H, W), RGB, normalised.
         indices: Source frame of each frame, int64 (T,), in order of presentation.
-        seconds: Time of each frame in the source, float64 (T,).
+        seconds: Time of each frame in the source, float64 (T,); on the file's own clock, which need not begin at 0.
         crop_box: Part of the source frame that is shown, in source pixels.
         flipped: Whether the clip is mirrored left to right.
         backend: Decoder that read it.
@@ -145,8 +170,8 @@ def load_clip(
         crop: Replaces `protocol.crop`.
         mean: Replaces `protocol.mean`.
         std: Replaces `protocol.std`.
-        start: Use the video from this second on.
-        end: Use the video up to this second, exclusive.
+        start: Use the video from this second on, counted from its first frame.
+        end: Use the video up to this second, exclusive, counted from its first frame.
         backend: Decoder.
 
     Raises:
@@ -194,6 +219,8 @@ def _target(label_ids: np.ndarray, manifest: Manifest, multilabel: bool) -> np.n
     """int64 () or, with `multilabel`, float32 (K,); -1 or zeros if there is no label."""
     if multilabel:
         return _multi_hot(label_ids, len(manifest.class_names))
+    if len(label_ids) == 0 and manifest.has_labels:
+        raise ManifestError(f"{manifest.source}: a video has no label, but others have; set task: multilabel")
     if len(label_ids) > 1:
         names = ", ".join(manifest.class_names[label] for label in label_ids)
         raise ManifestError(f"{manifest.source}: a video has several labels ({names}); set task: multilabel")
@@ -484,15 +511,14 @@ class EvalDataset(Dataset[EvalSample]):
                 grid = _grid(reader, self.protocol, entry.start, entry.end)
                 indices = sample_views(grid, self.protocol, num_clips=self.num_clips)
                 seconds = reader.timestamps[indices]
-                frames, where = _decode(reader, indices)
+                size = self.protocol.crop
+                views = torch.empty(self.num_clips, self.num_crops, indices.shape[1], size, size, 3, dtype=torch.uint8)
+                boxes: tuple[CropBox, ...] = ()
+                for number, frames in enumerate(_decode_clips(reader, indices)):
+                    crops, boxes = test_crops(frames, self.protocol, self.num_crops)
+                    views[number] = crops.permute(0, 2, 3, 4, 1)
         except VideoError as error:
             return EvalSample(index, None, labels, error=error.reason)
-        size = self.protocol.crop
-        views = torch.empty(self.num_clips, self.num_crops, indices.shape[1], size, size, 3, dtype=torch.uint8)
-        boxes: tuple[CropBox, ...] = ()
-        for number in range(self.num_clips):
-            crops, boxes = test_crops(_take(frames, where[number]), self.protocol, self.num_crops)
-            views[number] = crops.permute(0, 2, 3, 4, 1)
         clips = views.flatten(0, 1).permute(0, 4, 1, 2, 3)
         return EvalSample(index, clips, labels, indices=indices, seconds=seconds, crop_boxes=boxes)
 

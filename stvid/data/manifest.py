@@ -44,8 +44,8 @@ class VideoEntry:
     Attributes:
         path: Absolute path of the video file (or of a folder of images).
         labels: Names of its classes; empty if unknown, several only in a multi-label manifest.
-        start: Where the part to use begins, in seconds; None is the start of the file.
-        end: Where it ends, in seconds; None is the end of the file.
+        start: Where the part to use begins, in seconds from the first frame of the video; None is the first frame.
+        end: Where it ends, in seconds from the first frame; None is the end of the video.
     """
 
     path: str
@@ -90,7 +90,12 @@ class Manifest:
 
     @classmethod
     def from_entries(
-        cls, entries: Iterable[VideoEntry], *, class_names: Sequence[str] | None = None, source: str = "<entries>"
+        cls,
+        entries: Iterable[VideoEntry],
+        *,
+        class_names: Sequence[str] | None = None,
+        source: str = "<entries>",
+        multilabel: bool = False,
     ) -> Manifest:
         """Makes a manifest of rows.
 
@@ -98,12 +103,14 @@ class Manifest:
             entries: The rows; relative paths are taken from the working directory.
             class_names: The classes in order; None takes the labels that occur, sorted.
             source: What messages call it.
+            multilabel: Whether a row without labels may stand beside labelled ones: it shows none of the classes.
 
         Raises:
-            ManifestError: If a label is not in `class_names`, or two rows are the same.
+            ManifestError: If a label is not in `class_names`, two rows are the same, or some rows have labels and
+                others have not although `multilabel` is off.
         """
         rows = [_Row(e.path, tuple(e.labels), e.start, e.end, f"entry {n}") for n, e in enumerate(entries)]
-        return _build(rows, root=os.getcwd(), class_names=class_names, source=source)
+        return _build(rows, root=os.getcwd(), class_names=class_names, source=source, multilabel=multilabel)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -138,8 +145,8 @@ class Manifest:
 
     @property
     def has_labels(self) -> bool:
-        """Whether every video has a label."""
-        return len(self) > 0 and bool((np.diff(self._id_ends) > 0).all())
+        """Whether the videos are labelled: every one, or in a multi-label manifest at least one."""
+        return len(self._ids) > 0
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
         """Returns a manifest of some of the videos, in the order given, with the same class names."""
@@ -220,9 +227,10 @@ def read_manifest(
     Formats:
         csv: Columns ``path,label[,start,end]`` in any order, named by the first line; ``label`` may be missing
             (unlabelled videos). A file of two columns without a header is taken as path and label. UTF-8, commas,
-            quotes where a name holds a comma. ``start`` and ``end`` are seconds on the video's own clock.
-        folder: One folder per class, which holds video files, also in folders below it. A class folder without videos
-            is still a class.
+            quotes where a name holds a comma. ``start`` and ``end`` are seconds from the first frame of the video,
+            wherever the clock of the file begins.
+        folder: One folder per class, which holds video files, also in folders below it. A folder without videos is no
+            class.
         kinetics: The official CSV (``label,youtube_id,time_start,time_end,split``; the test list has no labels). Files
             are ``<id>_<start>_<end>.mp4`` with six digits each (the cut clip) or ``<id>.mp4`` (the whole video, of
             which the row's seconds are used), with any video extension, in the root or in a folder of it named after
@@ -236,7 +244,8 @@ def read_manifest(
         root: Folder that relative paths start from; None is the folder of the manifest.
         format: One of the above, or ``auto``: a folder, a .json file, a CSV with a column ``youtube_id``, or a CSV.
         class_names: The classes in order; None takes the labels that occur, sorted.
-        multilabel: Whether the labels of a CSV are lists joined by ``|``.
+        multilabel: Whether the labels of a CSV are lists joined by ``|``. An empty one then means that the video shows
+            none of the classes.
 
     Raises:
         ManifestError: If it is missing, empty, or has a row that cannot be used: one line with the file, the line
@@ -260,8 +269,13 @@ def read_manifest(
         return _build(rows, root=path, class_names=class_names if class_names is not None else found, source=path)
     if os.path.isdir(path):
         raise ManifestError(f"{path}: is a folder, but format {format!r} needs a file")
+    if _is_video(path):
+        raise ManifestError(
+            f"{path}: is a video, not a list of videos; give a CSV (path,label), a JSON or a folder per class"
+        )
     base = os.fspath(root) if root is not None else os.path.dirname(path) or "."
     text = _read_text(path)
+    sparse = False
     if format == "ssv2" or (format == "auto" and path.lower().endswith(".json")):
         rows = _read_ssv2(text, path, base)
     else:
@@ -271,7 +285,8 @@ def read_manifest(
             rows = _read_kinetics(table, path, base)
         else:
             rows = _read_csv(table, path, multilabel)
-    return _build(rows, root=base, class_names=class_names, source=path)
+            sparse = multilabel
+    return _build(rows, root=base, class_names=class_names, source=path, multilabel=sparse)
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -383,6 +398,8 @@ def _read_csv(table: list[tuple[int, list[str]]], path: str, multilabel: bool) -
         if "label" in values:
             names = values["label"].split("|") if multilabel else [values["label"]]
             labels = tuple(dict.fromkeys(name.strip() for name in names))
+            if multilabel and not values["label"]:
+                labels = ()
             if "" in labels:
                 raise ManifestError(f"{path}, {where}: {values['path']!r} has no label")
         start = _seconds(values.get("start", ""), f"{path}, {where}: start")
@@ -572,7 +589,9 @@ def _gather(values: np.ndarray, ends: np.ndarray, picked: np.ndarray) -> tuple[n
     return values[places], new_ends
 
 
-def _build(rows: list[_Row], *, root: str, class_names: Sequence[str] | None, source: str) -> Manifest:
+def _build(
+    rows: list[_Row], *, root: str, class_names: Sequence[str] | None, source: str, multilabel: bool = False
+) -> Manifest:
     if class_names is not None:
         names = _checked_class_names(class_names, source)
     else:
@@ -583,7 +602,7 @@ def _build(rows: list[_Row], *, root: str, class_names: Sequence[str] | None, so
     paths: list[bytes] = []
     unlabelled = next((row for row in rows if not row.labels), None)
     labelled = next((row for row in rows if row.labels), None)
-    if unlabelled is not None and labelled is not None:
+    if unlabelled is not None and labelled is not None and not multilabel:
         raise ManifestError(f"{source}, {unlabelled.where}: {unlabelled.path!r} has no label, but others have")
     for row in rows:
         if row.end is not None and row.end <= (row.start or 0):

@@ -72,8 +72,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class StopOnSignal(Callback):
     """On SIGINT or SIGTERM, ends the step in hand, saves the complete state, and leaves with `Interrupted`.
 
-    A second signal stops at once, without saving. During validation the rest of it is skipped, and the state is saved
-    at the end of the epoch.
+    A second signal stops at once, without saving. During a validation between epochs the rest of it is skipped, and
+    the state is saved at the end of the epoch; the validation after the last epoch is finished, and the run with it.
 
     Args:
         folder: Where ``interrupted.ckpt`` is written.
@@ -83,11 +83,12 @@ class StopOnSignal(Callback):
         self.folder = folder
         self.received: int | None = None
         self.saved: Path | None = None
+        self._last_epoch = False
         self._previous: dict[int, Any] = {}
 
     def stop_requested(self) -> bool:
-        """Whether a signal has come; validation loaders ask this between batches."""
-        return self.received is not None
+        """Whether the run is to end before its time; validation loaders ask this between batches."""
+        return self.received is not None and not self._last_epoch
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -104,6 +105,10 @@ class StopOnSignal(Callback):
             except ValueError:  # not in the main thread: whoever runs the thread handles signals
                 return
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes whether this is the last validation."""
+        self._last_epoch = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -118,7 +123,7 @@ class StopOnSignal(Callback):
             self._leave(trainer, path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops between two epochs; registered last, so that the epoch's own checkpoint is written already."""
+        """Stops between two epochs."""
         stop = self.stop_requested()
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -152,6 +157,7 @@ class Throughput(Callback):
         self.warn_above = warn_above
         self.clips_per_second = 0.0
         self.data_wait = 0.0
+        self._warned = False
         self._reset()
 
     def _reset(self) -> None:
@@ -184,8 +190,10 @@ class Throughput(Callback):
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warns when the loader is the bottleneck."""
-        if self.data_wait > self.warn_above and trainer.is_global_zero:
+        """Warns, once, when the loader is the bottleneck of an epoch that is worth the words."""
+        long = self._waited > 5.0
+        if long and not self._warned and self.data_wait > self.warn_above and trainer.is_global_zero:
+            self._warned = True
             print(
                 f"warning: {self.data_wait:.0%} of the training time was spent waiting for data; more data.workers, "
                 "videos of a smaller size, or data.repeats 2 would help",
@@ -223,9 +231,9 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line."""
+        metrics = trainer.callback_metrics  # asked for by all ranks: their means are exchanged here
         if not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
         parts = []
         for key in ("train_loss", "train_top1"):
             if key in metrics:
@@ -250,14 +258,15 @@ class MetricsCsv(Logger):
 
     Args:
         folder: Of the run.
-        resume_step: Rows from this step on are dropped: the continued run writes them again.
+        resumed: Whether the file of an earlier part of the run is continued. Its rows from the first new step on are
+            dropped: they are written again.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
         self.columns = ["epoch", "step"]
-        self._resume_step = resume_step
+        self._resumed = resumed
         self._opened = False
 
     @property
@@ -279,7 +288,7 @@ class MetricsCsv(Logger):
         """Writes one row, with new columns appended to the right."""
         row: dict[str, Any] = {**metrics, "step": step if step is not None else 0}
         if not self._opened:
-            self._open()
+            self._open(row["step"])
         added = [key for key in row if key not in self.columns]
         if added:
             self.columns += added
@@ -287,10 +296,10 @@ class MetricsCsv(Logger):
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _open(self) -> None:
+    def _open(self, step: int) -> None:
         self._opened = True
-        rows = self._read() if self.path.exists() and self._resume_step is not None else []
-        rows = [row for row in rows if int(row["step"]) < (self._resume_step or 0)]
+        rows = self._read() if self.path.exists() and self._resumed else []
+        rows = [row for row in rows if int(row["step"]) < step]
         for row in rows:
             self.columns += [key for key in row if key not in self.columns]
         self._rewrite(rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from timm.models import group_parameters
@@ -13,7 +13,7 @@ from stvid.config import OptimConfig
 from stvid.errors import ConfigError
 from stvid.models.layers import VideoModel
 
-__all__ = ["build_optimizer", "learning_rate_curve", "parameter_groups", "scaled_learning_rate"]
+__all__ = ["Treatment", "build_optimizer", "learning_rate_curve", "plan_parameters", "scaled_learning_rate"]
 
 
 def scaled_learning_rate(config: OptimConfig, clips_per_step: int) -> float:
@@ -24,57 +24,81 @@ def scaled_learning_rate(config: OptimConfig, clips_per_step: int) -> float:
     return config.lr if config.base_batch is None else config.lr * clips_per_step / config.base_batch
 
 
-def parameter_groups(model: VideoModel, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Sorts the parameters by decay and, if `layer_decay` is not 1, by depth.
+class Treatment(NamedTuple):
+    """How a parameter is optimised.
+
+    Attributes:
+        decayed: Whether weight decay applies.
+        layer: Number of its layer group from the input on; the classifier has the highest.
+        lr_scale: Factor of the learning rate.
+    """
+
+    decayed: bool
+    layer: int
+    lr_scale: float
+
+
+def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatment]:
+    """Decides by name how each parameter is optimised.
 
     Biases, norm parameters (all of one dimension) and those of `model.no_weight_decay` are not decayed. A layer group
     that is k groups before the classifier gets layer_decay ** k of the learning rate (BEiT, arXiv:2106.08254).
 
-    Returns:
-        Groups with ``params``, ``weight_decay``, ``lr_scale`` and a ``name`` for the logs.
+    Raises:
+        ConfigError: If layer-wise decay is asked of a model without layer groups.
     """
     undecayed = model.no_weight_decay()
     depth: dict[str, int] = {}
-    if layer_decay != 1.0:
-        depth = group_parameters(model, model.group_matcher(), reverse=True)
-    last = max(depth.values(), default=0)
+    if config.layer_decay != 1.0:
+        try:
+            depth = group_parameters(model, model.group_matcher(), reverse=True)
+        except TypeError as error:
+            raise ConfigError(f"optim.layer_decay: {error}") from error
+    top = max(depth.values(), default=0) + 1
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    plan = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+        layer = top if id(parameter) in head else depth.get(name, top)
         decayed = parameter.ndim > 1 and name not in undecayed
-        layer = last + 1 if id(parameter) in head else depth.get(name, last + 1)
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (last + 1 - layer),
-                "name": f"layer{layer}-{'decay' if decayed else 'no_decay'}"
-                if depth
-                else ("decay" if decayed else "no_decay"),
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
+        plan[name] = Treatment(decayed, layer, config.layer_decay ** (top - layer))
+    return plan
 
 
-def build_optimizer(model: VideoModel, config: OptimConfig, *, lr: float) -> torch.optim.Optimizer:
-    """Returns AdamW or SGD with Nesterov momentum over `parameter_groups`.
+def build_optimizer(
+    model: VideoModel, config: OptimConfig, *, lr: float, plan: Mapping[str, Treatment] | None = None
+) -> torch.optim.Optimizer:
+    """Returns AdamW or SGD with Nesterov momentum.
+
+    Args:
+        model: Its parameters that need a gradient are optimised.
+        config: Which optimiser, and its constants.
+        lr: Peak learning rate of the classifier.
+        plan: Of `plan_parameters`, made before the parameters were sharded; None makes it now.
 
     Raises:
         ConfigError: If layer-wise decay is asked of a model without layer groups.
     """
-    try:
-        groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
-    except TypeError as error:
-        raise ConfigError(f"optim.layer_decay: {error}") from error
-    for group in groups:
-        group["lr"] = lr * group["lr_scale"]
+    plan = plan_parameters(model, config) if plan is None else plan
+    groups: dict[Treatment, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        treatment = plan[name.replace("_fsdp_wrapped_module.", "")]
+        label = "decay" if treatment.decayed else "no_decay"
+        group = groups.setdefault(
+            treatment,
+            {
+                "params": [],
+                "weight_decay": config.weight_decay if treatment.decayed else 0.0,
+                "lr": lr * treatment.lr_scale,
+                "name": label if config.layer_decay == 1.0 else f"layer{treatment.layer}-{label}",
+            },
+        )
+        group["params"].append(parameter)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=config.betas)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(list(groups.values()), lr=lr, betas=config.betas)
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(list(groups.values()), lr=lr, momentum=config.momentum, nesterov=nesterov)
 
 
 def learning_rate_curve(

@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.checkpoints import read_checkpoint
-from stvid.config import TrainConfig, load_config, parse_config
-from stvid.data.manifest import Manifest, read_manifest
+import numpy as np
+
+from stvid.checkpoints import newest_checkpoint, read_checkpoint
+from stvid.config import TrainConfig, config_keys, load_config, parse_config
+from stvid.data.manifest import Manifest, read_class_names, read_manifest
 from stvid.errors import CheckpointError, ConfigError
 
 __all__ = [
     "RUN_DIR_VARIABLE",
+    "check_resumable",
     "choose_output",
+    "cpu_cores",
     "default_test_output",
     "default_workers",
+    "is_first_rank",
     "newest_checkpoint",
+    "read_data",
     "read_split",
     "resume_config",
+    "run_folder",
 ]
 
 RUN_DIR_VARIABLE = "STVID_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
-def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = None) -> Path:
-    """Returns the checkpoint that a path means: itself, or the newest of a run's folder.
-
-    Args:
-        source: A checkpoint, a run's folder, or its ``checkpoints`` folder.
-        prefer: File name to take if it is there, such as ``best.ckpt``.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    path = Path(source)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint or run folder")
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if prefer is not None and (folder / prefer).is_file():
-        return folder / prefer
-    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-    if not found:
-        raise CheckpointError(f"{path}: holds no checkpoint (*.ckpt)")
-    resumable = [file for file in found if file.name != "best.ckpt"] or found
-    return resumable[-1]
+def run_folder(checkpoint: str | os.PathLike[str]) -> Path | None:
+    """Returns the folder of the run that a checkpoint belongs to; None if it lies somewhere else."""
+    path = Path(checkpoint)
+    return path.parent.parent if path.parent.name == "checkpoints" else None
 
 
 def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -> TrainConfig:
@@ -56,27 +45,89 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
         CheckpointError: If there is no checkpoint, or it does not hold a config.
     """
     checkpoint = newest_checkpoint(source)
-    run = checkpoint.parent.parent
-    if (run / "config.yaml").is_file():
+    run = run_folder(checkpoint)
+    if run is not None and (run / "config.yaml").is_file():
         config = load_config(run / "config.yaml", options)
     else:
-        stored = read_checkpoint(checkpoint).get("stvid", {})
-        if "config" not in stored:
-            raise CheckpointError(f"{checkpoint}: holds no run that could be continued; use --init to start from it")
-        config = parse_config(stored["config"], options, source=str(checkpoint))
+        config = parse_config(_stored_config(checkpoint), options, source=str(checkpoint))
     config.resume = str(checkpoint)
     if not any(option.partition("=")[0] == "--output" for option in options):
-        config.output = str(run)
+        config.output = None if run is None else str(run)
     return config
 
 
+def _stored_config(checkpoint: Path) -> str:
+    content = read_checkpoint(checkpoint)
+    stored = content.get("stvid")
+    if not isinstance(stored, Mapping) or "config" not in stored or "loops" not in content:
+        raise CheckpointError(
+            f"{checkpoint}: holds no run that could be continued; use --init to start from its weights"
+        )
+    return stored["config"]
+
+
+# What may differ from the interrupted run: where things are and how fast it goes, not what is computed.
+RESUMABLE = {
+    *("init", "resume", "output", "model.grad_checkpointing"),
+    *("data.train", "data.val", "data.test", "data.root", "data.format", "data.class_names", "data.backend"),
+    *("data.batch_size", "data.val_batch_size", "data.workers", "data.decode_threads", "data.val_views"),
+    *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views", "protocol.class_names"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.compile", "trainer.channels_last", "trainer.val_every", "trainer.save_every"),
+    *("trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
+}
+
+
+def check_resumable(config: TrainConfig, *, clips_per_step: int) -> None:
+    """Refuses to continue a run with other settings than it had, which the checkpoint would silently overrule.
+
+    Args:
+        config: With `resume` set to a checkpoint.
+        clips_per_step: Of the run that is to start.
+
+    Raises:
+        ConfigError: If a setting that changes the result differs; the message names it.
+        CheckpointError: If the checkpoint holds no run.
+    """
+    assert config.resume is not None
+    before = parse_config(_stored_config(Path(config.resume)), source=config.resume)
+    for key in config_keys():
+        old, new = (functools.reduce(getattr, key.split("."), value) for value in (before, config))
+        if key not in RESUMABLE and old != new:
+            raise ConfigError(
+                f"{key}: {new} cannot be changed while a run is continued, it began with {old}; start a new run from "
+                "its weights with --init"
+            )
+    stored = read_checkpoint(config.resume)["stvid"].get("clips_per_step", clips_per_step)
+    if stored != clips_per_step:
+        raise ConfigError(
+            f"data.batch_size x trainer.devices: {clips_per_step} clips a step, but the run began with {stored}; keep "
+            "their product to continue it"
+        )
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for the run; before the processes are connected, the environment tells."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def choose_output(config: TrainConfig, name: str) -> Path:
-    """Returns the folder of the run, made and writable; never one that holds another run."""
+    """Returns the folder of the run, made and writable; never one that holds another run.
+
+    Raises:
+        ConfigError: If the folder holds a run that is not being continued, or cannot be written to, or has to be named
+            since the processes are started from outside.
+    """
     if RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
-    if config.output is not None:
-        folder = Path(config.output)
-        if config.resume is None and _holds_run(folder):
+    output = config.output
+    if output is None and config.resume is not None and (run := run_folder(config.resume)) is not None:
+        output = str(run)
+    if output is None and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --output")
+    if output is not None:
+        folder = Path(output)
+        if config.resume is None and is_first_rank() and _holds_run(folder):
             raise ConfigError(
                 f"output {folder}: holds a run already; continue it with --resume {folder}, or choose another --output"
             )
@@ -88,9 +139,12 @@ def choose_output(config: TrainConfig, name: str) -> Path:
             number += 1
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        if is_first_rank():  # what a killed process had half written
+            for left_over in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
+                left_over.unlink()
     except OSError as error:
         raise ConfigError(
             f"output {folder}: cannot be written to ({error.strerror}); choose another --output"
@@ -99,7 +153,7 @@ def choose_output(config: TrainConfig, name: str) -> Path:
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+    return any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def default_test_output(checkpoint: str | os.PathLike[str], temporal: str) -> Path:
@@ -111,10 +165,12 @@ def default_test_output(checkpoint: str | os.PathLike[str], temporal: str) -> Pa
 
 def default_workers(workers: int | None) -> int:
     """Returns `workers`, or one for each CPU core that this process may use, 8 at most."""
-    if workers is not None:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(cpu_cores(), 8) if workers is None else workers
+
+
+def cpu_cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | None = None) -> Manifest:
@@ -139,3 +195,64 @@ def read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | 
         class_names=class_names,
         multilabel=config.task == "multilabel",
     )
+
+
+def _limited(manifest: Manifest, limit: int | None, seed: int) -> Manifest:
+    if limit is None or limit >= len(manifest):
+        return manifest
+    rng = np.random.default_rng([seed, len(manifest)])
+    return manifest.subset(np.sort(rng.choice(len(manifest), size=limit, replace=False)))
+
+
+def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest, Manifest]:
+    """Splits off a share of each class, at least one video of each class that has two."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"data.val_fraction: {fraction} is not between 0 and 1")
+    rng = np.random.default_rng([seed, 1])
+    held: list[int] = []
+    primary = np.asarray(manifest.primary)
+    for label in np.unique(primary):
+        rows = rng.permutation(np.flatnonzero(primary == label))
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        held += rows[:count].tolist()
+    mask = np.zeros(len(manifest), dtype=bool)
+    mask[held] = True
+    return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
+
+
+def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
+    """Returns the order of the logits if the config or the initial weights fix it."""
+    if config.protocol.class_names:
+        return config.protocol.class_names
+    if config.data.class_names is not None:
+        return read_class_names(config.data.class_names)
+    return None
+
+
+def _initial_class_names(config: TrainConfig) -> tuple[str, ...]:
+    if config.init is None or config.resume is not None:
+        return ()
+    stored = read_checkpoint(config.init).get("stvid")
+    return tuple(stored["protocol"]["class_names"]) if isinstance(stored, dict) and "protocol" in stored else ()
+
+
+def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
+    """Reads the training and validation videos of a run, the held-out ones included.
+
+    Raises:
+        ConfigError: If there are none, or they have no labels.
+        ManifestError: If a list cannot be read.
+    """
+    order = _class_order(config)
+    train = read_split(config, "train", class_names=order)
+    if not train.has_labels:
+        raise ConfigError(f"data.train: {train.source} has no labels")
+    initial = _initial_class_names(config)
+    if order is None and set(initial) == set(train.class_names):
+        train = train.with_class_names(initial)  # the head of the initial weights stays usable
+    val = None
+    if config.data.val is not None:
+        val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
+    elif config.data.val_fraction:
+        train, val = _hold_out(train, config.data.val_fraction, config.seed)
+    return _limited(train, config.data.limit_train, config.seed), val

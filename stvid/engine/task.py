@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from stvid.checkpoints import describe
@@ -18,7 +19,7 @@ from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalSample, TrainBatch
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import normalize
-from stvid.engine.optim import build_optimizer, learning_rate_curve
+from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
 from stvid.errors import StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
 from stvid.models.layers import VideoModel, channels_last
@@ -35,6 +36,7 @@ class VideoTask(LightningModule):
         model: From `create_model`, with the run's protocol and class names as its `default_protocol`.
         config: The whole run.
         lr: Peak learning rate, scaled to the clips of a step.
+        clips_per_step: Clips of one optimiser step, stored in checkpoints.
         steps_per_epoch: Optimiser steps of an epoch.
         val_paths: Path of each validation video, for the list of unreadable ones.
         stop_requested: Whether the run is being stopped, so that a cut validation is not reported.
@@ -46,6 +48,7 @@ class VideoTask(LightningModule):
         config: TrainConfig,
         *,
         lr: float,
+        clips_per_step: int,
         steps_per_epoch: int,
         val_paths: Callable[[int], str] = str,
         stop_requested: Callable[[], bool] = lambda: False,
@@ -54,7 +57,10 @@ class VideoTask(LightningModule):
         self.model = model
         self.config = config
         self.lr = lr
+        self.clips_per_step = clips_per_step
         self.steps_per_epoch = steps_per_epoch
+        # made now: sharding (FSDP) flattens the parameters later, and their shapes decide
+        self._plan = plan_parameters(model, config.optim)
         self.multilabel = config.task == "multilabel"
         self.protocol = model.default_protocol
         self.mixer = Mixer(model.num_classes, config.augment, multilabel=self.multilabel)
@@ -108,14 +114,19 @@ class VideoTask(LightningModule):
         else:
             loss = F.cross_entropy(logits.float(), targets)
             top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
-            self.log("train_top1", top1, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(clips))
+            self._log_step_and_epoch("train_top1", top1, len(clips))
         if not torch.isfinite(loss.detach()):
             raise StvidError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower optim.lr, "
                 "set trainer.gradient_clip_val, or use another trainer.precision; the last checkpoint is unharmed"
             )
-        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(clips))
+        self._log_step_and_epoch("train_loss", loss.detach(), len(clips))
         return loss
+
+    def _log_step_and_epoch(self, name: str, value: Tensor, clips: int) -> None:
+        """Logs this rank's value of the step, and the mean of the epoch over all ranks (one exchange an epoch)."""
+        self.log(f"{name}_step", value, prog_bar=True, on_step=True, on_epoch=False, batch_size=clips)
+        self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=clips)
 
     def _report_failure(self, path: str, reason: str) -> None:
         if path not in self.failures:
@@ -173,12 +184,29 @@ class VideoTask(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Returns the optimiser, and the curve that is followed step by step."""
-        optimizer = build_optimizer(self.model, self.config.optim, lr=self.lr)
+        optimizer = build_optimizer(self.model, self.config.optim, lr=self.lr, plan=self._plan)
         epochs = self.config.optim.schedule_epochs or self.config.trainer.max_epochs
         curve = learning_rate_curve(self.config.optim, steps_per_epoch=self.steps_per_epoch, epochs=epochs, lr=self.lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm over all ranks; Lightning refuses to with sharded parameters, whose root knows how."""
+        if gradient_clip_val is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the weights are: model, protocol with class names, version, config."""
-        checkpoint["stvid"] = {**describe(self.model), "task": self.config.task, "config": dump_config(self.config)}
+        checkpoint["stvid"] = {
+            **describe(self.model),
+            "task": self.config.task,
+            "config": dump_config(self.config),
+            "clips_per_step": self.clips_per_step,
+        }

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from stvid.checkpoints import load_checkpoint, read_checkpoint, write_atomically
+from stvid.checkpoints import load_checkpoint, write_atomically
 from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalDataset, TrainDataset
-from stvid.data.manifest import Manifest, read_class_names
 from stvid.engine.callbacks import (
     AtomicCheckpointIO,
     EpochLines,
@@ -35,7 +33,15 @@ from stvid.engine.callbacks import (
 )
 from stvid.engine.loaders import VideoData
 from stvid.engine.optim import scaled_learning_rate
-from stvid.engine.runs import RUN_DIR_VARIABLE, choose_output, newest_checkpoint, read_split
+from stvid.engine.runs import (
+    RUN_DIR_VARIABLE,
+    check_resumable,
+    choose_output,
+    cpu_cores,
+    default_workers,
+    newest_checkpoint,
+    read_data,
+)
 from stvid.engine.task import VideoTask
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.models.layers import VideoModel
@@ -64,61 +70,6 @@ class TrainResult:
 
 
 # --- data and model ---------------------------------------------------------------------------------------------------
-
-
-def _limited(manifest: Manifest, limit: int | None, seed: int) -> Manifest:
-    if limit is None or limit >= len(manifest):
-        return manifest
-    rng = np.random.default_rng([seed, len(manifest)])
-    return manifest.subset(np.sort(rng.choice(len(manifest), size=limit, replace=False)))
-
-
-def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest, Manifest]:
-    """Splits off a share of each class, at least one video of each class that has two."""
-    if not 0 < fraction < 1:
-        raise ConfigError(f"data.val_fraction: {fraction} is not between 0 and 1")
-    rng = np.random.default_rng([seed, 1])
-    held: list[int] = []
-    primary = np.asarray(manifest.primary)
-    for label in np.unique(primary):
-        rows = rng.permutation(np.flatnonzero(primary == label))
-        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        held += rows[:count].tolist()
-    mask = np.zeros(len(manifest), dtype=bool)
-    mask[held] = True
-    return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
-
-
-def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
-    """Returns the order of the logits if the config or the initial weights fix it."""
-    if config.protocol.class_names:
-        return config.protocol.class_names
-    if config.data.class_names is not None:
-        return read_class_names(config.data.class_names)
-    return None
-
-
-def _initial_class_names(config: TrainConfig) -> tuple[str, ...]:
-    if config.init is None or config.resume is not None:
-        return ()
-    stored = read_checkpoint(config.init).get("stvid")
-    return tuple(stored["protocol"]["class_names"]) if isinstance(stored, dict) and "protocol" in stored else ()
-
-
-def _read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
-    order = _class_order(config)
-    train = read_split(config, "train", class_names=order)
-    if not train.has_labels:
-        raise ConfigError(f"data.train: {train.source} has no labels")
-    initial = _initial_class_names(config)
-    if order is None and set(initial) == set(train.class_names):
-        train = train.with_class_names(initial)  # the head of the initial weights stays usable
-    val = None
-    if config.data.val is not None:
-        val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
-    elif config.data.val_fraction:
-        train, val = _hold_out(train, config.data.val_fraction, config.seed)
-    return _limited(train, config.data.limit_train, config.seed), val
 
 
 def _build_model(config: TrainConfig, num_classes: int) -> VideoModel:
@@ -160,11 +111,35 @@ def _initialise(
 
 
 class _LastEpoch(Callback):
-    """Validates after the last epoch even if `val_every` does not divide the number of epochs."""
+    """Validates and saves after the last epoch even if `val_every` or `save_every` does not divide the epochs."""
+
+    def __init__(self, path: Path, *, save_every: int) -> None:
+        self.path = path
+        self.save_every = save_every
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # stands before the averaging of weights in the list, which then replaces the weights by their average
+        if trainer.current_epoch % self.save_every or trainer.max_steps != -1:
+            trainer.save_checkpoint(self.path)
+
+
+class _BestCheckpoint(ModelCheckpoint):
+    """Knows its best score again when the folder of the run was moved; Lightning's forgets it then."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        moved = {
+            key: here(value) if key in ("best_model_path", "kth_best_model_path", "last_model_path") else value
+            for key, value in state_dict.items()
+        }
+        moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**moved, "dirpath": self.dirpath})
 
 
 class _FailureLimit(Callback):
@@ -175,12 +150,23 @@ class _FailureLimit(Callback):
         self.videos = videos
         self.limit = limit
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, VideoTask)
+        if trainer.world_size == 1:  # several ranks agree at the end of the epoch
+            self._check(pl_module.failures)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, VideoTask)
         failures = pl_module.gathered_failures()
         if failures and trainer.is_global_zero:
             write_atomically(self.path, lambda path: _write_failures(path, failures))
+        self._check(failures)
+
+    def _check(self, failures: dict[str, str]) -> None:
         if len(failures) > self.limit * self.videos:
+            write_atomically(self.path, lambda path: _write_failures(path, failures))
             path, reason = next(iter(failures.items()))
             raise StvidError(
                 f"{len(failures)} of {self.videos} training videos could not be read, more than data.max_failures "
@@ -201,7 +187,7 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool)
     callbacks: list[Callback] = [
         Throughput(),
         EpochLines(),
-        _LastEpoch(),
+        _LastEpoch(folder / "last.ckpt", save_every=trainer.save_every),
         LearningRateMonitor(logging_interval="step"),
         ModelCheckpoint(
             dirpath=folder,
@@ -228,7 +214,7 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool)
     if has_val:
         name = "mAP" if config.task == "multilabel" else "top1"
         callbacks.append(
-            ModelCheckpoint(
+            _BestCheckpoint(
                 dirpath=folder,
                 filename="best",
                 monitor=f"val_{name}@{config.data.val_views}",
@@ -249,9 +235,6 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool)
 
 def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback], has_val: bool) -> Trainer:
     options = config.trainer
-    resumed_step = None
-    if config.resume is not None:
-        resumed_step = int(read_checkpoint(config.resume).get("global_step", 0))
     plugins: list[CheckpointIO] = [AtomicCheckpointIO()]
     devices: Any = int(options.devices) if str(options.devices).lstrip("-").isdigit() else options.devices
     try:
@@ -276,7 +259,7 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
             use_distributed_sampler=False,
             default_root_dir=output,
             logger=[
-                MetricsCsv(output, resume_step=resumed_step),
+                MetricsCsv(output, resumed=config.resume is not None),
                 TensorBoardLogger(save_dir=output, name="", version=""),
             ],
             callbacks=callbacks,
@@ -294,6 +277,22 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
     # depth-wise weights have two equal layouts; DDP copies them, which costs nothing to speak of
     warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
+
+
+def _share_cores(config: TrainConfig) -> None:
+    """Leaves the loader processes of a training on the CPU a core of their own.
+
+    torch takes a thread for each core; with decoding processes beside them they wait for each other. On two cores,
+    150 steps of uniformer_xxs with one worker took 57 s with two threads and 36 s with one.
+    """
+    on_cpu = config.trainer.accelerator == "cpu" or (
+        config.trainer.accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    )
+    if not on_cpu or "OMP_NUM_THREADS" in os.environ:
+        return
+    ranks = int(config.trainer.devices) if str(config.trainer.devices).isdigit() else 1
+    workers = default_workers(config.data.workers)
+    torch.set_num_threads(max(1, cpu_cores() // max(ranks, 1) - workers))
 
 
 def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
@@ -314,12 +313,13 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         StvidError: If the loss is not finite, or too many videos cannot be read.
     """
     _quiet_lightning()
+    _share_cores(config)
     if config.resume is not None:
         config = dataclasses.replace(config, resume=str(newest_checkpoint(config.resume)))
     if config.init is not None:
         config = dataclasses.replace(config, init=str(newest_checkpoint(config.init, prefer="best.ckpt")))
     output = choose_output(config, name)
-    train_videos, val_videos = _read_data(config)
+    train_videos, val_videos = read_data(config)
     class_names = train_videos.class_names
     config = dataclasses.replace(config, output=str(output), protocol=config.protocol.replace(class_names=class_names))
     torch.manual_seed(config.seed)  # the initial weights
@@ -335,7 +335,10 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
 
     _initialise(model, config, class_names, say)
     model.default_protocol = config.protocol
+    model.task = config.task
     clips_per_step = config.data.batch_size * trainer.world_size * config.trainer.accumulate_grad_batches
+    if config.resume is not None:
+        check_resumable(config, clips_per_step=clips_per_step)
     lr = scaled_learning_rate(config.optim, clips_per_step)
     multilabel = config.task == "multilabel"
     shared: dict[str, Any] = {
@@ -356,6 +359,7 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         model,
         config,
         lr=lr,
+        clips_per_step=clips_per_step,
         steps_per_epoch=data.steps_per_epoch(
             world_size=trainer.world_size, accumulate=config.trainer.accumulate_grad_batches
         ),
@@ -394,20 +398,14 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
                     stop.received,
                 ) from None
             raise
-        if trainer.current_epoch % config.trainer.save_every:
-            trainer.save_checkpoint(output / "checkpoints" / "last.ckpt")
         failures = task.gathered_failures()
-    except Interrupted:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise StvidError(
+            f"the device has too little memory for {config.data.batch_size} clips: lower data.batch_size, or set "
+            "model.grad_checkpointing true, or trainer.precision bf16-mixed"
+        ) from error
     except (RuntimeError, KeyError) as error:
-        if isinstance(error, StvidError):
-            raise
         text = " ".join(str(error).split())
-        if "DataLoader worker" in text:
-            raise StvidError(
-                f"{text[:200]}; a data worker was killed (memory?): use fewer data.workers, then continue with "
-                f"--resume {output}"
-            ) from error
         if config.resume is not None and "state_dict" in text:
             raise CheckpointError(f"{config.resume}: does not fit this config: {text[:200]}") from error
         raise

@@ -19,7 +19,7 @@ from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import normalize
-from stvid.errors import ConfigError, ManifestError
+from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation.metrics import Task
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.evaluation.views import ViewPlan
@@ -102,7 +102,7 @@ def sample_logits(
     Args:
         model: Maps normalised clips (B, C, T, H, W) to logits (B, K).
         samples: What a loader of `EvalDataset` gives.
-        protocol: Gives the mean and standard deviation.
+        protocol: Gives the mean and standard deviation, and is named where the model does not take its clips.
         placement: Device and type of the model's input. Clips go to the device as uint8 and are normalised there.
         view_chunk: Clips in one forward pass, of one video or of several.
         temporal: See `perturb_time`.
@@ -112,7 +112,8 @@ def sample_logits(
         Each sample with its logits, float32 (V, K) on the CPU, or None if it could not be read.
 
     Raises:
-        ConfigError: If the model does not give one row of logits a clip.
+        ConfigError: If the model does not take these clips (it raises ValueError), or does not give one row of logits a
+            clip.
     """
     counts: list[int] = []
     views: list[Tensor] = []
@@ -128,7 +129,13 @@ def sample_logits(
         batch = torch.stack(
             [view.to(placement.device, non_blocking=True) for view in views[start : start + view_chunk]]
         )
-        logits = model(normalize(batch, protocol.mean, protocol.std, dtype=placement.dtype))
+        clips = normalize(batch, protocol.mean, protocol.std, dtype=placement.dtype)
+        try:
+            logits = model(clips)
+        except StvidError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{' '.join(str(error).split())} (protocol: {protocol.describe()})") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ConfigError(f"the model gives {got} for {len(batch)} clips; expected logits ({len(batch)}, classes)")
@@ -194,6 +201,15 @@ def model_protocol(model: nn.Module, protocol: Protocol | None, views: str | Vie
     return found.replace(views=str(ViewPlan.parse(found.views if views is None else views)))
 
 
+def model_task(model: nn.Module, task: Task | None) -> Task:
+    """The task to evaluate with: the given one or the model's own, ``multiclass`` if it has none.
+
+    Raises:
+        ConfigError: If there is no such task.
+    """
+    return check_choice("task", getattr(model, "task", "multiclass") if task is None else task, get_args(Task))
+
+
 def evaluate(
     model: nn.Module,
     manifest: Manifest | str | os.PathLike[str],
@@ -205,7 +221,7 @@ def evaluate(
     device: torch.device | str | None = None,
     precision: str = "32-true",
     backend: str = "av",
-    task: Task = "multiclass",
+    task: Task | None = None,
     temporal: Temporal = "normal",
     seed: int = 0,
     progress: bool = False,
@@ -227,7 +243,7 @@ def evaluate(
         device: None leaves the model where it is.
         precision: ``32-true`` runs as the weights are; ``bf16-mixed`` and ``16-mixed`` use autocast.
         backend: Decoder.
-        task: ``multiclass`` or ``multilabel``.
+        task: ``multiclass`` or ``multilabel``; None takes `model.task`, or ``multiclass`` if the model has none.
         temporal: What is done to the order of each clip's frames, see `perturb_time`. A model that does not fall
             with ``frozen``, ``shuffled`` or ``reversed`` clips does not use time.
         seed: Of the shuffled order.
@@ -238,15 +254,15 @@ def evaluate(
         Numbers, per-view logits, and what is needed to trust them.
 
     Raises:
-        ConfigError: If there is no protocol, it has no class names, the model gives another number of logits, or an
-            argument is not usable.
+        ConfigError: If there is no protocol, it has no class names, the model does not take its clips or gives another
+            number of logits, or an argument is not usable.
         ManifestError: If the manifest cannot be read, has no labels, or has a label that the protocol does not name.
         EvaluationError: If no video could be read, or the logits are not finite.
         StvidError: If a worker was killed.
     """
     used = model_protocol(model, protocol, views)
     plan = ViewPlan.parse(used.views)
-    check_choice("task", task, get_args(Task))
+    used_task = model_task(model, task)
     check_choice("temporal", temporal, get_args(Temporal))
     chunk = batch_size if view_chunk is None else view_chunk
     check_counts(batch_size=batch_size, workers=workers, view_chunk=chunk)
@@ -254,10 +270,10 @@ def evaluate(
         raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")
     if temporal != "normal" and used.frames < 2:
         raise ConfigError(f"temporal {temporal}: clips of one frame have no order that could be changed")
-    videos = _labelled(manifest, used, task)
-    accumulator = ViewAccumulator(used, task=task, temporal=temporal)
+    videos = _labelled(manifest, used, used_task)
+    accumulator = ViewAccumulator(used, task=used_task, temporal=temporal)
     dataset = EvalDataset(
-        videos, used, views=used.views, backend=backend, decode_threads=1, multilabel=task == "multilabel"
+        videos, used, views=used.views, backend=backend, decode_threads=1, multilabel=used_task == "multilabel"
     )
     with inference(model, device=device, precision=precision) as place:
         loader = make_eval_loader(

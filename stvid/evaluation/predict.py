@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.errors import ConfigError
-from stvid.evaluation.evaluate import check_counts, inference, model_protocol, sample_logits
+from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.evaluation.metrics import Task, video_scores
-from stvid.evaluation.result import check_choice
 from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
 
@@ -77,13 +76,14 @@ def predict(
     device: torch.device | str | None = None,
     precision: str = "32-true",
     backend: str = "av",
-    task: Task = "multiclass",
+    task: Task | None = None,
 ) -> list[Prediction]:
     """Classifies video files, each decoded once for all its views.
 
     Args:
-        model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), or a checkpoint of stvid. A
-            model's training mode and device are the same afterwards.
+        model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), a checkpoint of stvid, or the
+            folder of a run, of which the best checkpoint is taken, else the newest. A model's training mode and device
+            are the same afterwards.
         paths: Video files; one may be given by itself.
         topk: How many classes to name; all, if there are fewer.
         views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
@@ -95,19 +95,19 @@ def predict(
         precision: ``32-true`` runs as the weights are; ``bf16-mixed`` and ``16-mixed`` use autocast.
         backend: Decoder.
         task: ``multiclass`` gives probabilities that add up to one over all classes (softmax), ``multilabel`` one for
-            each class by itself (sigmoid).
+            each class by itself (sigmoid). None takes `model.task`, which a checkpoint brings along, or ``multiclass``
+            if the model has none.
 
     Returns:
         One a path, in the order given. A file that cannot be read has its `error` set; the others still come.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read.
-        ConfigError: If there is no protocol, it names another number of classes than the model has, or an argument is
-            not usable.
+        ConfigError: If there is no protocol, it names another number of classes than the model has, the model does not
+            take its clips, or an argument is not usable.
         StvidError: If the decoder is not installed, or a worker was killed.
     """
     check_counts(batch_size=batch_size, workers=workers, topk=topk)
-    check_choice("task", task, get_args(Task))
     if isinstance(model_or_checkpoint, nn.Module):
         model = model_or_checkpoint
     else:
@@ -115,6 +115,7 @@ def predict(
 
         model = load_model(model_or_checkpoint)
     used = model_protocol(model, protocol, views)
+    used_task = model_task(model, task)
     given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     # A file that is given twice is decoded once. The manifest shortens "folder/.." as text, so links come first.
     files = [os.path.realpath(path) for path in given]
@@ -138,6 +139,6 @@ def predict(
                         found[sample.index] = (
                             Prediction("", error=sample.error)
                             if logits is None
-                            else _top(logits.numpy(), used, topk, task)
+                            else _top(logits.numpy(), used, topk, used_task)
                         )
     return [replace(found[order[file]], path=path) for file, path in zip(files, given, strict=True)]

@@ -44,6 +44,7 @@ class VideoModel(nn.Module):
         num_classes: Number of logits.
         num_features: Channels that the classifier sees.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
+        task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
         recipe: The arguments of `create_model` that make this model again.
         grad_checkpointing: Whether activations are recomputed in the backward pass.
     """
@@ -54,6 +55,7 @@ class VideoModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.default_protocol = Protocol()
+        self.task: str = "multiclass"
         self.recipe: dict[str, Any] = {}
         self.grad_checkpointing = False
 

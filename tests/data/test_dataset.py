@@ -131,6 +131,31 @@ class TestTrainDataset:
             seen |= set(sample.indices[0].tolist())
         assert seen == set(range(10, 20))
 
+    def test_start_and_end_count_from_the_first_frame(self, make_video: MakeVideo, frame_number: Number) -> None:
+        path = make_video("late.ts", width=64, height=64, frames=40, start=1.4)
+        with VideoReader(path) as reader:
+            first = float(reader.timestamps[0])
+        assert first > 1
+        rows = [VideoEntry(str(path), ("a",), 0.4, 0.8)]  # frames 10 to 19
+        manifest = Manifest.from_entries(rows)
+        train = make_train(manifest)
+        seen: set[int] = set()
+        for epoch in range(40):
+            sample = train[Draw(0, epoch)]
+            assert numbers(sample.clips[0], frame_number) == sample.indices[0].tolist()
+            seen |= set(sample.indices[0].tolist())
+        assert seen == set(range(10, 20))
+        views = EvalDataset(manifest, PROTOCOL, views="2x1")[0]
+        clip = load_clip(path, protocol=PROTOCOL, start=0.4, end=0.8)
+        assert views.indices is not None and views.seconds is not None
+        assert views.indices.tolist() == [[10, 12, 14, 16], [13, 15, 17, 19]]
+        assert clip.indices.tolist() == [11, 13, 15, 17]
+        for seconds, indices in ((views.seconds, views.indices), (clip.seconds, clip.indices)):
+            assert seconds == pytest.approx(first + indices / 25, abs=1e-4), "times stay on the file's clock"
+        assert load_clip(path, protocol=PROTOCOL, fps=5.0, stride=1, end=0.8).indices.tolist() == [0, 5, 10, 15]
+        with pytest.raises(VideoError, match=r"no frame in \[1\.6 s, its end\) of a video from 0 s to 1\.6 s"):
+            load_clip(path, protocol=PROTOCOL, start=1.6)
+
     def test_repeats_decode_once(
         self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, frame_number: Number
     ) -> None:
@@ -304,6 +329,26 @@ class TestEvalDataset:
         assert len(asked) == 1
         assert sorted(asked[0].tolist()) == np.unique(sample.indices).tolist()
 
+    def test_large_videos_are_decoded_clip_by_clip(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[int] = []
+        original = VideoReader.get_batch
+
+        def record(self: VideoReader, indices: np.ndarray) -> torch.Tensor:
+            asked.append(len(indices))
+            return original(self, indices)
+
+        expected = EvalDataset(manifest, PROTOCOL, views="5x3")[0]
+        assert expected.clips is not None and expected.indices is not None
+        unique = len(np.unique(expected.indices))
+        monkeypatch.setattr(VideoReader, "get_batch", record)
+        monkeypatch.setattr(dataset_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3)
+        assert EvalDataset(manifest, PROTOCOL, views="5x3")[0].clips is not None and asked == [unique]
+        asked.clear()
+        monkeypatch.setattr(dataset_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3 - 1)
+        sample = EvalDataset(manifest, PROTOCOL, views="5x3")[0]
+        assert sample.clips is not None and asked == [4] * 5
+        assert torch.equal(sample.clips, expected.clips) and sample.crop_boxes == expected.crop_boxes
+
     def test_frame_numbers(self, manifest: Manifest, frame_number: Number) -> None:
         sample = EvalDataset(manifest, PROTOCOL, views="3x1")[4]
         assert sample.clips is not None and sample.indices is not None
@@ -333,6 +378,18 @@ class TestEvalDataset:
         rows = [VideoEntry(str(folder / "left" / "left_0.mp4"), ("c", "a"))]
         manifest = Manifest.from_entries(rows, class_names=("a", "b", "c"))
         assert EvalDataset(manifest, PROTOCOL, views="1x1", multilabel=True)[0].labels.tolist() == [1, 0, 1]
+
+    def test_no_label_beside_labelled_videos(self, folder: Path) -> None:
+        files = [str(folder / "left" / f"left_{n}.mp4") for n in range(2)]
+        rows = [VideoEntry(files[0]), VideoEntry(files[1], ("b",))]
+        manifest = Manifest.from_entries(rows, class_names=("a", "b"), multilabel=True)
+        data = EvalDataset(manifest, PROTOCOL, views="1x1", multilabel=True)
+        assert [data[index].labels.tolist() for index in range(2)] == [[0, 0], [0, 1]]
+        train = make_train(manifest, multilabel=True)
+        assert [train[Draw(index, 0)].labels.tolist() for index in range(2)] == [[[0, 0]], [[0, 1]]]
+        for single in (EvalDataset(manifest, PROTOCOL, views="1x1"), make_train(manifest)):
+            with pytest.raises(ManifestError, match="a video has no label, but others have; set task: multilabel"):
+                single[0]
 
     @pytest.mark.parametrize("views", ["4", "0x1", "4x2", "x"])
     def test_bad_views(self, manifest: Manifest, views: str) -> None:

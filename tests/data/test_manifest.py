@@ -109,6 +109,33 @@ def test_csv_with_several_labels(tmp_path: Path) -> None:
         read_manifest(write(tmp_path / "bad.csv", "path,label\na.mp4,run|\n"), multilabel=True)
 
 
+def test_csv_with_rows_that_show_none_of_the_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.csv", "path,label\na.mp4,\nb.mp4,run|jump\nc.mp4, \n")
+    manifest = read_manifest(path, multilabel=True)
+    assert manifest.has_labels and manifest.class_names == ("jump", "run")
+    assert [manifest.label_ids(i).tolist() for i in range(3)] == [[], [0, 1], []]
+    assert manifest[0].labels == () and manifest.primary.tolist() == [-1, 0, -1]
+    assert manifest.subset([2, 1]).has_labels and not manifest.subset([0, 2]).has_labels
+    assert manifest.with_class_names(["run", "jump"]).label_ids(0).shape == (0,)
+    with pytest.raises(ManifestError, match=r"line 2: 'a\.mp4' has no label"):
+        read_manifest(path)
+    rows = [VideoEntry("a.mp4"), VideoEntry("b.mp4", ("run",))]
+    assert Manifest.from_entries(rows, multilabel=True).has_labels
+    with pytest.raises(ManifestError, match=r"entry 0: 'a\.mp4' has no label, but others have"):
+        Manifest.from_entries(rows)
+    nothing = write(tmp_path / "nothing.csv", "path,label\na.mp4,\nb.mp4,\n")
+    assert not read_manifest(nothing, multilabel=True).has_labels
+    listed = write(tmp_path / "list.json", '[{"id": "1", "template": "x"}, {"id": "2"}]')
+    with pytest.raises(ManifestError, match="has no label, but others have"):
+        read_manifest(listed, multilabel=True)  # a missing template says nothing about the video
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.WEBM"])
+def test_a_video_is_no_list(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=f"{name}: is a video, not a list of videos; give a CSV"):
+        read_manifest(write(tmp_path / name, b"\x00\xff\xfe video"))
+
+
 BAD_CSV = {
     "": "is empty",
     "\n  \n": "is empty",

@@ -5,7 +5,7 @@ import torch
 
 import stvid
 from stvid.config import OptimConfig
-from stvid.engine.optim import build_optimizer, learning_rate_curve, parameter_groups, scaled_learning_rate
+from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters, scaled_learning_rate
 from stvid.errors import ConfigError
 from stvid.models.layers import VideoModel
 
@@ -21,21 +21,34 @@ def test_learning_rate_scales_with_the_clips_of_a_step() -> None:
 
 def test_biases_and_norms_are_not_decayed() -> None:
     model = tiny()
-    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(model, weight_decay=0.05)}
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.05), lr=0.1)
+    groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
     assert set(groups) == {0.0, 0.05}
     assert all(parameter.ndim == 1 for parameter in groups[0.0])
     assert all(parameter.ndim > 1 for parameter in groups[0.05])
     assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
 
 
+def test_a_plan_outlives_the_shapes() -> None:
+    """Sharded parameters are flat when the optimiser is made; the plan was made before."""
+    model = tiny()
+    config = OptimConfig(weight_decay=0.05)
+    plan = plan_parameters(model, config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flatten()
+    optimizer = build_optimizer(model, config, lr=0.1, plan=plan)
+    sizes = {group["weight_decay"]: len(group["params"]) for group in optimizer.param_groups}
+    assert sizes == {
+        0.05: sum(treatment.decayed for treatment in plan.values()),
+        0.0: sum(not treatment.decayed for treatment in plan.values()),
+    }
+
+
 def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
     model = tiny()
-    scale = {
-        id(parameter): group["lr_scale"]
-        for group in parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
-        for parameter in group["params"]
-    }
-    assert scale[id(model.head.weight)] == 1.0
+    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5), lr=0.1)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert rate[id(model.head.weight)] == 0.1
     depths = [
         model.patch_embed1.proj.weight,
         model.blocks1[0].conv1.weight,
@@ -45,10 +58,8 @@ def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
         model.blocks4[0].attn.qkv.weight,
         model.head.weight,
     ]
-    scales = [scale[id(parameter)] for parameter in depths]
-    assert scales == sorted(scales) and len(set(scales)) == len(scales)
-    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5), lr=0.1)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.1 * value for value in scale.values()}
+    rates = [rate[id(parameter)] for parameter in depths]
+    assert rates == sorted(rates) and len(set(rates)) == len(rates)
 
 
 def test_layer_decay_of_a_model_without_groups() -> None:

@@ -273,11 +273,74 @@ def test_bad_configs(
     assert "\n" not in str(caught.value)
 
 
-def test_resume_with_another_model(configure: Callable[..., TrainConfig]) -> None:
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (["--model.hyperparameters", "{depth: [1, 1, 2, 1]}"], r"model\.hyperparameters: .* cannot be changed while"),
+        (["--optim.lr", "0.5"], r"optim\.lr: 0\.5 cannot be changed while a run is continued, it began with 0\.003"),
+        (["--data.batch_size", "2"], r"2 clips a step, but the run began with 4"),
+    ],
+)
+def test_what_a_continued_run_cannot_change(
+    configure: Callable[..., TrainConfig], options: list[str], message: str
+) -> None:
     first = train(configure("data.val=null"))
-    config = resume_config(first.output, ["--model.hyperparameters", "{depth: [1, 1, 2, 1]}"])
-    with pytest.raises(CheckpointError, match="does not fit"):
-        train(config)
+    with pytest.raises(ConfigError, match=message):
+        train(resume_config(first.output, [*options, "--trainer.max_epochs", "2"]))
+    assert load_config(first.output / "config.yaml").optim.lr == 0.003
+
+
+def test_resume_from_weights_alone_is_refused(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    first = train(configure("data.val=null"))
+    stvid.save_model(stvid.load_model(first.last), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"holds no run that could be continued; use --init"):
+        train(configure(f"resume={tmp_path / 'weights.pt'}", output="other"))
+
+
+def test_a_moved_run_keeps_its_best(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    first = train(configure("trainer.max_epochs=1", "optim.schedule_epochs=3"))
+    best = (first.output / "checkpoints" / "best.ckpt").read_bytes()
+    moved = first.output.rename(tmp_path / "moved")
+    result = train(resume_config(moved, ["--trainer.max_epochs", "3"]))
+    assert result.output == moved
+    logged = [float(row["val_top1@1x1"]) for row in rows(moved / "metrics.csv") if row["val_top1@1x1"]]
+    assert len(logged) == 3
+    kept = (moved / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert kept == (max(logged[1:]) <= logged[0])
+
+
+def test_ema_and_an_odd_last_epoch_resume_exactly(configure: Callable[..., TrainConfig]) -> None:
+    options = (*RANDOM, "trainer.ema_decay=0.9", "trainer.save_every=2", "data.val=null")
+    whole = train(configure(*options, "trainer.max_epochs=4", output="whole"))
+    part = train(configure(*options, "trainer.max_epochs=3", "optim.schedule_epochs=4", output="part"))
+    continued = train(resume_config(part.output, ["--trainer.max_epochs", "4"]))
+    for key in ("state_dict", "current_model_state"):
+        assert same(weights(whole, key), weights(continued, key))
+
+
+def test_a_signal_in_the_last_validation_lets_it_finish(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StopOnSignal.on_validation_start
+
+    def signalled(self: StopOnSignal, trainer: Any, module: Any) -> None:
+        original(self, trainer, module)
+        if trainer.current_epoch == stop_in:
+            self.received = signal.SIGTERM
+
+    monkeypatch.setattr(StopOnSignal, "on_validation_start", signalled)
+    stop_in = 1
+    result = train(configure("trainer.max_epochs=2"))
+    assert result.best is not None and "val_top1@1x1" in result.metrics
+    stop_in = 0
+    with pytest.raises(Interrupted):
+        train(configure("trainer.max_epochs=2", output="earlier"))
+
+
+def test_a_run_that_died_early_is_not_in_the_way(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(StvidError, match="the loss is"):
+        train(configure("optim.lr=1e30", "data.val=null", "trainer.max_epochs=5", "trainer.save_every=5"))
+    assert train(configure("data.val=null")).last.is_file()
 
 
 def start(config: TrainConfig, folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -309,6 +372,7 @@ def test_signals_save_and_resume(
     assert "Traceback" not in error
     saved = torch.load(tmp_path / "run" / "checkpoints" / "interrupted.ckpt", weights_only=True)
     options = ["--trainer.max_steps", str(saved["global_step"] + 2), "--trainer.devices", "1"]
+    options += ["--data.batch_size", str(2 * ranks)]
     result = train(resume_config(tmp_path / "run", options))
     assert torch.load(result.last, weights_only=True)["global_step"] >= saved["global_step"]
 

@@ -275,6 +275,38 @@ def test_multilabel(videos):
     assert result.metrics["mAP@2x1"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+def test_videos_without_any_of_the_labels(videos, tmp_path):
+    files = [str(videos / "alpha" / f"{n}.mp4") for n in range(4)]
+    lines = [f"{path},{label}" for path, label in zip(files, ["alpha|beta", "", "gamma", ""], strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines, f"{tmp_path / 'missing.mp4'},"]))
+    model = Tiny()
+    model.task = "multilabel"  # found without being given
+    result = evaluate(model, tmp_path / "list.csv")
+    assert result.task == "multilabel" and result.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    expected = []
+    for scores, targets in zip(result.scores.T, result.labels.T, strict=True):
+        order = np.argsort(-scores)
+        hits = targets[order]
+        expected.append((np.cumsum(hits) / np.arange(1, 5))[hits == 1].mean())
+    assert result.metrics["mAP@1x1"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert result.metrics["mAP@1x1_low"] < result.metrics["mAP@1x1_high"] == pytest.approx(result.metrics["mAP@1x1"])
+    assert [record["support"] for record in result.per_class] == [1, 1, 1] and len(result.failures) == 1
+    (tmp_path / "none.csv").write_text(f"path,label\n{files[0]},\n")
+    with pytest.raises(ManifestError, match="no labels to compare with"):
+        evaluate(model, tmp_path / "none.csv")
+    with pytest.raises(ManifestError, match="has no label"):
+        evaluate(model, tmp_path / "list.csv", task="multiclass")
+
+
+def test_clips_that_the_model_cannot_take(videos):
+    class Strict(Tiny):
+        def forward(self, clips: Tensor) -> Tensor:
+            raise ValueError(f"takes 8 frames,\nnot {clips.shape[2]}")
+
+    with pytest.raises(ConfigError, match=r"^takes 8 frames, not 4 \(protocol: 4 frames, stride 2;.*views 2x1\)$"):
+        evaluate(Strict(), videos, views="2x1")
+
+
 def test_several_labels_need_the_multilabel_task(make_video):
     manifest = Manifest.from_entries([VideoEntry(str(make_video()), ("alpha", "beta"))])
     with pytest.raises(ManifestError, match="several labels"):

@@ -211,3 +211,49 @@ def test_from_a_checkpoint(files, tmp_path):
     np.testing.assert_allclose(found[0].probabilities, expected[0].probabilities, atol=1e-6)
     with pytest.raises(StvidError, match="nothing"):
         predict(tmp_path / "nothing.ckpt", files[0])
+    save_model(model, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert predict(tmp_path / "run", files[0]) == found
+
+
+def test_the_task_comes_with_the_weights(files, tmp_path):
+    from stvid import create_model, save_model
+
+    model = create_model("uniformer_xxs", num_classes=3).eval()
+    protocol = model.default_protocol.replace(views="1x1", class_names=("x", "y", "z"))
+    model.default_protocol, model.task = protocol, "multilabel"
+    with torch.no_grad():
+        model.head.bias += 3.0  # softmax does not see it, sigmoid does
+    save_model(model, tmp_path / "model.safetensors")
+    (found,) = predict(tmp_path / "model.safetensors", files[0])
+    (single,) = predict(tmp_path / "model.safetensors", files[0], task="multiclass")
+    with torch.no_grad():
+        sample = EvalDataset(Manifest.from_entries([VideoEntry(files[0])]), protocol, views="1x1")[0]
+        logits = model(normalize(sample.clips, protocol.mean, protocol.std))[0].double()
+    np.testing.assert_allclose(found.probabilities, logits.sigmoid().sort(descending=True).values, atol=1e-5)
+    np.testing.assert_allclose(single.probabilities, logits.softmax(0).sort(descending=True).values, atol=1e-5)
+
+
+def test_a_task_of_the_model_that_does_not_exist(files):
+    model = Tiny()
+    model.task = "ranking"
+    with pytest.raises(ConfigError, match="task: 'ranking' is not one of multiclass, multilabel"):
+        predict(model, files[0])
+
+
+def test_clips_that_the_model_cannot_take(files):
+    from stvid import create_model
+
+    model = create_model("uniformer_xxs", num_classes=6)
+    model.default_protocol = PROTOCOL.replace(short_side=20, crop=8)
+    with pytest.raises(ConfigError, match=r"takes clips of at least .*not 4 of 8x8 \(protocol: 4.*\)$"):
+        predict(model, files[0])
+
+
+@pytest.mark.parametrize("kind", [StvidError, ConfigError])
+def test_errors_for_the_user_pass_the_model(files, kind):
+    class Refusing(Tiny):
+        def forward(self, clips: Tensor) -> Tensor:
+            raise kind("as it is")
+
+    with pytest.raises(kind, match=r"^as it is$"):
+        predict(Refusing(), files[0])

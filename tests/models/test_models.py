@@ -14,6 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
+from stvid.config import OptimConfig
+from stvid.engine.optim import plan_parameters
 from stvid.models.layers import VideoModel, channels_last
 from stvid.models.registry import model_info
 
@@ -273,11 +275,9 @@ def test_methods_that_training_relies_on(name: str) -> None:
         assert model(clip).shape == (2, 3)
     names = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert model.no_weight_decay() <= names
-    from stvid.engine.optim import parameter_groups
-
-    groups = parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
-    assert sum(len(group["params"]) for group in groups) == len(names)
-    scales = sorted({group["lr_scale"] for group in groups}, reverse=True)
+    plan = plan_parameters(model, OptimConfig(layer_decay=0.5))
+    assert plan.keys() == {key for key, _ in model.named_parameters()}
+    scales = sorted({treatment.lr_scale for treatment in plan.values()}, reverse=True)
     assert scales[0] == 1.0 and len(scales) > 2
 
 
