@@ -224,6 +224,11 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
+        self._validated = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that this epoch has numbers of its own."""
+        self._validated = trainer.current_epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -241,7 +246,9 @@ class EpochLines(Callback):
         parts += [
             f"{key} {float(value):.4f}"
             for key, value in metrics.items()
-            if key.startswith("val_") and not key.endswith(("_low", "_high", "_failed"))
+            if self._validated == trainer.current_epoch
+            and key.startswith("val_")
+            and not key.endswith(("_low", "_high", "_failed"))
         ]
         throughput = next((item for item in trainer.callbacks if isinstance(item, Throughput)), None)
         if throughput is not None:
