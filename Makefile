@@ -26,7 +26,7 @@ test: $(STAMP)  ## Run the tests (minutes)
 test-slow: $(STAMP)  ## Run all tests, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-demo: $(STAMP)  ## Train on the embedded demo set, test, and predict a file (about 8 minutes on 2 cores)
+demo: $(STAMP)  ## Train on the embedded demo set, test, and predict a file (about 5 minutes on 2 cores, after set-up)
 	$(BIN)/python tools/demo.py
 
 lint: $(STAMP)  ## Check style and types

@@ -282,8 +282,8 @@ def _quiet_lightning() -> None:
 def _share_cores(config: TrainConfig) -> None:
     """Leaves the loader processes of a training on the CPU a core of their own.
 
-    torch takes a thread for each core; with decoding processes beside them they wait for each other. On two cores,
-    150 steps of uniformer_xxs with one worker took 57 s with two threads and 36 s with one.
+    torch takes a thread for each core; with decoding processes beside them the threads wait for each other at every
+    operation. A user's OMP_NUM_THREADS is respected.
     """
     on_cpu = config.trainer.accelerator == "cpu" or (
         config.trainer.accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
