@@ -8,10 +8,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stvid.cli import COMMANDS, _split_config_options, _take_option
+from stvid.cli import COMMANDS
+from stvid.commands.common import parse, split_config_options, take_option
 from stvid.config import list_configs, load_config
 
 ROOT = Path(__file__).parent.parent
@@ -66,18 +68,18 @@ def test_readme_commands_are_accepted(words: list[str]) -> None:
     command, arguments = words[1], words[2:]
     assert command in COMMANDS
     if command == "train":
-        name, options = _take_option(arguments, "--config")
+        name, options = take_option(arguments, "--config")
         config = load_config(name, options)
         assert config.data.train is not None
         return
-    own, dotted = _split_config_options(arguments)
-    name, _ = _take_option(own, "--config")
+    own, dotted = split_config_options(arguments)
+    name, _ = take_option(own, "--config")
     load_config(name, dotted)
-    from stvid import cli
+    module = sys.modules[COMMANDS[command].__module__]
 
     # the parser accepts the options; what follows needs the files
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopHere):
-        patch.setattr(cli, "_load", stop)
+        patch.setattr(module, "parse", parse_and_stop)
         COMMANDS[command](arguments)
 
 
@@ -85,7 +87,8 @@ class StopHere(Exception):
     pass
 
 
-def stop(*_: object) -> None:
+def parse_and_stop(*arguments: Any) -> None:
+    parse(*arguments)
     raise StopHere
 
 

@@ -1,0 +1,178 @@
+"""What the commands share: parsers, options of a model, loading a model with its protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from stvid.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from stvid.config import TrainConfig
+    from stvid.models.layers import VideoModel
+
+__all__ = [
+    "add_model_options",
+    "load",
+    "parse",
+    "parser_for",
+    "pick_device",
+    "split_config_options",
+    "take_option",
+]
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def parser_for(command: str, description: str) -> ArgumentParser:
+    """Returns the parser of ``stvid COMMAND``."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"stvid {command}", description=description, exit_on_error=False)
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
+    """Parses options; an unknown one is an error with the nearest name."""
+    from jsonargparse import ArgumentError
+
+    known = {option for action in parser._actions for option in action.option_strings}
+    for option in argv:
+        name = option.partition("=")[0]
+        if name.startswith("--") and len(name) > 2 and name not in known:
+            raise ConfigError(f"{name}: unknown option{nearest(name, known)}")
+    try:
+        return parser.parse_args(list(argv))
+    except ArgumentError as error:
+        from stvid.config import one_line
+
+        raise ConfigError(one_line(error, prefix="--")) from error
+
+
+def take_option(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Takes ``--name value`` or ``--name=value`` out of the arguments; the last one counts."""
+    value: str | None = None
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        if item == name:
+            value = next(items, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{name}: a value is missing")
+        elif item.startswith(f"{name}="):
+            value = item.partition("=")[2]
+        else:
+            rest.append(item)
+    return value, rest
+
+
+def split_config_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates dotted options (``--protocol.crop 224``), which belong to the config, from the command's own."""
+    own: list[str] = []
+    dotted: list[str] = []
+    items = iter(argv)
+    for item in items:
+        if item.startswith("--") and "." in item.partition("=")[0]:
+            dotted.append(item)
+            if "=" not in item and (value := next(items, None)) is not None:
+                dotted.append(value)
+        else:
+            own.append(item)
+    return own, dotted
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Adds the options of the commands that run a trained model."""
+    parser.add_argument(
+        "--checkpoint",
+        type=str,
+        required=True,
+        help="A checkpoint, or the folder of a run (its best one, else its newest).",
+    )
+    parser.add_argument(
+        "--config",
+        type=str | None,
+        help="Config with model, protocol and data, for weights that do not carry them (published ones).",
+    )
+    parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
+    parser.add_argument(
+        "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
+    )
+    parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
+    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+    parser.add_argument(
+        "--backend",
+        type=Literal["av", "decord", "torchcodec", "frames"] | None,
+        help="Decoder; default the one that the model was trained with.",
+    )
+
+
+# What of the config `test` and `predict` use; other keys say how a model was trained.
+USED_KEYS = ("data.test", "data.val", "data.root", "data.format", "data.class_names", "data.backend")
+
+
+def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
+    """Returns the model with its protocol, and the config that names the data.
+
+    The protocol is the checkpoint's if it carries one, else that of ``--config``, else the published one. Overrides on
+    the command line are printed.
+    """
+    from stvid.checkpoints import load_model, read_checkpoint
+    from stvid.config import config_keys, load_config, parse_config
+    from stvid.data.manifest import read_class_names
+    from stvid.engine.runs import newest_checkpoint
+
+    keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
+    usable = [key for key in config_keys() if key.startswith("protocol.") or key in USED_KEYS]
+    for key in keys:
+        if key not in usable:
+            why = "has no meaning here: it says how a model is trained" if key in config_keys() else "unknown option"
+            raise ConfigError(f"--{key}: {why}{'' if key in config_keys() else nearest(key, usable)}")
+    checkpoint = newest_checkpoint(options.checkpoint, prefer="best.ckpt")
+    stored = read_checkpoint(checkpoint).get("stvid")
+    described = isinstance(stored, Mapping)
+    text = stored.get("config") if isinstance(stored, Mapping) else None
+    if options.config is not None:
+        config = load_config(options.config, dotted)
+    elif text is not None:
+        config = parse_config(text, dotted, source=str(checkpoint))
+    else:
+        config = load_config(None, dotted)
+    model = load_model(checkpoint, name=options.model or (config.model.name if options.config else None))
+    protocol = model.default_protocol
+    if not described and options.config is not None:
+        protocol = config.protocol
+        model.task = config.task
+    changes: dict[str, Any] = {
+        key.partition(".")[2]: getattr(config.protocol, key.partition(".")[2])
+        for key in keys
+        if key.startswith("protocol.")
+    }
+    names = options.class_names or (config.data.class_names if not protocol.class_names else None)
+    if names is not None:
+        changes["class_names"] = read_class_names(names)
+    if options.views is not None:
+        changes["views"] = options.views
+    if protocol.class_names and changes.get("class_names", protocol.class_names) != protocol.class_names:
+        raise ConfigError(
+            f"class names: {checkpoint} names its {len(protocol.class_names)} classes itself, and not as they were "
+            "given; leave the names out"
+        )
+    for key, value in changes.items():
+        if key != "class_names" and getattr(protocol, key) != value:
+            print(f"protocol.{key}: {value} instead of {getattr(protocol, key)}", file=sys.stderr)
+    model.default_protocol = protocol.replace(**changes)
+    named = model.default_protocol.class_names
+    if named and len(named) != model.num_classes:
+        raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(named)} class names were given")
+    return model, config
+
+
+def pick_device(name: str | None) -> str:
+    """Returns the device as it was named, else a GPU if there is one."""
+    import torch
+
+    return name if name is not None else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,41 @@
+"""``stvid train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvid.commands.common import take_option
+from stvid.errors import ConfigError
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train a model from a config."""
+    from stvid.config import load_config, train_parser
+
+    if any(option in ("-h", "--help") for option in argv):
+        train_parser().print_help()
+        return 0
+    name, options = take_option(argv, "--config")
+    resume, rest = take_option(options, "--resume")
+    from stvid.engine.runs import is_first_rank, resume_config
+    from stvid.engine.train import train
+
+    if resume is not None and name is None:
+        config = resume_config(resume, rest)
+    else:
+        if name is None:
+            raise ConfigError("--config is missing; for example: stvid train --config uniformer_xxs_motion.yaml")
+        config = load_config(name, rest)
+        config.resume = resume
+    result = train(config, name=Path(name or resume or "run").stem)
+    if not is_first_rank():
+        return 0
+    for key, value in result.metrics.items():
+        if key.startswith("val_") and not key.endswith(("_failed", "_low", "_high")):
+            print(f"{key.removeprefix('val_'):<16}{value:.4f}")
+    best = result.best if result.best is not None else result.last
+    print(f"next: stvid test --checkpoint {result.output}; stvid predict VIDEO --checkpoint {best}")
+    return 0
