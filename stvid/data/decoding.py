@@ -68,6 +68,10 @@ _CACHE_BYTES = 64 * 2**20
 # A file that gives this many read errors in a row is taken to be at its end.
 _MAX_READ_ERRORS = 1000
 
+# What keeps FFmpeg from decoding the first frames of a file that it opens (0.5 to 3 ms of a Kinetics file), which it
+# does to find what the header may lack: the size, and by how many frames the decoder must delay its output.
+_QUICK_OPTIONS = {"skip_frame": "all", "probesize": "32", "analyzeduration": "0"}
+
 _FRAMES_FPS = 25.0
 
 # Demuxers that follow references to other files or URLs, or that make pictures of text.
@@ -102,6 +106,7 @@ class _Index:
     bad_packets: int = 0
     coded: tuple[int, int] = (0, 0)  # height and width before rotation, of the first frame
     turn: tuple[bool, bool, bool] = (False, False, False)  # transpose, flip vertically, flip horizontally
+    quick: bool = False  # the container's header tells the decoder all that it needs: no probing when opened again
 
     @property
     def nbytes(self) -> int:
@@ -276,6 +281,7 @@ class _AvSource:
         self.file: Any = None  # only for names that FFmpeg cannot be given
         self.kept: list[Any] = []  # frames that counting has decoded
         self.numbers: dict[int, int] = {}  # time stamp -> packet number
+        self.quick = False  # open the container without probing
         self.key: tuple[str, int, int] | None = None
         if isinstance(source, str):
             status = os.stat(source)
@@ -289,11 +295,13 @@ class _AvSource:
     def _find_index(self) -> _Index:
         cached = _cache.get(self.key)
         if cached is not None:
+            self.quick = cached.quick
             self._open(cached.stream)
             return cached
         try:
             index = self._index_by_scan()
         except _Mismatch as reason:
+            self.quick = False
             return self._index_by_counting(str(reason))
         _cache.put(self.key, index)
         return index
@@ -339,7 +347,12 @@ class _AvSource:
         try:
             # A playlist under a video's name must not make FFmpeg fetch what it lists.
             options = {"protocol_whitelist": "file"}
-            self.container = self.av.open(source, metadata_errors="replace", container_options=options)
+            self.container = self.av.open(
+                source,
+                metadata_errors="replace",
+                container_options=options,
+                options=_QUICK_OPTIONS if self.quick else {},
+            )
         except self.av.error.FFmpegError as error:
             self.close_container()
             raise VideoError(self.name, f"not a video, or cut off before it begins ({_why(error)})") from error
@@ -472,9 +485,31 @@ class _AvSource:
         )
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
         shown_first = int(of_frame[0])
+        index.quick = self.quick = self._reopens_quickly()
         for _, frame in self._decode_span(packets, self._start_of(packets, shown_first), {shown_first}):
             self._take_shape(index, frame)
         return index
+
+    def _reopens_quickly(self) -> bool:
+        """Opens the file again without probing, if that gives the same stream and decoder; else as before."""
+
+        def facts() -> tuple[Any, ...]:
+            context = self.stream.codec_context
+            sides = (context.width, context.height, context.has_b_frames)
+            clock = (self.stream.time_base, self.stream.start_time)
+            return (len(self.container.streams), self.stream.index, context.name, context.extradata, *sides, *clock)
+
+        stream, probed = self.stream.index, facts()
+        self.quick = True
+        try:
+            self._open(stream)
+            if facts() == probed and self.stream.codec_context.skip_frame in ("DEFAULT", "default"):
+                return True
+        except (VideoError, IndexError, self.av.error.FFmpegError):
+            pass  # the header does not suffice
+        self.quick = False
+        self._open(stream)
+        return False
 
     def _index_by_counting(self, reason: str) -> _Index:
         """Decodes the whole file and counts its frames; keeps them if they are few.
@@ -629,6 +664,10 @@ class _AvSource:
             try:
                 return self._read_by_time(indices, self.index.packets)
             except _Mismatch as reason:
+                if self.quick:  # what the header says of the decoder may have been wrong
+                    self.index.quick = self.quick = False
+                    self._open(self.index.stream)
+                    return self.read(indices)
                 self.index = self._index_by_counting(str(reason))
                 count = len(self.index.timestamps)
                 if max(indices, default=0) >= count:
