@@ -1,9 +1,9 @@
 """From a manifest to clips: decode, sample, transform.
 
 `TrainDataset` gives random clips, `EvalDataset` all test views of a video, `load_clip` the centre view of one file.
-Each decodes a video once, however many clips are taken from it; test views of a video whose frames would take much
-memory are decoded clip by clip. Where a manifest names the part of a video to use, its seconds count from the first
-frame; the times that samples and clips carry are on the file's own clock, which need not begin at 0.
+Each decodes a video once, however many clips are taken from it. Where a manifest names the part of a video to use, its
+seconds count from the first frame; the times that samples and clips carry are on the file's own clock, which need not
+begin at 0.
 
 A training sample is a pure function of (seed, epoch, video, copy, repeat): it does not depend on the number of worker
 processes, on which of them makes it, or on any global random state. So a run can be resumed exactly.
@@ -22,9 +22,11 @@ from torch.utils.data import Dataset
 
 from stvid.config import AugmentConfig
 from stvid.data.decoding import VideoReader
+from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import frame_grid, sample_train, sample_views
-from stvid.data.transforms import CROP_COUNTS, CropBox, TrainTransform, normalize, test_crops
+from stvid.data.stored_index import index_beside
+from stvid.data.transforms import CropBox, TrainTransform, normalize, resize_short_side, test_crops
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
 
@@ -46,7 +48,7 @@ MAX_TRIES = 8
 """Videos that are tried for one training sample before the run stops."""
 
 MAX_FRAME_BYTES = 256 * 2**20
-"""Frames that are held at a time for all test clips of a video; above it, each clip is decoded by itself."""
+"""Decoded frames of a test video that are held at a time before they are scaled."""
 
 _STREAM_CLIP, _STREAM_REPLACEMENT, STREAM_ORDER = range(3)
 """First number of the seed of each kind of random choice, so that no two kinds share their numbers."""
@@ -98,19 +100,30 @@ def _take(frames: torch.Tensor, where: np.ndarray) -> torch.Tensor:
     return frames[torch.from_numpy(where)]
 
 
-def _decode_clips(reader: VideoReader, indices: np.ndarray) -> Iterator[torch.Tensor]:
-    """Yields the frames of each clip, uint8 (T, H, W, 3); each frame is decoded once unless that takes much memory.
+def _decode_scaled(
+    reader: VideoReader, indices: np.ndarray, short_side: int
+) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
+    """Decodes and scales the frames of several clips, each frame once, a bounded number of large ones at a time.
 
     Args:
         reader: An open video.
         indices: Frames of each clip, (N, T).
+        short_side: Of the scaled frames, in pixels.
+
+    Returns:
+        Different frames, scaled, uint8 (U, h, w, 3); where each of `indices` is among them, int64 (N, T); and the
+        height and width of the decoded frames.
     """
-    needed = len(np.unique(indices)) * reader.height * reader.width * 3
-    for part in [indices] if needed <= MAX_FRAME_BYTES else np.split(indices, len(indices)):
-        frames, where = _decode(reader, part)
-        for clip in where:
-            yield _take(frames, clip)
-        del frames  # before the next clip is decoded
+    unique, where = np.unique(indices, return_inverse=True)
+    at_a_time = max(1, MAX_FRAME_BYTES // (reader.height * reader.width * 3))
+    scaled: list[torch.Tensor] = []
+    size = (reader.height, reader.width)
+    for start in range(0, len(unique), at_a_time):
+        frames = reader.get_batch(unique[start : start + at_a_time])
+        size = (frames.shape[1], frames.shape[2])
+        scaled.append(resize_short_side(frames, short_side).permute(0, 2, 3, 1).contiguous())
+        del frames  # before the next ones are decoded
+    return scaled[0] if len(scaled) == 1 else torch.cat(scaled), where.reshape(indices.shape), size
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -331,6 +344,7 @@ class TrainDataset(Dataset[TrainSample]):
         self.seed = seed
         self.backend = backend
         self.decode_threads = decode_threads
+        self.stored_index = index_beside(manifest.source)
         self.repeats = repeats
         self.multilabel = multilabel
         self._transform = TrainTransform(protocol, augment, manifest.class_names)
@@ -383,7 +397,9 @@ class TrainDataset(Dataset[TrainSample]):
         entry: VideoEntry = self.manifest[index]
         label_ids = self.manifest.label_ids(index)
         generators = [make_generator(_STREAM_CLIP, *key, repeat) for repeat in range(self.repeats)]
-        with VideoReader(entry.path, backend=self.backend, num_threads=self.decode_threads) as reader:
+        with VideoReader(
+            entry.path, backend=self.backend, num_threads=self.decode_threads, index=self.stored_index
+        ) as reader:
             grid = _grid(reader, self.protocol, entry.start, entry.end)
             jitter = self.augment.temporal_jitter
             indices = np.stack([sample_train(grid, self.protocol, rng=rng if jitter else None) for rng in generators])
@@ -437,12 +453,15 @@ class EvalSample:
 
     Attributes:
         index: Number of the video.
-        clips: uint8 (V, C, T, H, W); the crops of the first clip come first. None if the video cannot be read.
+        clips: uint8 (V, C, T, H, W) in the order of the data set's `layout`: the crops of the first clip come first,
+            and views that only further protocols need come last. None if the video cannot be read.
         labels: int64 () or multi-hot float32 (K,); -1 or zeros if the video has no label.
         error: Why the video cannot be read, without its path; None if it was read.
         indices: Source frames of each clip, int64 (clips, T); None if the video cannot be read.
         seconds: Their times in the source, float64 (clips, T); None if the video cannot be read.
-        crop_boxes: Part of the source that each crop shows, in source pixels.
+        crop_boxes: Part of the source that each crop of the (first) protocol shows, in source pixels.
+        same: For each view the first one that shows the same frames and crop, int64 (V,): clips of a short video and
+            crops of a square one may be equal. None if all are different or that was not found out.
     """
 
     index: int
@@ -452,6 +471,7 @@ class EvalSample:
     indices: np.ndarray | None = None
     seconds: np.ndarray | None = None
     crop_boxes: tuple[CropBox, ...] = ()
+    same: np.ndarray | None = None
 
     def pin_memory(self) -> EvalSample:
         """Moves the clips to page-locked memory; called by loaders with ``pin_memory=True``."""
@@ -466,7 +486,8 @@ class EvalDataset(Dataset[EvalSample]):
     Args:
         manifest: The videos; labels are optional.
         protocol: Frames, sampling and size.
-        views: Temporal clips x spatial crops, as in ``4x3``.
+        views: Temporal clips x spatial crops, as in ``4x3``; or several such protocols, whose views are all cut from
+            one decode, those that they share once (see `stvid.data.layout`).
         backend: Decoder.
         decode_threads: Threads of one decoder.
         multilabel: Whether a video may have any number of labels.
@@ -480,18 +501,17 @@ class EvalDataset(Dataset[EvalSample]):
         manifest: Manifest,
         protocol: Protocol,
         *,
-        views: str,
+        views: str | Sequence[str],
         backend: str = "av",
         decode_threads: int = 1,
         multilabel: bool = False,
     ) -> None:
-        self.num_clips, self.num_crops = parse_views(views)
-        if self.num_crops not in CROP_COUNTS:
-            raise ConfigError(f"views {views!r}: {self.num_crops} crops are not defined; choose from {CROP_COUNTS}")
+        self.layout = view_layout([views] if isinstance(views, str) else views, protocol.sampling)
         self.manifest = manifest
         self.protocol = protocol
         self.backend = backend
         self.decode_threads = decode_threads
+        self.stored_index = index_beside(manifest.source)
         self.multilabel = multilabel
 
     def __len__(self) -> int:
@@ -507,20 +527,39 @@ class EvalDataset(Dataset[EvalSample]):
         entry: VideoEntry = self.manifest[index]
         labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
         try:
-            with VideoReader(entry.path, backend=self.backend, num_threads=self.decode_threads) as reader:
+            with VideoReader(
+                entry.path, backend=self.backend, num_threads=self.decode_threads, index=self.stored_index
+            ) as reader:
                 grid = _grid(reader, self.protocol, entry.start, entry.end)
-                indices = sample_views(grid, self.protocol, num_clips=self.num_clips)
+                indices = self.layout.indices(grid, self.protocol)
                 seconds = reader.timestamps[indices]
-                size = self.protocol.crop
-                views = torch.empty(self.num_clips, self.num_crops, indices.shape[1], size, size, 3, dtype=torch.uint8)
-                boxes: tuple[CropBox, ...] = ()
-                for number, frames in enumerate(_decode_clips(reader, indices)):
-                    crops, boxes = test_crops(frames, self.protocol, self.num_crops)
-                    views[number] = crops.permute(0, 2, 3, 4, 1)
+                frames, where, source = _decode_scaled(reader, indices, self.protocol.short_side)
         except VideoError as error:
             return EvalSample(index, None, labels, error=error.reason)
-        clips = views.flatten(0, 1).permute(0, 4, 1, 2, 3)
-        return EvalSample(index, clips, labels, indices=indices, seconds=seconds, crop_boxes=boxes)
+        clips, boxes, same = self._cut(frames, where, indices, source)
+        return EvalSample(index, clips, labels, indices=indices, seconds=seconds, crop_boxes=boxes, same=same)
+
+    def _cut(
+        self, frames: torch.Tensor, where: np.ndarray, indices: np.ndarray, source: tuple[int, int]
+    ) -> tuple[torch.Tensor, tuple[CropBox, ...], np.ndarray]:
+        """Cuts the views out of scaled frames; see `EvalSample` for what is returned."""
+        scale_y, scale_x = source[0] / frames.shape[1], source[1] / frames.shape[2]
+        size = self.protocol.crop
+        views = torch.empty(len(self.layout.views), where.shape[1], size, size, 3, dtype=torch.uint8)
+        boxes: list[CropBox] = []
+        first: dict[tuple[bytes, CropBox, bool], int] = {}
+        same = np.arange(len(views))
+        done: tuple[int, int] | None = None  # the layout keeps the views of a clip together
+        for row, (clip, count, crop) in enumerate(self.layout.views):
+            if done != (clip, count):
+                crops, cut = test_crops(_take(frames, where[clip]), self.protocol, count)
+                done = (clip, count)
+            views[row] = crops[crop].permute(1, 2, 3, 0)
+            top, left, height, width = cut[crop]
+            boxes.append(CropBox(top * scale_y, left * scale_x, height * scale_y, width * scale_x))
+            same[row] = first.setdefault((indices[clip].tobytes(), boxes[-1], crop >= 5), row)
+        main = parse_views(self.layout.protocols[0])[1]
+        return views.permute(0, 4, 1, 2, 3), tuple(boxes[:main]), same
 
     def __getitems__(self, items: Sequence[int]) -> list[EvalSample | StvidError]:
         """Used by loaders: a batch, with an error for the user in the place of the sample that raised it."""

@@ -29,19 +29,21 @@ import os
 import re
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from stvid.data.packets import PARSERS, nal_length_size
+from stvid.data.stored_index import StoredIndex
 from stvid.errors import MissingFileError, StvidError, UnknownNameError, VideoError, nearest
 
-__all__ = ["BACKENDS", "IMAGE_EXTENSIONS", "VideoReader", "available_backends"]
+__all__ = ["BACKENDS", "IMAGE_EXTENSIONS", "Index", "Packets", "VideoReader", "available_backends", "scan"]
 
 _T = TypeVar("_T")
 
@@ -60,6 +62,10 @@ MAX_SIDE = 16_888
 MAX_PIXELS = 2**28
 # 2^22 frames are 39 hours at 30 fps; their index takes 150 MB. More comes from damaged files and frame bombs.
 MAX_FRAMES = 2**22
+
+# A worker must not be held up for ever by one file: longer than any file within the limits above takes, unless damage
+# makes FFmpeg crawl.
+TIME_LIMIT = 600.0
 
 # What a reader that counts may keep of the frames that it decoded for counting, so that short files are decoded once.
 _KEEP_BYTES = 128 * 2**20
@@ -82,7 +88,7 @@ _REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp"
 
 
 @dataclass
-class _Packets:
+class Packets:
     """The packets of a stream in file order, as far as seeking needs them."""
 
     pts: np.ndarray  # int64, units of the stream's time base
@@ -95,14 +101,15 @@ class _Packets:
 
 
 @dataclass
-class _Index:
-    """What is known of one video stream; kept for the next reader of the same file."""
+class Index:
+    """What is known of one video stream; kept for the next reader of the same file, or stored on disk."""
 
     stream: int
     timestamps: np.ndarray  # float64 seconds, one a frame, sorted
+    time_base: float  # seconds of one unit of the packets' clock
     fps: float
     method: str  # for people
-    packets: _Packets | None  # None: frames are found by counting
+    packets: Packets | None  # None: frames are found by counting
     bad_packets: int = 0
     coded: tuple[int, int] = (0, 0)  # height and width before rotation, of the first frame
     turn: tuple[bool, bool, bool] = (False, False, False)  # transpose, flip vertically, flip horizontally
@@ -123,10 +130,10 @@ class _IndexCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self.entries: OrderedDict[tuple[str, int, int], _Index] = OrderedDict()
+        self.entries: OrderedDict[tuple[str, int, int], Index] = OrderedDict()
         self.lock = threading.Lock()
 
-    def get(self, key: tuple[str, int, int] | None) -> _Index | None:
+    def get(self, key: tuple[str, int, int] | None) -> Index | None:
         if key is None:
             return None
         with self.lock:
@@ -135,7 +142,7 @@ class _IndexCache:
                 self.entries.move_to_end(key)
             return found
 
-    def put(self, key: tuple[str, int, int] | None, index: _Index) -> None:
+    def put(self, key: tuple[str, int, int] | None, index: Index) -> None:
         if key is None:
             return
         with self.lock:
@@ -270,8 +277,17 @@ class _Source(Protocol):
 class _AvSource:
     """PyAV, the default."""
 
-    def __init__(self, source: str | bytes, name: str, num_threads: int) -> None:
+    def __init__(
+        self,
+        source: str | bytes,
+        name: str,
+        num_threads: int,
+        time_limit: float = TIME_LIMIT,
+        stored: StoredIndex | None = None,
+    ) -> None:
         self.av = _import_backend("av")
+        self.time_limit = time_limit
+        self.deadline = time.monotonic() + time_limit
         self.convert = _RgbConverter(self.av)
         self.source = source
         self.name = name
@@ -287,13 +303,17 @@ class _AvSource:
             status = os.stat(source)
             self.key = (os.path.abspath(source), status.st_mtime_ns, status.st_size)
         try:
-            self.index = self._find_index()
+            self.index = self._find_index(stored)
         except BaseException:
             self.close()
             raise
 
-    def _find_index(self) -> _Index:
+    def _find_index(self, stored: StoredIndex | None) -> Index:
         cached = _cache.get(self.key)
+        if cached is None and stored is not None and self.key is not None:
+            cached = stored.find(self.key[0], self.key[2])
+            if cached is not None:
+                _cache.put(self.key, cached)
         if cached is not None:
             self.quick = cached.quick
             self._open(cached.stream)
@@ -408,6 +428,8 @@ class _AvSource:
         while True:
             try:
                 for packet in self.container.demux(self.stream):
+                    if time.monotonic() > self.deadline:
+                        raise VideoError(self.name, f"not read within {self.time_limit:g} s; damaged, or very long")
                     if packet.size:  # an empty packet would tell the decoder that the stream has ended
                         errors = 0
                         yield packet
@@ -417,7 +439,7 @@ class _AvSource:
                 if errors > _MAX_READ_ERRORS:
                     return
 
-    def _index_by_scan(self) -> _Index:
+    def _index_by_scan(self) -> Index:
         """Reads all packets and decodes only the first frame.
 
         Raises:
@@ -465,7 +487,7 @@ class _AvSource:
         times = np.array(pts, np.int64)
         visible = np.flatnonzero(shown)
         of_frame = visible[np.argsort(times[visible], kind="stable")].astype(np.int32)
-        packets = _Packets(
+        packets = Packets(
             pts=times,
             dts=np.array(dts, np.int64),
             size=np.array(sizes, np.int32),
@@ -474,11 +496,13 @@ class _AvSource:
             shown=np.array(shown),
             of_frame=of_frame,
         )
-        timestamps = times[of_frame] * float(self.stream.time_base)
+        time_base = float(self.stream.time_base)
+        timestamps = times[of_frame] * time_base
         rate = self.stream.average_rate
-        index = _Index(
+        index = Index(
             stream=self.stream.index,
             timestamps=timestamps,
+            time_base=time_base,
             fps=_average_rate(timestamps, float(rate) if rate else None),
             method="time stamps",
             packets=packets,
@@ -511,7 +535,7 @@ class _AvSource:
         self._open(stream)
         return False
 
-    def _index_by_counting(self, reason: str) -> _Index:
+    def _index_by_counting(self, reason: str) -> Index:
         """Decodes the whole file and counts its frames; keeps them if they are few.
 
         Raises:
@@ -520,7 +544,7 @@ class _AvSource:
         times: list[int | None] = []
         kept: list[Any] | None = []
         kept_bytes = 0
-        index = _Index(0, np.zeros(0), 0.0, f"counting ({reason})", None)
+        index = Index(0, np.zeros(0), 0.0, 0.0, f"counting ({reason})", None)
         problems: list[str] = []
         for frame in self._decode_all(problems):
             if not times:
@@ -557,7 +581,7 @@ class _AvSource:
         _cache.put(self.key, index)
         return index
 
-    def _take_shape(self, index: _Index, frame: Any) -> None:
+    def _take_shape(self, index: Index, frame: Any) -> None:
         _check_size(self.name, frame.height, frame.width)
         index.coded = (frame.height, frame.width)
         index.turn = _display_turn(frame)
@@ -585,7 +609,7 @@ class _AvSource:
             return
         yield from frames
 
-    def _packets_from(self, packets: _Packets, first: int) -> Iterator[tuple[int, Any]]:
+    def _packets_from(self, packets: Packets, first: int) -> Iterator[tuple[int, Any]]:
         """Yields (number, packet) from packet number `first` on, wherever the container's seek lands."""
         if not self.numbers:
             self.numbers = {pts: number for number, pts in enumerate(packets.pts.tolist())}
@@ -611,7 +635,7 @@ class _AvSource:
             if number >= first:
                 yield self.numbers.get(packet.pts, -1), packet
 
-    def _decode_span(self, packets: _Packets, first: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+    def _decode_span(self, packets: Packets, first: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
         """Decodes from packet `first`, a start, to the packets `wanted`; yields (packet number, frame) for each.
 
         Packets that are skippable and not wanted do not go to the decoder. By the standard that changes no other frame
@@ -642,24 +666,27 @@ class _AvSource:
         if position != len(expected):
             raise _Mismatch("the decoder gives fewer frames than the packets promise")
 
-    def _feed(self, packets: _Packets, first: int, sent: list[bool]) -> Iterator[Any]:
+    def _feed(self, packets: Packets, first: int, sent: list[bool]) -> Iterator[Any]:
         """Sends packets `first`, `first` + 1, ... where `sent` says so, then the end; yields what the decoder gives."""
         stream = self._packets_from(packets, first)
         for number, send in enumerate(sent, start=first):
             found, packet = next(stream, (-1, None))
             if packet is None or found != number:
                 raise _Mismatch("reading again gives other packets")
+            if packet.size != packets.size[number]:
+                raise _Mismatch("the file has changed since it was scanned")
             if send:
                 yield from packet.decode()
         yield from self.stream.codec_context.decode(None)
 
     @staticmethod
-    def _start_of(packets: _Packets, number: int) -> int:
+    def _start_of(packets: Packets, number: int) -> int:
         """Returns the last start from which a packet can be decoded: not after it, neither in file nor in time."""
         starts = np.flatnonzero(packets.start[: number + 1])
         return int(starts[packets.pts[starts] <= packets.pts[number]][-1])
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
+        self.deadline = time.monotonic() + self.time_limit
         if self.index.packets is not None:
             try:
                 return self._read_by_time(indices, self.index.packets)
@@ -667,7 +694,7 @@ class _AvSource:
                 if self.quick:  # what the header says of the decoder may have been wrong
                     self.index.quick = self.quick = False
                     self._open(self.index.stream)
-                    return self.read(indices)
+                    return self.read(indices)  # with its packets again
                 self.index = self._index_by_counting(str(reason))
                 count = len(self.index.timestamps)
                 if max(indices, default=0) >= count:
@@ -690,7 +717,7 @@ class _AvSource:
         for place in places:
             out[place] = image
 
-    def _read_by_time(self, indices: Sequence[int], packets: _Packets) -> np.ndarray:
+    def _read_by_time(self, indices: Sequence[int], packets: Packets) -> np.ndarray:
         out = self._empty(len(indices))
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
@@ -742,9 +769,9 @@ class _OtherSource:
 
     bad_packets = 0
 
-    def __init__(self, source: str | bytes, name: str, num_threads: int) -> None:
+    def __init__(self, source: str | bytes, name: str, num_threads: int, stored: StoredIndex | None = None) -> None:
         self.name = name
-        reference = _AvSource(source, name, 1)
+        reference = _AvSource(source, name, 1, stored=stored)
         self.timestamps, self.fps = reference.timestamps, reference.fps
         self.height, self.width = reference.height, reference.width
         reference.close()
@@ -913,6 +940,22 @@ def _import_backend(name: str) -> ModuleType:
         raise StvidError(f"backend {name!r} cannot be used ({_why(error)}); install it: {_INSTALL[name]}") from error
 
 
+def scan(path: str | os.PathLike[str]) -> Index:
+    """Returns the index of a video file, for `stvid.data.stored_index.write_index`.
+
+    Raises:
+        MissingFileError: If there is nothing at the path.
+        VideoError: As `VideoReader` raises it.
+    """
+    name = os.fspath(path)
+    _check_file(name, folder=False)
+    source = _AvSource(name, name, 1)
+    try:
+        return source.index
+    finally:
+        source.close()
+
+
 def available_backends() -> dict[str, str]:
     """Returns for each backend an empty string if it can be used, else the reason and the command that installs it."""
     found = {}
@@ -936,10 +979,13 @@ class VideoReader:
 
     Args:
         source: Path of a video file; for ``backend="frames"`` the path of a folder of images, which are taken in the
-            natural order of their names (2 before 10) at 25 frames a second. Or the bytes of a video file.
+            natural order of their names (2 before 10) at 25 frames a second. Or the bytes of a video file, or a binary
+            file object, which is read to its end.
         backend: ``av`` (PyAV, the default, exact for every file), ``decord``, ``torchcodec`` (optional: fast readers
             with their own ideas of damaged files) or ``frames``.
         num_threads: Decoder threads. One is best in a data-loader worker.
+        time_limit: Seconds after which opening the file, or one call for frames, is given up (backend av).
+        index: Indices that were stored earlier, so that the file need not be scanned.
 
     Attributes:
         backend: The name of the backend.
@@ -952,7 +998,15 @@ class VideoReader:
         UnknownNameError: If there is no such backend.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, *, backend: str = "av", num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        *,
+        backend: str = "av",
+        num_threads: int = 1,
+        time_limit: float = TIME_LIMIT,
+        index: StoredIndex | None = None,
+    ) -> None:
         if backend not in BACKENDS:
             hint = nearest(backend, BACKENDS)
             raise UnknownNameError(f"backend {backend!r} does not exist; use one of {', '.join(BACKENDS)}{hint}")
@@ -960,6 +1014,8 @@ class VideoReader:
             raise ValueError(f"num_threads is {num_threads}: at least 1 is needed")
         self.backend = backend
         self._source: _Source | None = None
+        if not isinstance(source, (str, os.PathLike)) and hasattr(source, "read"):
+            source = source.read()
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.source_name = "<bytes>"
             content = bytes(source)
@@ -967,20 +1023,20 @@ class VideoReader:
                 raise VideoError(self.source_name, "backend='frames' reads a folder of images, not bytes")
             if not content:
                 raise VideoError(self.source_name, "is empty (0 bytes)")
-            self._source = self._make(content, num_threads)
+            self._source = self._make(content, num_threads, time_limit, None)
             return
         path = os.fspath(source)
         self.source_name = path
         _check_file(path, folder=backend == "frames")
-        self._source = self._make(path, num_threads)
+        self._source = self._make(path, num_threads, time_limit, index)
 
-    def _make(self, source: str | bytes, num_threads: int) -> _Source:
+    def _make(self, source: str | bytes, num_threads: int, time_limit: float, index: StoredIndex | None) -> _Source:
         if self.backend == "av":
-            return _AvSource(source, self.source_name, num_threads)
+            return _AvSource(source, self.source_name, num_threads, time_limit, index)
         if self.backend == "decord":
-            return _DecordSource(source, self.source_name, num_threads)
+            return _DecordSource(source, self.source_name, num_threads, index)
         if self.backend == "torchcodec":
-            return _TorchcodecSource(source, self.source_name, num_threads)
+            return _TorchcodecSource(source, self.source_name, num_threads, index)
         assert isinstance(source, str)
         return _FramesSource(source, self.source_name, num_threads)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import struct
 import sys
@@ -7,6 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -464,6 +466,8 @@ def test_bytes_are_as_good_as_a_path(make_video: MakeVideo) -> None:
         with VideoReader(path.read_bytes()) as reader, VideoReader(path) as other:
             assert reader.source_name == "<bytes>"
             assert torch.equal(reader.get_batch([20, 3, 3]), other.get_batch([20, 3, 3]))
+        with path.open("rb") as file, VideoReader(file) as reader, VideoReader(path) as other:
+            assert torch.equal(reader.get_batch([7]), other.get_batch([7]))
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "50%d off.mp4", "ü 影片.mp4", "https:--x.mp4", "-i.mp4"])
@@ -622,6 +626,74 @@ def test_no_file_and_no_thread_is_left(make_video: MakeVideo, make_audio: Callab
         use()
     assert len(os.listdir("/proc/self/fd")) == files
     assert len(os.listdir("/proc/self/task")) == threads
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_memory_stays_flat_over_thousands_of_reads(make_video: MakeVideo) -> None:
+    paths = [make_video(f"{number}.mp4", frames=12, width=64, height=48) for number in range(3)]
+    paths.append(make_video("a.avi", codec="mpeg4", frames=12))
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    sizes = []
+    for number in range(5000):
+        if number % 1000 == 0:
+            decoding._cache.clear()
+        with VideoReader(paths[number % len(paths)]) as reader:
+            reader.get_batch([11, 3])
+        if number in (999, 4999):
+            sizes.append(resident())
+    assert sizes[1] - sizes[0] < 5
+
+
+def read_in_a_process(path: str, results: Any) -> None:
+    with VideoReader(path) as reader:
+        results.put(int(reader.get_batch([5]).sum()))
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_any_start_method_will_do(method: str, make_video: MakeVideo) -> None:
+    path = str(make_video())
+    with VideoReader(path) as reader:
+        expected = int(reader.get_batch([5]).sum())
+        if method not in multiprocessing.get_all_start_methods():
+            pytest.skip(f"no {method} on this system")
+        context = multiprocessing.get_context(method)
+        results = context.SimpleQueue()
+        process = context.Process(target=read_in_a_process, args=(path, results))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0 and results.get() == expected
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_a_reader_gives_up_in_time(name: str, make_video: MakeVideo) -> None:
+    path = make_video(name, codec="mpeg4" if name == "a.avi" else "libx264")
+    with pytest.raises(VideoError, match=r"not read within 0 s"):
+        VideoReader(path, time_limit=0.0)
+
+
+def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: MakeVideo, monkeypatch) -> None:
+    path = make_video(bframes=3, frames=40)
+    with VideoReader(path) as reader:
+        expected = reader.get_batch([30, 2, 11])
+    feed = decoding._AvSource._feed
+    calls = []
+
+    def misled(self: Any, *arguments: Any) -> Iterator[Any]:
+        calls.append(self.quick)
+        frames = list(feed(self, *arguments))
+        return iter(frames[1:] if self.quick else frames)
+
+    monkeypatch.setattr(decoding._AvSource, "_feed", misled)
+    with VideoReader(path) as reader:
+        assert torch.equal(reader.get_batch([30, 2, 11]), expected)
+        assert reader.index_method == "time stamps"
+    with VideoReader(path) as reader:
+        assert torch.equal(reader.get_batch([30, 2, 11]), expected)
+    assert calls[0] and not any(calls[1:])
 
 
 def test_a_file_is_scanned_once_until_it_changes(make_video: MakeVideo, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from stvid.data import decoding
+from stvid.data.dataset import EvalDataset
+from stvid.data.decoding import VideoReader, scan
+from stvid.data.manifest import read_manifest
+from stvid.data.stored_index import StoredIndex, index_folder, write_index
+from stvid.errors import StvidError
+from stvid.protocol import Protocol
+
+MakeVideo = Callable[..., Path]
+
+
+def entry(path: Path) -> tuple[str, int, decoding.Index]:
+    return str(path), path.stat().st_size, scan(path)
+
+
+@pytest.fixture
+def videos(make_video: MakeVideo) -> list[Path]:
+    return [
+        make_video("plain.mp4", frames=40, bframes=3),
+        make_video("turned.mp4", rotation=90),
+        make_video("counted.avi", codec="mpeg4"),
+        make_video("hevc.mkv", codec="libx265"),
+    ]
+
+
+def test_stored_indices_give_the_same_reader_without_a_scan(videos: list[Path], tmp_path: Path, monkeypatch) -> None:
+    assert write_index(tmp_path / "index", map(entry, videos), root=tmp_path) == 4
+    expected = []
+    for path in videos:
+        with VideoReader(path) as reader:
+            facts = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
+            expected.append((facts, reader.timestamps, reader.get_batch([17, 2, 2])))
+    decoding._cache.clear()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("scanned again")
+
+    monkeypatch.setattr(decoding._AvSource, "_index_by_scan", refuse)
+    monkeypatch.setattr(decoding._AvSource, "_index_by_counting", refuse)
+    index = pickle.loads(pickle.dumps(StoredIndex(tmp_path / "index")))
+    assert len(index) == 4
+    for path, (facts, timestamps, frames) in zip(videos, expected, strict=True):
+        with VideoReader(path, index=index) as reader:
+            found = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
+            assert found == facts
+            assert (reader.timestamps == timestamps).all()
+            assert torch.equal(reader.get_batch([17, 2, 2]), frames)
+
+
+def test_a_data_set_can_be_moved_with_its_index(videos: list[Path], tmp_path: Path, monkeypatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for path in videos:
+        shutil.move(path, home / path.name)
+    write_index(home / "index", (entry(home / path.name) for path in videos), root=home)
+    home.rename(tmp_path / "away")
+    index = StoredIndex(tmp_path / "away" / "index")
+    path = tmp_path / "away" / "plain.mp4"
+    assert index.find(str(path), path.stat().st_size) is not None
+    assert index.find(str(path), path.stat().st_size + 1) is None
+    assert index.find(str(tmp_path / "plain.mp4"), path.stat().st_size) is None
+
+
+def test_an_index_that_is_out_of_date_gives_no_wrong_frames(make_video: MakeVideo, tmp_path: Path) -> None:
+    path, other = make_video("a.mp4", frames=20), make_video("b.mp4", frames=25, bframes=3)
+    size = max(path.stat().st_size, other.stat().st_size)
+    for file in (path, other):  # of equal size: only the packets tell them apart
+        with file.open("ab") as stream:
+            stream.write(bytes(size - file.stat().st_size))
+    write_index(tmp_path / "index", [entry(path)], root=tmp_path)
+    os.replace(other, path)
+    decoding._cache.clear()
+    with VideoReader(path) as reader:
+        expected = reader.get_batch([19, 3])
+    decoding._cache.clear()
+    with VideoReader(path, index=StoredIndex(tmp_path / "index")) as reader:
+        assert torch.equal(reader.get_batch([19, 3]), expected)
+    decoding._cache.clear()
+
+
+def test_datasets_take_the_index_that_lies_beside_their_list(videos: list[Path], tmp_path: Path) -> None:
+    table = tmp_path / "train.csv"
+    table.write_text("path,label\n" + "".join(f"{path},a\n" for path in videos))
+    protocol = Protocol(frames=4, stride=2, short_side=32, crop=32)
+    assert EvalDataset(read_manifest(table), protocol, views="1x1").stored_index is None
+    write_index(index_folder(table), map(entry, videos), root=tmp_path)
+    decoding._cache.clear()
+    dataset = EvalDataset(read_manifest(table), protocol, views="1x1")
+    assert dataset.stored_index is not None
+    assert all(dataset[number].clips is not None for number in range(len(videos)))
+
+
+def test_a_folder_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(StvidError, match="stvid-prep index"):
+        StoredIndex(tmp_path)
+    (tmp_path / "index.json").write_text('{"version": 99, "root": ".", "methods": []}')
+    with pytest.raises(StvidError, match="another version"):
+        StoredIndex(tmp_path)
