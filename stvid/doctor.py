@@ -10,7 +10,7 @@ from typing import Any
 
 from stvid.version import __version__
 
-__all__ = ["examine", "print_report"]
+__all__ = ["examine", "print_comparison", "print_report"]
 
 REQUIRED = ("torch", "torchvision", "timm", "av", "lightning", "torchmetrics", "einops", "safetensors")
 OPTIONAL = ("decord", "torchcodec", "xformers", "pytorchvideo", "onnx")
@@ -142,3 +142,29 @@ def print_report(report: dict[str, Any]) -> None:
         if report["usable"]
         else Text("not usable until the red lines are mended", style="red")
     )
+
+
+def print_comparison(path: str, comparison: dict[str, Any]) -> None:
+    """Prints what `stvid.data.comparison.compare_backends` found."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(f"{path}: {comparison['frames']} frames"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("backend")
+    table.add_column("a clip of 16", justify="right")
+    table.add_column("beside av")
+    for name, entry in comparison["backends"].items():
+        if entry["problem"]:
+            table.add_row(name, "", Text(entry["problem"], style="dim"))
+            continue
+        differing = entry["differing"]
+        shown = ", ".join(str(index) for index in differing[:6]) + (", ..." if len(differing) > 6 else "")
+        verdict = (
+            f"{len(differing)} frames differ by up to {entry['largest']} of 255: {shown}" if differing else "equal"
+        )
+        table.add_row(name, f"{entry['milliseconds']:.1f} ms", Text(verdict, style="red" if differing else "green"))
+    console.print(table)
+    console.print(Text(f"fastest of those that agree: {comparison['recommended']}"))
