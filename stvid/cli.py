@@ -9,33 +9,39 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from stvid.commands import doctor, models, predict, test, train
+from stvid.commands import (
+    compare,
+    demo,
+    doctor,
+    explain,
+    export,
+    features,
+    inflate,
+    inspect,
+    models,
+    predict,
+    test,
+    train,
+)
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.version import __version__
 
-__all__ = ["main"]
+__all__ = ["dispatch", "main"]
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train.run,
     "test": test.run,
+    "compare": compare.run,
     "predict": predict.run,
     "models": models.run,
     "doctor": doctor.run,
 }
 
 
-def _help() -> str:
-    lines = ["usage: stvid COMMAND [OPTIONS]", "", "Train, evaluate and use video classification models.", ""]
-    for name, command in COMMANDS.items():
-        lines.append(f"  {name:<10} {(command.__doc__ or '').strip()}")
-    lines += ["", "stvid COMMAND --help shows the options of a command; stvid --version shows the version."]
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Runs a command of ``stvid``.
 
     Args:
         argv: Arguments after the program's name; None takes those of the process.
@@ -43,18 +49,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    return dispatch("stvid", "Train, evaluate and use video classification models.", COMMANDS, argv)
+
+
+def _help(program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]]) -> str:
+    lines = [f"usage: {program} COMMAND [OPTIONS]", "", about, ""]
+    for name, command in commands.items():
+        lines.append(f"  {name:<{max(map(len, commands))}}  {(command.__doc__ or '').strip().splitlines()[0]}")
+    lines += ["", f"{program} COMMAND --help shows the options of a command; {program} --version shows the version."]
+    return "\n".join(lines)
+
+
+def dispatch(
+    program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]], argv: Sequence[str] | None
+) -> int:
+    """Runs the command that the arguments name, and turns its errors into a line and an exit code.
+
+    Args:
+        program: Name for messages.
+        about: What the program does, for its help.
+        commands: Name to function; its docstring is its line in the help.
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(_help(program, about, commands))
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version", "version"):
-        print(f"stvid {__version__}")
+        print(f"{program} {__version__}")
         return 0
     name, *rest = arguments
-    if name not in COMMANDS:
-        return _fail(f"{name}: no such command{nearest(name, COMMANDS)} (see: stvid --help)", 2)
+    if name not in commands:
+        return _fail(f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
     try:
-        return COMMANDS[name](rest)
+        return commands[name](rest)
     except SystemExit as error:  # --help of a command
         return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:

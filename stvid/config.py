@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -103,12 +104,15 @@ class ModelConfig:
         name: A name of `stvid models`.
         drop_path_rate: Stochastic depth of the last block; null takes the variant's own.
         grad_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        frozen: Modules that are not trained, by the beginning of their parameters' names, as ``[stem, layer1]``; their
+            batch norms still gather statistics.
         hyperparameters: Further keyword arguments of the model, checked by its constructor.
     """
 
     name: str = "uniformer_s"
     drop_path_rate: float | None = None
     grad_checkpointing: bool = False
+    frozen: list[str] = field(default_factory=list)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -182,11 +186,17 @@ class AugmentConfig:
         scale: Range of the box's share of the frame's area.
         ratio: Range of the box's aspect ratio.
         jitter: Range of the short side in pixels, for ``short_side_jitter``.
+        crop: Side of a training clip in pixels, where it is smaller than in the test; null takes `protocol.crop`.
+        frames: Frames of a training clip; null takes `protocol.frames`.
         hflip: Probability of mirroring the clip left to right.
         hflip_pairs: Classes that turn into each other when mirrored, as ``[["move left", "move right"]]``. A clip of
             such a class changes its label when it is mirrored.
         hflip_keep: Classes that must never be mirrored, since the mirrored video belongs to no class or to an unnamed
             one.
+        color_jitter: Largest change of brightness, contrast, saturation (factors from 1 - x to 1 + x) and hue (shifts
+            from -x to x, of a turn), in random order.
+        color_jitter_prob: Probability that the colours of a clip are changed so.
+        grayscale: Probability that a clip loses its colours.
         randaugment_magnitude: Strength 0 to 10 of RandAugment; 0 switches it off.
         randaugment_layers: Operations applied to each clip.
         randaugment_std: Standard deviation of the strength.
@@ -205,9 +215,14 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (0.75, 1.3333)
     jitter: tuple[int, int] = (256, 320)
+    crop: int | None = None
+    frames: int | None = None
     hflip: float = 0.5
     hflip_pairs: list[list[str]] = field(default_factory=list)
     hflip_keep: list[str] = field(default_factory=list)
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    color_jitter_prob: float = 1.0
+    grayscale: float = 0.0
     randaugment_magnitude: float = 0.0
     randaugment_layers: int = 2
     randaugment_std: float = 0.5
@@ -221,24 +236,52 @@ class AugmentConfig:
     label_smoothing: float = 0.0
     temporal_jitter: bool = True
 
+    def __post_init__(self) -> None:
+        _check_whole("augment.crop", self.crop, 1, optional=True)
+        _check_whole("augment.frames", self.frames, 1, optional=True)
+        if not isinstance(self.color_jitter, tuple | list) or len(self.color_jitter) != 4:
+            raise ConfigError(f"augment.color_jitter: {self.color_jitter!r} is not four numbers")
+        for strength, most in zip(self.color_jitter, (None, None, None, 0.5), strict=True):
+            _check_number("augment.color_jitter", strength, least=0, most=most)
+        for name in ("color_jitter_prob", "grayscale"):
+            _check_number(f"augment.{name}", getattr(self, name), least=0, most=1)
+
+    def clip_protocol(self, protocol: Protocol) -> Protocol:
+        """Returns the protocol of training clips: `crop` and `frames` take the place of the test's.
+
+        Raises:
+            ConfigError: If the crop does not fit into `protocol.short_side`.
+        """
+        crop = protocol.crop if self.crop is None else self.crop
+        if crop > protocol.short_side:
+            raise ConfigError(f"augment.crop: {crop} is larger than protocol.short_side ({protocol.short_side})")
+        return protocol.replace(crop=crop, frames=protocol.frames if self.frames is None else self.frames)
+
 
 @dataclass
 class OptimConfig:
     """Optimiser and learning-rate schedule.
 
     Attributes:
-        name: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        name: ``adamw`` or ``sgd``.
         lr: Learning rate at `base_batch` clips a step.
         base_batch: Clips a step that `lr` is stated for: the rate used is lr * (clips a step) / base_batch. Null
             uses `lr` as it is.
         weight_decay: Applied to all parameters but biases, norms and those of the model's `no_weight_decay`.
+        decay_1d: Apply it to biases and norms too, as recipes from before about 2019 do.
         betas: Of AdamW.
         momentum: Of SGD.
+        nesterov: Nesterov's momentum for SGD.
         layer_decay: Factor from one layer group to the one before it; 1 switches it off.
-        warmup_epochs: Epochs of linear warm-up.
+        backbone_scale: Factor of the learning rate of everything but the classifier.
+        warmup_epochs: Epochs of linear warm-up, to where the schedule is then.
         warmup_lr: Rate at the first step, scaled as `lr` is.
         min_lr: Rate at the last step, scaled as `lr` is.
-        schedule: ``cosine`` or ``constant`` after the warm-up.
+        schedule: ``cosine``, ``step`` or ``constant``.
+        cosine_over_warmup: Whether the cosine begins at the first step, so that the warm-up ends a little below `lr`
+            (SlowFast, mmcv, scenic); off begins it after the warm-up.
+        milestones: Epochs after which ``step`` lowers the rate, ascending, counted from the start.
+        gamma: Factor of the rate at each of `milestones`.
         schedule_epochs: Epochs that the schedule spans; null takes `trainer.max_epochs`. Set it to stop a run early
             and continue it later on the same curve.
     """
@@ -247,13 +290,19 @@ class OptimConfig:
     lr: float = 1e-4
     base_batch: int | None = None
     weight_decay: float = 0.05
+    decay_1d: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    nesterov: bool = True
     layer_decay: float = 1.0
+    backbone_scale: float = 1.0
     warmup_epochs: float = 0.0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    cosine_over_warmup: bool = False
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
     schedule_epochs: float | None = None
 
     def __post_init__(self) -> None:
@@ -267,6 +316,14 @@ class OptimConfig:
             _check_number("optim.betas", beta, least=0, below=1)
         _check_number("optim.momentum", self.momentum, least=0, below=1)
         _check_number("optim.layer_decay", self.layer_decay, above=0, most=1)
+        _check_number("optim.backbone_scale", self.backbone_scale, above=0)
+        for epoch in self.milestones:
+            _check_number("optim.milestones", epoch, above=0)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError(f"optim.milestones: {list(self.milestones)!r} does not ascend")
+        if self.schedule == "step" and not self.milestones:
+            raise ConfigError("optim.milestones: [] leaves optim.schedule step without a step; give epochs")
+        _check_number("optim.gamma", self.gamma, above=0, most=1)
         _check_number("optim.schedule_epochs", self.schedule_epochs, above=0, optional=True)
 
 
@@ -447,8 +504,9 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
+@functools.cache
 def train_parser() -> ArgumentParser:
-    """Returns the parser of `stvid train`: ``--config`` and an option for each key."""
+    """Returns the parser of `stvid train`: ``--config`` and an option for each key. Made once: it takes a while."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(

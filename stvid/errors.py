@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Interrupted",
     "ManifestError",
     "MissingFileError",
     "StvidError",
@@ -39,6 +40,21 @@ class CheckpointError(StvidError, ValueError):
 
 class UnknownNameError(StvidError, ValueError):
     """A name (model, dataset, backend) that does not exist."""
+
+
+class Interrupted(StvidError):
+    """A run that was stopped by a signal after what it had done was saved.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message, signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class VideoError(StvidError, ValueError):

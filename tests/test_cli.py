@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,78 @@ def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
     assert code == 70 and "internal error: RuntimeError: something odd" in one_line(err)
     monkeypatch.setenv("STVID_DEBUG", "1")
     assert "Traceback" in call(capsys, "models")[2]
+
+
+def test_test_reports_all_protocols_of_one_pass(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "o")
+    arguments = ["--checkpoint", str(run), "--workers=0", "--views=4x3", "--output", output]
+    code, out, _ = call(capsys, "test", *arguments, "--probe=time", "--average=logits", "--also=1x1,4x1")
+    assert code == 0 and "report.html" in out and "frames shuffled: top1@4x3" in out
+    record = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert {"top1@4x3", "top1@1x1", "top1@4x1"} <= set(record["metrics"]) and record["average"] == "logits"
+    assert set(record["probe"]) == {"reversed", "shuffled", "frozen"} and record["cost"]["gflops"] > 0
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "Does it use time?" in page and "data:image/jpeg" in page and "logits over the views" in page
+    code, out, _ = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--views=4x1", "--also=none",
+                        "--average=logits", "--output", str(tmp_path / "alone"), "--json")  # fmt: skip
+    alone = json.loads(out)["metrics"]
+    assert code == 0 and alone == {name: value for name, value in record["metrics"].items() if "@4x1" in name}
+
+
+def test_test_never_overwrites_the_result_of_something_else(
+    run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "checkpoints")
+    arguments = ["test", "--checkpoint", str(checkpoint), "--workers=0", "--json"]
+    assert call(capsys, *arguments)[0] == 0
+    before = (tmp_path / "result.json").read_text()
+    assert call(capsys, *arguments, "--views=1x1", "--data", str(videos))[0] == 0
+    assert (tmp_path / "result.json").read_text() == before
+    other = [folder.name for folder in tmp_path.iterdir() if folder.name.startswith("test-1x1-")]
+    assert len(other) == 1 and (tmp_path / "result.json").read_text() == before
+    named = ["--views=1x1", "--output", str(tmp_path)]
+    code, _, err = call(capsys, *arguments, *named)
+    assert code == 2 and "holds the result of another evaluation" in one_line(err)
+    assert (tmp_path / "result.json").read_text() == before
+    assert call(capsys, *arguments, *named, "--overwrite")[0] == 0
+    assert "top1@1x1" in (tmp_path / "result.json").read_text()
+
+
+def test_an_interrupted_test_says_how_to_go_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stvid.evaluation import evaluate as module
+
+    calls: list[int] = []
+    original = module.sample_logits
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    command = ["test", "--checkpoint", str(run), "--workers=0", "--batch_size=2", "--output", str(tmp_path), "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sample_logits", stop)
+        code, _, err = call(capsys, *command)
+    assert code == 130 and "the same command goes on" in err and one_line(err).endswith("interrupted")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
+    code, out, err = call(capsys, *command)
+    assert code == 0 and "continuing: 4 of 9 videos are done" in err and json.loads(out)["videos"]["counted"] == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npz", "report.html", "result.json"]
+
+
+def test_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, option in (("a", "--temporal=normal"), ("b", "--temporal=frozen")):
+        call(capsys, "test", "--checkpoint", str(run), "--workers=0", option, "--output", str(tmp_path / name))
+    code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b" / "result.json"))
+    assert code == 0 and "McNemar" in out and "95% interval" in out and "9 videos" in out
+    code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
+    record = json.loads(out)
+    assert code == 0 and record["videos"] == 9 and {item["support"] for item in record["per_class"]} == {3}
+    code, _, err = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "c"))
+    assert code == 1 and "result.json" in one_line(err)
+    code, _, err = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=0")
+    assert code == 2 and "--resamples" in one_line(err)

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from stvid.config import (
     DataConfig,
@@ -17,18 +19,20 @@ from stvid.config import (
     one_line,
     train_parser,
 )
+from stvid.data.mixing import Mixer
+from stvid.data.transforms import TrainTransform
+from stvid.engine.optim import build_optimizer, learning_rate_curve
 from stvid.engine.train import _build_model
 from stvid.errors import ConfigError
 from stvid.evaluation.views import ViewPlan
+from stvid.models.registry import create_model
 from stvid.protocol import Protocol, parse_views
 
 
 @pytest.mark.parametrize("name", list_configs())
 def test_packaged_configs_are_complete_and_build(name: str) -> None:
-    import torch
-    import yaml
-
-    values = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    text = find_config(name).read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
     given = {
         f"{key}.{inner}" if isinstance(value, dict) else key
         for key, value in values.items()
@@ -36,10 +40,86 @@ def test_packaged_configs_are_complete_and_build(name: str) -> None:
     }
     assert given == set(config_keys())
     config = load_config(name)
+    assert config.model.name in name and name.startswith(f"{config.model.name}_")
     with torch.device("meta"):
         model = _build_model(config, 5)
     assert model.default_protocol.frames == config.protocol.frames
-    assert load_config(None, ["--model.name", config.model.name]).model.name == config.model.name
+    assert model.default_protocol.crop == config.protocol.crop
+    optimizer = build_optimizer(model, config.optim, lr=0.1)
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(set(names)) == len(names)
+    optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert {id(parameter) for parameter in model.get_classifier().parameters()} <= optimised
+
+    augment = config.augment
+    names = [*(label for pair in augment.hflip_pairs for label in pair), *augment.hflip_keep]
+    TrainTransform(augment.clip_protocol(config.protocol), augment, names)
+    Mixer(5, augment)
+    epochs = config.optim.schedule_epochs or config.trainer.max_epochs
+    assert [*config.optim.milestones, epochs] == sorted([*config.optim.milestones, epochs])
+    curve = learning_rate_curve(config.optim, steps_per_epoch=100, epochs=epochs, lr=config.optim.lr)
+    rates = [curve(step) for step in range(0, 100 * epochs, 50)]
+    assert min(rates) >= 0
+    assert 0.9 < max(rates) <= 1
+    assert rates[-1] < 0.3
+    if "ssv2" in name:
+        assert augment.hflip == 0 or augment.hflip_pairs
+        assert config.data.class_names == "ssv2/labels.json"
+
+
+# c3d: its own protocol is that of weights from Sports-1M; the recipe of Kinetics is GluonCV's.
+OTHER_INPUT = {"c3d_k400.yaml"}
+
+
+@pytest.mark.parametrize("name", [name for name in list_configs() if name.endswith("_k400.yaml")])
+def test_recipes_of_kinetics_are_tested_as_the_published_weights_are(name: str) -> None:
+    values = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    recipe = Protocol.from_dict(values["protocol"])
+    with torch.device("meta"):
+        published = create_model(values["model"]["name"]).default_protocol
+    assert (recipe.sampling, recipe.crop, recipe.views) == (published.sampling, published.crop, published.views)
+    # X-ViT was published with 16 frames at rate 16 and 8 at rate 32, over the same time
+    assert recipe.frames * recipe.stride == published.frames * published.stride or name in OTHER_INPUT
+    if name not in OTHER_INPUT:
+        assert recipe.short_side == published.short_side
+        assert recipe.mean == pytest.approx(published.mean, abs=1e-4)
+        assert recipe.std == pytest.approx(published.std, abs=1e-4)
+
+
+def test_recipes_name_their_source() -> None:
+    for name in list_configs():
+        header = find_config(name).read_text(encoding="utf-8").partition("task:")[0]
+        assert all(line.startswith("#") for line in header.splitlines() if line)
+        if name not in ("uniformer_xxs_folder.yaml", "uniformer_xxs_motion.yaml"):
+            assert "Source: " in header or "Nearest source: " in header, name
+
+
+def test_training_clips_may_be_smaller_and_shorter_than_those_of_the_test() -> None:
+    config = load_config(None, ["--augment.crop", "112", "--augment.frames", "4", "--protocol.frames", "8"])
+    clips = config.augment.clip_protocol(config.protocol)
+    assert (clips.crop, clips.frames) == (112, 4)
+    assert (config.protocol.crop, config.protocol.frames) == (224, 8)
+    assert clips.replace(crop=224, frames=8) == config.protocol
+    with pytest.raises(ConfigError, match=r"^augment\.crop: 300 is larger than protocol\.short_side \(256\)$"):
+        load_config(None, ["--augment.crop", "300"]).augment.clip_protocol(config.protocol)
+
+
+def test_frozen_modules() -> None:
+    def trained(*frozen: str) -> set[str]:
+        config = load_config(None, ["--model.name", "uniformer_xxs", "--model.frozen", str(list(frozen))])
+        with torch.device("meta"):
+            model = _build_model(config, 5)
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    everything = trained()
+    some = trained("patch_embed1", "blocks1.0")
+    assert some < everything
+    assert {name.split(".")[0] for name in everything - some} == {"patch_embed1", "blocks1"}
+    assert any(name.startswith("blocks1.1.") for name in some)  # not as the beginning of another name
+    with pytest.raises(ConfigError, match=r"^model\.frozen: 'block1' is not a module of UniFormer; nearest: .*blocks1"):
+        trained("block1")
+    with pytest.raises(ConfigError, match=r"^model\.frozen: nothing is left to train$"):
+        trained(*{name.split(".")[0] for name in everything})
 
 
 def test_bare_names_are_found_here_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +188,7 @@ def test_mistakes_are_one_line_with_the_key(tmp_path: Path, text: str, message: 
         (["--protocol.fps", "inf"], r"^protocol\.fps: expected float or null, got 'inf'$"),
         (["--protocol.fps", ".inf"], r"^protocol\.fps: inf is not"),
         (["--protocol.views", "4x2"], r"^protocol\.views: '4x2' has 2 spatial crops; there are 1, 3, 5 or 10"),
+        (["--optim.schedule", "step"], r"^optim\.milestones: \[\] leaves optim\.schedule step without a step"),
         (["--optim.lr", "-1"], r"^optim\.lr: -1 is not a positive number$"),
         (["--seed", "-1"], r"^seed: -1 is not a whole number from 0 to 4294967295$"),
         (["--data.val_views"], r"^--data\.val_views: expected one argument$"),
@@ -133,6 +214,11 @@ OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
     "data.limit_train": ("0",),
     "data.limit_val": ("-3",),
     "data.val_views": ("1x2", "3", "0x1"),
+    "augment.crop": ("0",),
+    "augment.frames": ("0",),
+    "augment.color_jitter": ("[-0.1, 0, 0, 0]", "[0, 0, 0, 0.6]", "[.inf, 0, 0, 0]"),
+    "augment.color_jitter_prob": ("-0.1", "1.1"),
+    "augment.grayscale": ("-0.1", "1.1"),
     "protocol.views": ("4x2", "x"),
     "protocol.fps": ("0", ".inf", ".nan"),
     "protocol.mean": ("[0, .nan, 0]",),
@@ -143,6 +229,9 @@ OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
     "optim.betas": ("[0.9, 1]", "[-0.1, 0.9]", "[.nan, 0.9]"),
     "optim.momentum": ("1", "-0.1"),
     "optim.layer_decay": ("0", "1.1"),
+    "optim.backbone_scale": ("0", "-1", ".inf"),
+    "optim.milestones": ("[0]", "[2, 1]", "[1, 1]", "[.nan]"),
+    "optim.gamma": ("0", "1.1"),
     "optim.warmup_epochs": ("-1", ".inf"),
     "optim.warmup_lr": ("-1",),
     "optim.min_lr": ("-1",),
@@ -179,6 +268,7 @@ def test_values_out_of_range_are_one_line_that_starts_with_the_key(
         *("seed=0", "seed=4294967295", "optim.lr=1e-30", "optim.lr=1e30", "optim.betas=[0, 0.5]", "optim.momentum=0"),
         *("data.workers=0", "data.workers=null", "data.max_failures=1", "data.val_views=10x10", "protocol.views=4x5"),
         *("data.limit_train=1", "optim.layer_decay=1", "optim.schedule_epochs=0.5", "trainer.max_steps=1"),
+        *("augment.crop=1", "augment.color_jitter=[2, 1, 1, 0.5]", "optim.milestones=[0.5, 3]", "optim.gamma=1"),
         *("trainer.ema_decay=0.5", "trainer.gradient_clip_val=null", "model.drop_path_rate=0", "protocol.fps=29.97"),
     ],
 )

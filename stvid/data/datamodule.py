@@ -10,7 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
@@ -160,11 +160,11 @@ def _occurrences(values: np.ndarray) -> np.ndarray:
 class _EvalSampler(Sampler[int]):
     """Every `world_size`-th video from `rank` on, filled up with repeated ones to the same length in all ranks."""
 
-    def __init__(self, num_videos: int, *, rank: int, world_size: int) -> None:
+    def __init__(self, videos: Sequence[int], *, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        padded = -(-num_videos // world_size) * world_size
-        self._numbers = [number % num_videos for number in range(rank, padded, world_size)]
+        padded = -(-len(videos) // world_size) * world_size
+        self._numbers = [videos[number % len(videos)] for number in range(rank, padded, world_size)]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -378,6 +378,7 @@ def make_eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     persistent: bool = False,
+    only: Sequence[int] | None = None,
 ) -> EvalLoader:
     """Makes the loader of one evaluating process.
 
@@ -392,6 +393,7 @@ def make_eval_loader(
         world_size: Number of evaluating processes.
         pin_memory: Put clips into page-locked memory, for fast copies to a GPU.
         persistent: Keep the worker processes for the next pass.
+        only: Numbers of the videos to take; None takes all.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -401,7 +403,7 @@ def make_eval_loader(
     return EvalLoader(
         dataset,
         batch_size=batch_size,
-        sampler=_EvalSampler(len(dataset), rank=rank, world_size=world_size),
+        sampler=_EvalSampler(range(len(dataset)) if only is None else only, rank=rank, world_size=world_size),
         collate_fn=collate_eval,
         pin_memory=pin_memory,
         **_worker_options(workers, seed=0, rank=rank, persistent=persistent),

@@ -306,7 +306,7 @@ class TrainDataset(Dataset[TrainSample]):
 
     Args:
         manifest: The videos and their labels.
-        protocol: Frames, sampling and size.
+        protocol: Frames, sampling and size, where `augment` does not name others.
         augment: Training augmentation.
         seed: Of every random choice, 0 or more.
         backend: Decoder.
@@ -338,6 +338,7 @@ class TrainDataset(Dataset[TrainSample]):
             raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")
         if repeats < 1:
             raise ConfigError(f"data.repeats: {repeats!r} is not a whole number from 1 up")
+        protocol = augment.clip_protocol(protocol)
         self.manifest = manifest
         self.protocol = protocol
         self.augment = augment

@@ -15,12 +15,21 @@ If a clip is longer than the video, a dense clip repeats the last frame (as Slow
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
 from stvid.protocol import Protocol
 
-__all__ = ["dense_clip", "dense_starts", "frame_grid", "sample_train", "sample_views", "segment_clip"]
+__all__ = [
+    "dense_clip",
+    "dense_starts",
+    "frame_grid",
+    "sample_train",
+    "sample_views",
+    "segment_clip",
+    "segment_shifts",
+]
 
 # Containers such as Matroska and FLV round times to whole milliseconds: a 30 fps frame due at 66.667 ms is stamped 67.
 # Ticks and limits within this of a frame's time count as at it, or such a file read at its own rate would have doubles.
@@ -141,6 +150,21 @@ def segment_clip(length: int, *, frames: int, rng: np.random.Generator | None = 
     return np.minimum(positions, length - 1)  # a place just below 1 may round up
 
 
+def segment_shifts(num_clips: int) -> tuple[Fraction, ...]:
+    """Returns the place that each test clip takes in every segment, evenly spread; the middle is always one of them.
+
+    One clip takes the middle, as TSN and TSM do. Two take 0 and 1/2: the "twice sample" of TSM (Lin et al. 2019,
+    arXiv:1811.08383; mit-han-lab/temporal-shift-module, ops/dataset.py, `_get_test_indices`, which lists the middle
+    first). Three take 1/6, 1/2 and 5/6.
+
+    Args:
+        num_clips: How many clips.
+    """
+    _positive(num_clips=num_clips)
+    first = Fraction(num_clips % 2, 2 * num_clips)
+    return tuple(first + Fraction(k, num_clips) for k in range(num_clips))
+
+
 def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generator | None) -> np.ndarray:
     """Returns the source frames of one training clip.
 
@@ -166,9 +190,8 @@ def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generat
 def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.ndarray:
     """Returns the source frames of the test clips of one video.
 
-    Dense clips are spread by `dense_starts`. Segment clips take the places ``(j + 1/2) / num_clips`` of each part: one
-    clip is the usual middle one; several are like the two clips of TSM's "twice sample" (Lin et al. 2019, which takes
-    the places 0 and 1/2), but spread symmetrically. Clips of a short video may be equal.
+    Dense clips are spread by `dense_starts`; segment clips take the places of `segment_shifts` in each part. Clips of a
+    short video may be equal.
 
     Args:
         grid: What `frame_grid` gave.
@@ -181,7 +204,7 @@ def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.
     _positive(num_clips=num_clips)
     length = len(grid)
     if protocol.sampling == "segment":
-        clips = [segment_clip(length, frames=protocol.frames, shift=(j + 0.5) / num_clips) for j in range(num_clips)]
+        clips = [segment_clip(length, frames=protocol.frames, shift=float(at)) for at in segment_shifts(num_clips)]
     else:
         clips = [
             dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=int(start))

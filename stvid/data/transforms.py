@@ -25,7 +25,15 @@ from stvid.config import AugmentConfig
 from stvid.errors import ConfigError, nearest
 from stvid.protocol import Protocol
 
-__all__ = ["CROP_COUNTS", "RANDAUGMENT_OPS", "CropBox", "TrainTransform", "normalize", "test_crops"]
+__all__ = [
+    "CROP_COUNTS",
+    "RANDAUGMENT_OPS",
+    "CropBox",
+    "TrainTransform",
+    "normalize",
+    "resize_short_side",
+    "test_crops",
+]
 
 
 class CropBox(NamedTuple):
@@ -58,6 +66,23 @@ def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
     # Dense colour-last memory selects torch's native uint8 kernel; half the time of a strided view.
     frames = frames.contiguous(memory_format=torch.channels_last)
     return F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_short_side(frames: torch.Tensor, short_side: int) -> torch.Tensor:
+    """Scales frames so that the short side has `short_side` pixels; the long one is rounded down, as in PySlowFast.
+
+    Args:
+        frames: uint8 (T, H, W, 3) or (T, 3, H, W).
+        short_side: In pixels.
+
+    Returns:
+        uint8 (T, 3, H', W'); each frame is scaled by itself.
+    """
+    frames = _channels_second(frames)
+    height, width = frames.shape[-2:]
+    if height <= width:
+        return _resize(frames, short_side, int(short_side * width / height))
+    return _resize(frames, int(short_side * height / width), short_side)
 
 
 # --- RandAugment ------------------------------------------------------------------------------------------------------
@@ -136,6 +161,8 @@ _OPS: Final[Mapping[str, _Op]] = {
     ),
 }
 
+_COLOR_OPS: Final = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+
 RANDAUGMENT_OPS: Final[tuple[str, ...]] = tuple(_OPS)
 """Names of the operations that RandAugment draws from."""
 
@@ -149,7 +176,7 @@ def _check(condition: bool, field: str, value: object, expected: str) -> None:
 
 
 class TrainTransform:
-    """Random crop, label-aware mirroring, RandAugment and erasing of one clip.
+    """Random crop, label-aware mirroring, colour jitter, RandAugment and erasing of one clip.
 
     Args:
         protocol: Gives the output size, the short side of ``resize: none``, the mean colour and the noise of erasing.
@@ -230,6 +257,11 @@ class TrainTransform:
         if flipped:
             clip = clip.flip(-1)
             label_ids = np.array([self._swap.get(label, label) for label in label_ids.tolist()], dtype=np.int64)
+        if any(self.augment.color_jitter) and rng.random() < self.augment.color_jitter_prob:
+            clip = self._jitter_colors(clip, rng)
+        if self.augment.grayscale > 0 and rng.random() < self.augment.grayscale:
+            gray = F.rgb_to_grayscale(clip, num_output_channels=3)
+            clip = gray.contiguous(memory_format=torch.channels_last)
         if self.augment.randaugment_magnitude > 0:
             clip = self._rand_augment(clip, rng)
         if rng.random() < self.augment.erasing:
@@ -263,6 +295,16 @@ class TrainTransform:
                 return box_height, box_width
         # A very wide or tall frame may hold none of these: the largest box whose aspect is allowed.
         return max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
+
+    def _jitter_colors(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Changes brightness, contrast, saturation and hue in random order, as torchvision's ColorJitter does."""
+        *strengths, hue = self.augment.color_jitter
+        amounts = [rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+        amounts.append(rng.uniform(-hue, hue))
+        for number in rng.permutation(len(_COLOR_OPS)):
+            if self.augment.color_jitter[number] > 0:
+                clip = _COLOR_OPS[number](clip, amounts[number])
+        return clip.contiguous(memory_format=torch.channels_last)
 
     def _rand_augment(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         augment = self.augment
@@ -321,13 +363,9 @@ def test_crops(frames: torch.Tensor, protocol: Protocol, num_crops: int) -> tupl
         ConfigError: If `num_crops` is none of these.
     """
     frames = _channels_second(frames)
-    size, short_side = protocol.crop, protocol.short_side
-    source_height, source_width = frames.shape[-2:]
-    if source_height <= source_width:
-        height, width = short_side, int(short_side * source_width / source_height)
-    else:
-        height, width = int(short_side * source_height / source_width), short_side
-    scaled = _resize(frames, height, width)
+    size = protocol.crop
+    scaled = resize_short_side(frames, protocol.short_side)
+    (source_height, source_width), (height, width) = frames.shape[-2:], scaled.shape[-2:]
     bottom, right = height - size, width - size
     # The centre is rounded up, as in PySlowFast.
     middle = (math.ceil(bottom / 2), math.ceil(right / 2))

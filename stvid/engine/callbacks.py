@@ -21,24 +21,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from stvid.checkpoints import write_atomically
-from stvid.errors import CheckpointError, StvidError
+from stvid.errors import CheckpointError, Interrupted
 
-__all__ = ["AtomicCheckpointIO", "EpochLines", "Interrupted", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
-
-
-class Interrupted(StvidError):
-    """A run that was stopped by a signal after its state was saved.
-
-    Attributes:
-        signum: The signal.
-    """
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message, signum)
-        self.signum = signum
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+__all__ = ["AtomicCheckpointIO", "EpochLines", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

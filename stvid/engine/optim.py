@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ class Treatment(NamedTuple):
 def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatment]:
     """Decides by name how each parameter is optimised.
 
-    Biases, norm parameters (all of one dimension) and those of `model.no_weight_decay` are not decayed. A layer group
-    that is k groups before the classifier gets layer_decay ** k of the learning rate (BEiT, arXiv:2106.08254).
+    Biases, norm parameters (all of one dimension; not with `decay_1d`) and those of `model.no_weight_decay` are not
+    decayed. A layer group that is k groups before the classifier gets layer_decay ** k of the learning rate (BEiT,
+    arXiv:2106.08254), and everything before the classifier `backbone_scale` of it.
 
     Raises:
         ConfigError: If layer-wise decay is asked of a model without layer groups.
@@ -59,15 +61,16 @@ def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatme
     plan = {}
     for name, parameter in model.named_parameters():
         layer = top if id(parameter) in head else depth.get(name, top)
-        decayed = parameter.ndim > 1 and name not in undecayed
-        plan[name] = Treatment(decayed, layer, config.layer_decay ** (top - layer))
+        decayed = (parameter.ndim > 1 or config.decay_1d) and name not in undecayed
+        scale = config.layer_decay ** (top - layer) * (1.0 if id(parameter) in head else config.backbone_scale)
+        plan[name] = Treatment(decayed, layer, scale)
     return plan
 
 
 def build_optimizer(
     model: VideoModel, config: OptimConfig, *, lr: float, plan: Mapping[str, Treatment] | None = None
 ) -> torch.optim.Optimizer:
-    """Returns AdamW or SGD with Nesterov momentum.
+    """Returns AdamW or SGD.
 
     Args:
         model: Its parameters that need a gradient are optimised.
@@ -84,27 +87,30 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         treatment = plan[name.replace("_fsdp_wrapped_module.", "")]
-        label = "decay" if treatment.decayed else "no_decay"
+        # names must differ where rates do: Lightning logs each group's rate by its name
+        label = [f"layer{treatment.layer}"] if config.layer_decay != 1.0 else []
+        label += ["head" if treatment.lr_scale == 1.0 else "backbone"] if config.backbone_scale != 1.0 else []
+        label.append("decay" if treatment.decayed else "no_decay")
         group = groups.setdefault(
             treatment,
             {
                 "params": [],
                 "weight_decay": config.weight_decay if treatment.decayed else 0.0,
                 "lr": lr * treatment.lr_scale,
-                "name": label if config.layer_decay == 1.0 else f"layer{treatment.layer}-{label}",
+                "name": "-".join(label),
             },
         )
         group["params"].append(parameter)
     if config.name == "adamw":
         return torch.optim.AdamW(list(groups.values()), lr=lr, betas=config.betas)
-    nesterov = config.momentum > 0
+    nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(list(groups.values()), lr=lr, momentum=config.momentum, nesterov=nesterov)
 
 
 def learning_rate_curve(
     config: OptimConfig, *, steps_per_epoch: float, epochs: float, lr: float
 ) -> Callable[[int], float]:
-    """Returns the factor of the peak rate at each step: linear warm-up, then cosine or constant.
+    """Returns the factor of the peak rate at each step: linear warm-up, then cosine, steps or constant.
 
     Args:
         config: Gives the warm-up, the smallest rate and the shape.
@@ -115,13 +121,20 @@ def learning_rate_curve(
     warmup_steps = config.warmup_epochs * steps_per_epoch
     total_steps = max(epochs * steps_per_epoch, 1)
     start, end = (config.warmup_lr / config.lr, config.min_lr / config.lr) if lr > 0 else (0.0, 0.0)
+    cosine_start = 0.0 if config.cosine_over_warmup else warmup_steps
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+
+    def scheduled(step: float) -> float:
+        if config.schedule == "constant":
+            return 1.0
+        if config.schedule == "step":
+            return config.gamma ** bisect_right(milestones, step)
+        progress = min((step - cosine_start) / max(total_steps - cosine_start, 1), 1.0)
+        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return start + (1 - start) * step / warmup_steps
-        if config.schedule == "constant":
-            return 1.0
-        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+            return start + (scheduled(warmup_steps) - start) * step / warmup_steps
+        return scheduled(step)
 
     return factor

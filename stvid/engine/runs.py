@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "cpu_cores",
     "default_test_output",
     "default_workers",
+    "held_evaluation",
     "is_first_rank",
     "newest_checkpoint",
     "read_data",
@@ -156,11 +158,41 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def default_test_output(checkpoint: str | os.PathLike[str], temporal: str) -> Path:
-    """Returns where `stvid test` writes: the folder of the run, else one beside the weights; below it for probes."""
+def default_test_output(
+    checkpoint: str | os.PathLike[str], *, evaluation: str, views: str, temporal: str, data: str
+) -> Path:
+    """Returns where `stvid test` writes: the folder of the run, else one beside the weights.
+
+    A changed order of frames has a folder below it, ``test-frozen``. If a folder holds the result of another
+    evaluation (other videos, views or options), a new one is named after views and videos, ``test-10x3-val``.
+
+    Args:
+        checkpoint: A checkpoint or the folder of a run.
+        evaluation: Digest of what is measured, see `EvaluationResult`.
+        views: Temporal clips x spatial crops.
+        temporal: What is done to the order of frames.
+        data: Where the videos are listed.
+    """
     path = newest_checkpoint(checkpoint, prefer="best.ckpt")
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent / f"{path.stem}-test"
-    return folder if temporal == "normal" else folder / f"test-{temporal}"
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent / f"{path.stem}-test"
+    folder = run if temporal == "normal" else run / f"test-{temporal}"
+    name = "-".join(["test", views, Path(data).stem, *([] if temporal == "normal" else [temporal])])
+    number = 1
+    while held_evaluation(folder) not in (None, evaluation):
+        folder = run / (name if number == 1 else f"{name}-{number}")
+        number += 1
+    return folder
+
+
+def held_evaluation(folder: Path) -> str | None:
+    """Returns the digest of the evaluation whose result a folder holds; None if it holds none."""
+    try:
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return ""  # something that is not to be overwritten
+    return str(record.get("evaluation", "")) if isinstance(record, dict) else ""
 
 
 def default_workers(workers: int | None) -> int:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.engine.callbacks import (
     AtomicCheckpointIO,
     EpochLines,
-    Interrupted,
     MetricsCsv,
     StopOnSignal,
     Throughput,
@@ -43,7 +42,7 @@ from stvid.engine.runs import (
     read_data,
 )
 from stvid.engine.task import VideoTask
-from stvid.errors import CheckpointError, ConfigError, StvidError
+from stvid.errors import CheckpointError, ConfigError, Interrupted, StvidError, nearest
 from stvid.models.layers import VideoModel
 from stvid.models.registry import create_model
 
@@ -91,7 +90,21 @@ def _build_model(config: TrainConfig, num_classes: int) -> VideoModel:
             raise
         raise ConfigError(f"model {config.model.name}: {error}") from error
     model.set_grad_checkpointing(config.model.grad_checkpointing)
+    _freeze(model, config.model.frozen)
     return model
+
+
+def _freeze(model: VideoModel, modules: Sequence[str]) -> None:
+    """Excludes the parameters from training whose names begin with one of these module names."""
+    for module in modules:
+        parameters = [parameter for name, parameter in model.named_parameters() if f"{name}.".startswith(f"{module}.")]
+        if not parameters:
+            hint = nearest(module, [name for name, _ in model.named_modules() if name])
+            raise ConfigError(f"model.frozen: {module!r} is not a module of {type(model).__name__}{hint}")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("model.frozen: nothing is left to train")
 
 
 def _initialise(
@@ -377,7 +390,9 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
     params = sum(parameter.numel() for parameter in model.parameters())
     say(f"model     {config.model.name}, {params / 1e6:.2f} M parameters, {len(class_names)} classes")
     say(f"data      {len(train_videos)} training videos, {len(val_videos) if val_videos else 0} for validation")
-    say(f"protocol  {config.protocol.describe()}")
+    clips = config.augment.clip_protocol(config.protocol)
+    other = "" if clips == config.protocol else f"; training clips of {clips.frames} frames, crop {clips.crop}"
+    say(f"protocol  {config.protocol.describe()}{other}")
     scaling = f" = {config.optim.lr:g} x {clips_per_step}/{config.optim.base_batch}" if config.optim.base_batch else ""
     say(
         f"optim     {config.optim.name}, learning rate {lr:.3g}{scaling}; {clips_per_step} clips a step "
@@ -404,6 +419,11 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
             f"the device has too little memory for {config.data.batch_size} clips: lower data.batch_size, or set "
             "model.grad_checkpointing true, or trainer.precision bf16-mixed"
         ) from error
+    except ValueError as error:
+        # what the model says of a clip of another size than it was built for
+        if isinstance(error, StvidError) or (config.augment.crop is None and config.augment.frames is None):
+            raise
+        raise ConfigError(f"augment.crop, augment.frames: {error}") from error
     except (RuntimeError, KeyError) as error:
         text = " ".join(str(error).split())
         if config.resume is not None and "state_dict" in text:

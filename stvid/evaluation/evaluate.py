@@ -1,14 +1,20 @@
 """Multi-view evaluation: each video is decoded once, the model sees all its views, and the logits of each are kept.
 
-Metric names carry the protocol: ``top1@4x3``. What is computed from the logits is in `stvid.evaluation.result`.
+One pass can serve several protocols and several orders of frames: the views that protocols share are computed once,
+and views of a video that turn out equal too. Metric names carry the protocol: ``top1@4x3``. What is computed from the
+logits is in `stvid.evaluation.result`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,21 +26,27 @@ from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import normalize
 from stvid.errors import ConfigError, ManifestError, StvidError
-from stvid.evaluation.metrics import Task
+from stvid.evaluation.metrics import Average, Task
+from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
 
 __all__ = [
+    "PROBES",
     "EvaluationError",
     "EvaluationResult",
     "Placement",
     "Temporal",
     "ViewAccumulator",
     "evaluate",
+    "evaluation_digest",
     "perturb_time",
     "sample_logits",
 ]
+
+PROBES: tuple[Temporal, ...] = ("reversed", "shuffled", "frozen")
+"""What can be done to the order of frames, to see whether a model uses it."""
 
 _PRECISIONS: dict[str, torch.dtype | None] = {
     "32-true": None,
@@ -94,10 +106,12 @@ def sample_logits(
     view_chunk: int,
     temporal: Temporal = "normal",
     seed: int = 0,
+    num_views: int | None = None,
 ) -> list[tuple[EvalSample, Tensor | None]]:
     """Runs the model over all views of some videos, a bounded number of clips at a time.
 
-    The caller chooses evaluation mode, autocast and `torch.inference_mode`.
+    Of views that a sample says are equal, one is computed. The caller chooses evaluation mode, autocast and
+    `torch.inference_mode`.
 
     Args:
         model: Maps normalised clips (B, C, T, H, W) to logits (B, K).
@@ -107,6 +121,7 @@ def sample_logits(
         view_chunk: Clips in one forward pass, of one video or of several.
         temporal: See `perturb_time`.
         seed: See `perturb_time`.
+        num_views: How many of each sample's views to take, from the first on; None takes all.
 
     Returns:
         Each sample with its logits, float32 (V, K) on the CPU, or None if it could not be read.
@@ -116,14 +131,19 @@ def sample_logits(
             clip.
     """
     counts: list[int] = []
+    places: list[Tensor] = []  # of each view among the different ones
     views: list[Tensor] = []
     for sample in samples:
         if sample.clips is None:
             counts.append(0)
+            places.append(torch.empty(0, dtype=torch.int64))
             continue
-        clips = perturb_time(sample.clips, temporal, seed=seed, index=sample.index)
-        counts.append(len(clips))
-        views.extend(clips)
+        clips = perturb_time(sample.clips[:num_views], temporal, seed=seed, index=sample.index)
+        same = np.arange(len(clips)) if sample.same is None else sample.same[:num_views]
+        different, place = np.unique(same, return_inverse=True)
+        counts.append(len(different))
+        places.append(torch.from_numpy(place))
+        views.extend(clips[int(view)] for view in different)
     parts = []
     for start in range(0, len(views), view_chunk):
         batch = torch.stack(
@@ -142,8 +162,8 @@ def sample_logits(
         parts.append(logits.float())
     joined = torch.cat(parts).cpu() if parts else torch.empty(0, 0)
     return [
-        (sample, rows if count else None)
-        for sample, count, rows in zip(samples, counts, joined.split(counts), strict=True)
+        (sample, rows[place] if len(place) else None)
+        for sample, place, rows in zip(samples, places, joined.split(counts), strict=True)
     ]
 
 
@@ -226,6 +246,10 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
     view_chunk: int | None = None,
+    also: Sequence[str | ViewPlan] = (),
+    average: Average = "probabilities",
+    probe: Sequence[Temporal] = (),
+    resume_from: str | os.PathLike[str] | None = None,
 ) -> EvaluationResult:
     """Measures a model on labelled videos, each decoded once for all its views.
 
@@ -249,6 +273,14 @@ def evaluate(
         seed: Of the shuffled order.
         progress: Show a bar on standard error.
         view_chunk: Clips in one forward pass if that is to differ from `batch_size`.
+        also: Further views to measure in the same pass, as in ``["1x1", "4x3"]``. Each number is the one that these
+            views give by themselves; a view that several share is computed once.
+        average: What the score of a video averages over its views, ``probabilities`` or ``logits``.
+        probe: Orders of frames (of `PROBES`) to measure besides, on the same decoded clips of `views`.
+        resume_from: A folder in which the logits of finished videos are kept (``interrupted-....bin``) until the result
+            is saved. If it holds those of the same evaluation of the same weights, only the other videos are decoded;
+            those that could not be read are tried again. With the same `batch_size` the result is that of an
+            uninterrupted evaluation, bit for bit.
 
     Returns:
         Numbers, per-view logits, and what is needed to trust them.
@@ -260,6 +292,7 @@ def evaluate(
         EvaluationError: If no video could be read, or the logits are not finite.
         StvidError: If a worker was killed.
     """
+    began = time.perf_counter()
     used = model_protocol(model, protocol, views)
     plan = ViewPlan.parse(used.views)
     used_task = model_task(model, task)
@@ -270,37 +303,126 @@ def evaluate(
         raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")
     if temporal != "normal" and used.frames < 2:
         raise ConfigError(f"temporal {temporal}: clips of one frame have no order that could be changed")
+    for name in probe:
+        check_choice("probe", name, PROBES)
+    if probe and (temporal != "normal" or used.frames < 2):
+        why = "clips of one frame have no order" if used.frames < 2 else f"the frames are {temporal} already"
+        raise ConfigError(f"probe: {why}")
     videos = _labelled(manifest, used, used_task)
-    accumulator = ViewAccumulator(used, task=used_task, temporal=temporal)
-    dataset = EvalDataset(
-        videos, used, views=used.views, backend=backend, decode_threads=1, multilabel=used_task == "multilabel"
+    accumulator = ViewAccumulator(used, task=used_task, temporal=temporal, also=also, average=average)
+    measured = evaluation_digest(
+        videos, used, also=also, task=used_task, temporal=temporal, probe=probe, seed=seed, average=average
     )
-    with inference(model, device=device, precision=precision) as place:
-        loader = make_eval_loader(
-            dataset,
-            batch_size=max(1, batch_size // plan.num_views),
-            workers=workers,
-            pin_memory=place.device.type == "cuda",
-        )
-        # Closed here and not when forgotten: the traceback of an exception would keep the worker processes alive.
-        with _progress(len(videos), enabled=progress) as advance, contextlib.closing(iter(loader)) as batches:
+    dataset = EvalDataset(
+        videos,
+        used,
+        views=accumulator.layout.protocols,
+        backend=backend,
+        decode_threads=1,
+        multilabel=used_task == "multilabel",
+    )
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(inference(model, device=device, precision=precision))
+        store = None
+        if resume_from is not None:
+            parts = {"measured": measured, "model": model_digest(model), "precision": precision, "backend": backend}
+            key = digest(parts | {"device": place.device.type})
+            store = stack.enter_context(ProgressFile(Path(resume_from) / f"interrupted-{key}.bin", key))
+            for record in store.records:
+                _add(accumulator, record, videos)
+        todo = [index for index in range(len(videos)) if index not in accumulator]
+        if store is not None and store.records:
+            done = len(videos) - len(todo)
+            print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
+        advance = stack.enter_context(_progress(len(videos), done=len(videos) - len(todo), enabled=progress))
+        if todo:
+            loader = make_eval_loader(
+                dataset,
+                batch_size=max(1, batch_size // len(accumulator.layout.views)),
+                workers=workers,
+                pin_memory=place.device.type == "cuda",
+                only=todo,
+            )
+            # Closed here and not when forgotten: the traceback of an exception would keep the worker processes alive.
+            batches = stack.enter_context(contextlib.closing(iter(loader)))
+            run = functools.partial(sample_logits, model, protocol=used, placement=place, view_chunk=chunk, seed=seed)
             for samples in batches:
-                for sample, logits in sample_logits(
-                    model,
-                    samples,
-                    protocol=used,
-                    placement=place,
-                    view_chunk=chunk,
-                    temporal=temporal,
-                    seed=seed,
-                ):
-                    path = videos[sample.index].path
+                records = []
+                probed = {name: run(samples, temporal=name, num_views=plan.num_views) for name in probe}
+                for number, (sample, logits) in enumerate(run(samples, temporal=temporal)):
                     if logits is None:
+                        path = videos[sample.index].path
                         accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
-                    else:
-                        accumulator.add(sample.index, logits, sample.labels, path=path)
+                        continue
+                    same = sample.same if sample.same is not None else np.arange(plan.num_views)
+                    others = {name: pairs[number][1] for name, pairs in probed.items()}
+                    records.append(
+                        VideoRecord(
+                            index=sample.index,
+                            logits=logits.numpy(),
+                            labels=np.asarray(sample.labels),
+                            distinct=len(np.unique(same[: plan.num_views])),
+                            probes={name: values.numpy() for name, values in others.items() if values is not None},
+                        )
+                    )
+                for record in records:
+                    _add(accumulator, record, videos)
+                if store is not None:
+                    store.add(records)
                 advance(len(samples))
-    return accumulator.result()
+    result = accumulator.result()
+    result.evaluation = measured
+    result.progress_file = None if store is None else store.path
+    if store is None or not store.records:
+        result.cost["seconds"] = time.perf_counter() - began
+    return result
+
+
+def _add(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) -> None:
+    accumulator.add(
+        record.index,
+        record.logits,
+        record.labels,
+        path=videos[record.index].path,
+        distinct=record.distinct,
+        probes=record.probes,
+    )
+
+
+def evaluation_digest(
+    videos: Manifest,
+    protocol: Protocol,
+    *,
+    also: Sequence[str | ViewPlan] = (),
+    task: Task = "multiclass",
+    temporal: Temporal = "normal",
+    probe: Sequence[Temporal] = (),
+    seed: int = 0,
+    average: Average = "probabilities",
+) -> str:
+    """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.
+
+    Args:
+        videos: Their paths, ranges and labels count, and their order.
+        protocol: With the views.
+        also: See `evaluate`, as for those below.
+        task: ``multiclass`` or ``multilabel``.
+        temporal: Order of the frames.
+        probe: Further orders.
+        seed: Counts only if frames are shuffled.
+        average: What is averaged over views.
+    """
+    return digest(
+        {
+            "videos": videos_digest(videos),
+            "protocol": protocol.to_dict(),
+            "also": [str(ViewPlan.parse(other)) for other in also],
+            "task": task,
+            "orders": [temporal, *dict.fromkeys(probe)],
+            "seed": seed if "shuffled" in (temporal, *probe) else None,
+            "average": average,
+        }
+    )
 
 
 def check_counts(*, workers: int, **counts: int) -> None:
@@ -331,7 +453,7 @@ def _labelled(manifest: Manifest | str | os.PathLike[str], protocol: Protocol, t
 
 
 @contextlib.contextmanager
-def _progress(total: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, *, done: int, enabled: bool) -> Iterator[Callable[[int], None]]:
     if not enabled:
         yield lambda count: None
         return
@@ -340,5 +462,5 @@ def _progress(total: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("videos", total=total)
+        row = bar.add_task("videos", total=total, completed=done)
         yield lambda count: bar.advance(row, count)

@@ -1,19 +1,25 @@
 """Numbers about a set of videos: pure functions of scores and labels.
 
-Everything here is a fraction in 0..1, computed in float64 with numpy; average precision is torchmetrics'.
+Everything here is a fraction in 0..1, computed in float64 with numpy; average precision and calibration error are
+torchmetrics'.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Average",
+    "Calibration",
     "Task",
     "average_precision",
+    "bootstrap_interval",
     "bounds",
+    "calibration",
     "classification_metrics",
     "confusion_matrix",
     "label_ranks",
@@ -24,6 +30,7 @@ __all__ = [
 ]
 
 Task = Literal["multiclass", "multilabel"]
+Average = Literal["probabilities", "logits"]
 TOP_K = (1, 5)
 _CHUNK = 256  # videos whose scores are held in float64 for all views at a time
 
@@ -41,16 +48,20 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(values >= 0, 1.0, small) / (1.0 + small)
 
 
-def video_scores(logits: NDArray[Any], task: Task = "multiclass") -> NDArray[np.float64]:
+def video_scores(
+    logits: NDArray[Any], task: Task = "multiclass", average: Average = "probabilities"
+) -> NDArray[np.float64]:
     """The score of each class: the mean over a video's views of the softmax (sigmoid if multi-label) of its logits.
 
     Averaging probabilities of clips and crops is how two-stream networks (Simonyan and Zisserman, arXiv:1406.2199,
     section 5, "Testing") and SlowFast (arXiv:1812.03982, section 4, "Inference") state their video-level numbers; in
-    SlowFast's code the head applies softmax in evaluation and `TestMeter` sums over the views.
+    SlowFast's code the head applies softmax in evaluation and `TestMeter` sums over the views. TSN
+    (arXiv:1608.00859, section 3.1) averages logits and takes the softmax after the consensus.
 
     Args:
         logits: (N, V, K): videos, views, classes.
         task: ``multiclass`` takes the softmax, ``multilabel`` the sigmoid.
+        average: What is averaged over the views, ``probabilities`` or ``logits``.
 
     Returns:
         (N, K) float64.
@@ -59,7 +70,11 @@ def video_scores(logits: NDArray[Any], task: Task = "multiclass") -> NDArray[np.
     activation = softmax if task == "multiclass" else _sigmoid
     scores = np.empty((videos, classes), dtype=np.float64)
     for start in range(0, videos, _CHUNK):
-        scores[start : start + _CHUNK] = activation(logits[start : start + _CHUNK]).mean(axis=1)
+        part = np.asarray(logits[start : start + _CHUNK], dtype=np.float64)
+        if average == "logits":
+            scores[start : start + _CHUNK] = activation(part.mean(axis=1))
+        else:
+            scores[start : start + _CHUNK] = activation(part).mean(axis=1)
     return scores
 
 
@@ -231,3 +246,78 @@ def per_class(
         }
         for k, name in enumerate(class_names)
     ]
+
+
+def bootstrap_interval(
+    values: NDArray[Any], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean over videos (Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        values: (N,) one number a video, such as 1 for a correct prediction; differences of two models give the
+            interval of a paired comparison.
+        level: Share of the resampled means that lie within.
+        resamples: How often N videos are drawn with replacement.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there is no video.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) == 0:
+        raise ValueError("no video to compute an interval of")
+    rng = np.random.default_rng(seed)
+    # A resample is how often each different value is drawn: a few numbers however many videos there are.
+    different, counts = np.unique(values, return_counts=True)
+    means = rng.multinomial(len(values), counts / len(values), size=resamples) @ different / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether predictions made with probability p are right in a share p of the cases.
+
+    Attributes:
+        error: Expected calibration error: the mean over the videos of |confidence - accuracy| of their bin (Guo et al.
+            2017, arXiv:1706.04599, section 2).
+        bins: One record for each bin of equal width that holds a video: ``low, high, count, confidence, accuracy``.
+    """
+
+    error: float
+    bins: tuple[dict[str, float], ...]
+
+
+def calibration(scores: NDArray[Any], labels: NDArray[Any], *, bins: int = 15) -> Calibration:
+    """Compares the confidence of the top-1 predictions with how often they are right.
+
+    Args:
+        scores: (N, K) probabilities.
+        labels: (N,) class numbers.
+        bins: Bins of equal width between 0 and 1.
+    """
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    error = multiclass_calibration_error(
+        torch.from_numpy(np.ascontiguousarray(scores)),
+        torch.from_numpy(np.ascontiguousarray(labels)),
+        num_classes=scores.shape[1],
+        n_bins=bins,
+        validate_args=False,
+    )
+    confidence = scores.max(axis=1)
+    correct = scores.argmax(axis=1) == labels
+    number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    records = [
+        {
+            "low": float(k / bins),
+            "high": float((k + 1) / bins),
+            "count": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
+        for k in np.unique(number)
+        for inside in [number == k]
+    ]
+    return Calibration(float(error), tuple(records))

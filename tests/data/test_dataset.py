@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,15 @@ class TestTrainDataset:
         assert not torch.equal(make_train(manifest, augment, seed=1)[Draw(4, 3, 1)].clips, reference)
         assert not torch.equal(train[Draw(4, 2, 1)].clips, reference)
         assert not torch.equal(train[Draw(4, 3, 0)].clips, reference)
+
+    def test_training_clips_of_their_own_size_and_length(self, manifest: Manifest) -> None:
+        augment = dataclasses.replace(PLAIN, crop=32, frames=2)
+        sample = make_train(manifest, augment)[4]
+        assert sample.clips.shape == (1, 3, 2, 32, 32)
+        assert np.diff(sample.indices[0]).tolist() == [2]  # the stride is the protocol's
+        assert sample.crop_boxes[0].height == sample.crop_boxes[0].width == 32
+        with pytest.raises(ConfigError, match=r"^augment\.crop: 65 is larger than protocol\.short_side \(64\)$"):
+            make_train(manifest, dataclasses.replace(PLAIN, crop=65))
 
     def test_set_epoch(self, manifest: Manifest) -> None:
         train = make_train(manifest, AugmentConfig())
@@ -329,7 +339,9 @@ class TestEvalDataset:
         assert len(asked) == 1
         assert sorted(asked[0].tolist()) == np.unique(sample.indices).tolist()
 
-    def test_large_videos_are_decoded_clip_by_clip(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_videos_are_decoded_in_parts_and_each_frame_once(
+        self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked: list[int] = []
         original = VideoReader.get_batch
 
@@ -346,7 +358,7 @@ class TestEvalDataset:
         asked.clear()
         monkeypatch.setattr(dataset_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3 - 1)
         sample = EvalDataset(manifest, PROTOCOL, views="5x3")[0]
-        assert sample.clips is not None and asked == [4] * 5
+        assert sample.clips is not None and asked == [unique - 1, 1]
         assert torch.equal(sample.clips, expected.clips) and sample.crop_boxes == expected.crop_boxes
 
     def test_frame_numbers(self, manifest: Manifest, frame_number: Number) -> None:

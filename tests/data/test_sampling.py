@@ -187,7 +187,8 @@ def test_segment_views_take_different_places() -> None:
     protocol = Protocol(frames=4, sampling="segment")
     grid = np.arange(40) * 2
     np.testing.assert_array_equal(sample_views(grid, protocol, num_clips=1)[0], grid[segment_clip(40, frames=4)])
-    assert (sample_views(grid, protocol, num_clips=2) // 2).tolist() == [[2, 12, 22, 32], [7, 17, 27, 37]]
+    assert (sample_views(grid, protocol, num_clips=2) // 2).tolist() == [[0, 10, 20, 30], [5, 15, 25, 35]]  # TSM's
+    assert (sample_views(grid, protocol, num_clips=3) // 2)[:, 0].tolist() == [1, 5, 8]
     views = sample_views(grid, protocol, num_clips=10)
     assert len(set(views.ravel().tolist())) == 40  # ten places in four parts of ten frames: each frame once
     np.testing.assert_array_equal(sample_train(grid, protocol, rng=None), grid[segment_clip(40, frames=4)])

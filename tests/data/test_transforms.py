@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 import math
 
 import numpy as np
@@ -339,6 +340,79 @@ class TestRandAugment:
         calls.clear()
         make(plain(randaugment_magnitude=0.0))(noise(1, 8, 8), labels("clap"), rng())
         assert calls == []
+
+
+class TestColour:
+    def test_off_changes_nothing_and_draws_nothing(self) -> None:
+        frames = noise()
+        expected = make(plain(hflip=0.5, erasing=0.5))(frames, labels("clap"), rng(3))
+        silent = plain(hflip=0.5, erasing=0.5, color_jitter=(0.0, 0.0, 0.0, 0.0), color_jitter_prob=1.0, grayscale=0.0)
+        clip, *rest = make(silent)(frames, labels("clap"), rng(3))
+        assert torch.equal(clip, expected[0])
+        assert rest[1:] == list(expected[2:])
+
+    @pytest.mark.parametrize("number", range(4))
+    def test_each_amount_changes_its_own_property(self, number: int) -> None:
+        amounts = [0.0] * 4
+        amounts[number] = 0.5
+        frames = torch.tensor([200, 100, 60], dtype=torch.uint8).expand(2, 48, 48, 3).clone()
+        frames[:, 16:32] = torch.tensor([120, 80, 150], dtype=torch.uint8)
+        before = frames[0, :, :, :].double() / 255
+        for seed in range(8):
+            clip, *_ = make(plain(color_jitter=tuple(amounts)), crop=48)(frames, labels("clap"), rng(seed))
+            after = clip[:, 0].permute(1, 2, 0).double() / 255
+            colours = [(colorsys.rgb_to_hsv(*pair[y, 0].tolist())) for pair in (before, after) for y in (0, 20)]
+            (h0, s0, v0), (g0, t0, w0), (h1, s1, v1), (g1, t1, w1) = colours
+            if number == 0:  # one factor for all pixels, from 0.5 to 1.5, as far as white
+                assert (h1, s1) == pytest.approx((h0, s0), abs=0.02) or max(v1, w1) == 1.0
+                assert 0.49 < v1 / v0 < 1.51
+            elif number == 1:  # differences from the mean grey grow or shrink by one factor
+                factor = (after[0, 0] - after[20, 0]) / (before[0, 0] - before[20, 0])
+                assert (factor - factor.mean()).abs().max() < 0.1 or after.max() == 1.0
+            elif number == 2:  # hue is kept, and both regions lose or gain colour together
+                assert abs(h1 - h0) < 0.02 and abs(g1 - g0) < 0.02
+                assert (s1 > s0) == (t1 > t0)
+            else:  # hue turns by the same angle; saturation and value are kept
+                assert ((h1 - h0) - (g1 - g0) + 0.5) % 1 - 0.5 == pytest.approx(0, abs=0.02)
+                assert (s1, v1, t1, w1) == pytest.approx((s0, v0, t0, w0), abs=0.02)
+
+    def test_amounts_vary_within_their_range(self) -> None:
+        frames = torch.full((1, 48, 48, 3), 100, dtype=torch.uint8)
+        transform = make(plain(color_jitter=(0.4, 0.0, 0.0, 0.0)))
+        seen = [int(transform(frames, labels("clap"), rng(seed))[0].unique()) for seed in range(60)]
+        assert 60 <= min(seen) < 66 and 134 < max(seen) <= 140
+
+    def test_all_frames_of_a_clip_are_treated_alike(self) -> None:
+        frames = noise(1).expand(5, -1, -1, -1).contiguous()
+        transform = make(plain(color_jitter=(0.4, 0.4, 0.4, 0.2), grayscale=0.3))
+        for seed in range(10):
+            clip, *_ = transform(frames, labels("clap"), rng(seed))
+            assert all(torch.equal(clip[:, frame], clip[:, 0]) for frame in range(5))
+
+    def test_the_result_has_the_memory_order_of_the_decoder(self) -> None:
+        for augment in (plain(color_jitter=(0.4, 0.4, 0.4, 0.2)), plain(grayscale=1.0)):
+            clip, *_ = make(augment)(noise(), labels("clap"), rng())
+            assert clip.permute(1, 2, 3, 0).is_contiguous()
+
+    def test_grayscale(self) -> None:
+        frames = noise()
+        clip, *_ = make(plain(grayscale=1.0), crop=48, short_side=48)(frames, labels("clap"), rng())
+        colour, *_ = make(plain(), crop=48, short_side=48)(frames, labels("clap"), rng())
+        luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]  # ITU-R BT.601
+        for channel in clip:
+            assert (channel - luma).abs().max() < 1.1  # rounded down
+
+    def test_probabilities(self) -> None:
+        frames = noise(1)
+        jitter = make(plain(color_jitter=(0.4, 0.4, 0.4, 0.2), color_jitter_prob=0.25))
+        gray = make(plain(grayscale=0.25))
+        changed, grey = 0, 0
+        for seed in range(200):
+            expected = make(plain())(frames, labels("clap"), rng(seed))[0]
+            changed += not torch.equal(jitter(frames, labels("clap"), rng(seed))[0], expected)
+            clip = gray(frames, labels("clap"), rng(seed))[0]
+            grey += torch.equal(clip[0], clip[1])
+        assert 30 < changed < 70 and 30 < grey < 70
 
 
 class TestErasing:

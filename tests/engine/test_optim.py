@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -78,6 +80,46 @@ def test_sgd() -> None:
     assert optimizer.param_groups[0]["nesterov"] and optimizer.param_groups[0]["momentum"] == 0.8
 
 
+def test_momentum_without_nesterov() -> None:
+    optimizer = build_optimizer(tiny(), OptimConfig(name="sgd", nesterov=False), lr=0.1)
+    assert not optimizer.param_groups[0]["nesterov"] and optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_biases_and_norms_are_decayed_on_request() -> None:
+    model = tiny()
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.05, decay_1d=True), lr=0.1)
+    spared = {id(dict(model.named_parameters())[name]) for name in model.no_weight_decay()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.0 if id(parameter) in spared else 0.05)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_backbone_has_a_rate_of_its_own(layer_decay: float) -> None:
+    model = tiny()
+    plain = build_optimizer(model, OptimConfig(layer_decay=layer_decay), lr=0.1)
+    scaled = build_optimizer(model, OptimConfig(layer_decay=layer_decay, backbone_scale=0.1), lr=0.1)
+
+    def rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+        return {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+
+    head = {id(parameter) for parameter in model.head.parameters()}
+    before, after = rates(plain), rates(scaled)
+    assert set(before) == set(after)
+    for parameter, rate in before.items():
+        assert after[parameter] == pytest.approx(rate * (1.0 if parameter in head else 0.1))
+    names = [group["name"] for group in scaled.param_groups]
+    assert len(set(names)) == len(names)
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    model = tiny()
+    model.patch_embed1.requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig(), lr=0.1)
+    optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert optimised == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
 def test_cosine_with_warmup() -> None:
     config = OptimConfig(lr=1.0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01)
     curve = learning_rate_curve(config, steps_per_epoch=10, epochs=12, lr=1.0)
@@ -89,6 +131,36 @@ def test_cosine_with_warmup() -> None:
     assert curve(500) == pytest.approx(0.01)
     rates = [curve(step) for step in range(20, 121)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_cosine_that_begins_with_the_warmup() -> None:
+    """SlowFast's schedule (slowfast/utils/lr_policy.py): a line to where the cosine is when the warm-up ends."""
+    config = OptimConfig(lr=0.1, warmup_epochs=34, warmup_lr=0.01, cosine_over_warmup=True)
+    curve = learning_rate_curve(config, steps_per_epoch=10, epochs=196, lr=0.1)
+
+    def cosine(epoch: float) -> float:
+        return (math.cos(math.pi * epoch / 196) + 1) / 2
+
+    assert curve(0) == pytest.approx(0.1)
+    assert curve(170) == pytest.approx((0.1 + cosine(34)) / 2)
+    for step in (340, 341, 1000, 1959):
+        assert curve(step) == pytest.approx(cosine(step / 10))
+    assert curve(1960) == pytest.approx(0.0)
+
+
+def test_steps_after_a_warmup() -> None:
+    """torchvision's references/video_classification/train.py: milestones count from the first epoch."""
+    config = OptimConfig(lr=1.0, warmup_epochs=10, warmup_lr=0.001, schedule="step", milestones=[20, 30.5], gamma=0.5)
+    curve = learning_rate_curve(config, steps_per_epoch=10, epochs=45, lr=1.0)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.001, total_iters=100)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[100, 205], gamma=0.5)
+    reference = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, steps], milestones=[100])
+    for step in range(450):
+        assert curve(step) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        reference.step()
 
 
 def test_constant_schedule() -> None:

@@ -19,10 +19,10 @@ import torch
 import stvid
 from stvid.config import TrainConfig, load_config
 from stvid.data.manifest import read_manifest
-from stvid.engine.callbacks import Interrupted, StopOnSignal
+from stvid.engine.callbacks import StopOnSignal
 from stvid.engine.runs import newest_checkpoint, resume_config
 from stvid.engine.train import TrainResult, train
-from stvid.errors import CheckpointError, ConfigError, ManifestError, StvidError
+from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
 
 MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
@@ -151,6 +151,42 @@ def test_resume_inside_an_epoch_is_exact(
     continued = train(resume_config(half))
     assert same(weights(whole), weights(continued))
     assert not (half / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_fine_tuning_keeps_what_is_frozen_and_resumes(
+    configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        *("model.frozen=[patch_embed1, blocks1]", "optim.schedule=step", "optim.milestones=[1]", "optim.gamma=0.5"),
+        *(
+            "optim.backbone_scale=0.1",
+            "augment.crop=32",
+            "augment.frames=3",
+            "augment.color_jitter=[0.4, 0.4, 0.4, 0.1]",
+        ),
+        *("data.val=null", "protocol.crop=40"),
+    ]
+    start = train(configure("data.val=null", "protocol.crop=40", output="start"))
+    whole = train(configure(*options, f"init={start.last}", "trainer.max_epochs=2", output="whole"))
+    assert "crop 40; views 1x1; training clips of 3 frames, crop 32\n" in capsys.readouterr().out
+    before, after = weights(start), weights(whole)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    trained = {key for key in changed if key.endswith(("weight", "bias"))}
+    assert any(key.startswith("model.blocks4") for key in trained)
+    assert not any(key.startswith(("model.patch_embed1.", "model.blocks1.")) for key in trained)
+    assert any(key.startswith("model.blocks1.") for key in changed - trained)  # statistics of batch norm
+    logged = [row for row in rows(whole.output / "metrics.csv") if row.get("lr-AdamW/backbone-decay")]
+    assert [float(row["lr-AdamW/head-decay"]) for row in logged] == pytest.approx([0.003] * 3 + [0.0015] * 3)
+    assert [float(row["lr-AdamW/backbone-decay"]) for row in logged] == pytest.approx([3e-4] * 3 + [1.5e-4] * 3)
+
+    half = train(configure(*options, f"init={start.last}", "trainer.max_epochs=1", output="half"))
+    again = train(resume_config(half.output, ["--trainer.max_epochs", "2"]))
+    assert same(weights(again), after)
+
+
+def test_a_training_clip_that_the_model_cannot_take(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"^augment\.crop, augment\.frames: .*32x32 pixels, not 4 of 24x24$"):
+        train(configure("augment.crop=24"))
 
 
 def test_multilabel(configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path) -> None:

@@ -115,8 +115,9 @@ def test_same_numbers_as_the_reference(videos, clips, crops):
 def test_batches_are_bounded_and_change_nothing(videos, options):
     model = Tiny()
     result = evaluate(model, videos, views="2x3", **options)
-    assert sum(model.sizes) == 12 * 6
-    assert max(model.sizes) == min(options.get("view_chunk", options["batch_size"]), 12 * 6)
+    different = 12 * 6 - 3 * 3  # both clips of a video that is shorter than a clip are equal
+    assert sum(model.sizes) == different
+    assert max(model.sizes) == min(options.get("view_chunk", options["batch_size"]), different)
     np.testing.assert_allclose(result.logits, evaluate(Tiny(), videos, views="2x3").logits, atol=1e-5)
 
 
@@ -456,3 +457,151 @@ def test_on_a_gpu(videos):
 def test_a_missing_gpu_is_a_clear_error(videos):
     with pytest.raises(ConfigError, match="no such CUDA device"):
         evaluate(Tiny(), videos, device="cuda")
+
+
+# --- several protocols, orders of frames, and interruptions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", ["dense", "segment"])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_every_protocol_of_one_pass_is_what_it_is_alone(videos, sampling, average):
+    protocol = PROTOCOL.replace(sampling=sampling)
+    also = ("1x1", "1x3", "2x3", "5x1", "2x10")
+    result = evaluate(Tiny(), videos, protocol=protocol, views="4x3", also=also, average=average)
+    assert result.views == "4x3" and result.also == also
+    for views in ("4x3", *also):
+        alone = evaluate(Tiny(), videos, protocol=protocol, views=views, average=average)
+        np.testing.assert_allclose(result.protocol_logits(views), alone.logits, atol=1e-5)
+        np.testing.assert_allclose(result.protocol_scores(views), alone.scores, atol=1e-6)
+        for name, value in alone.metrics.items():
+            assert result.metrics[name] == value
+        assert f"top1@{views} " in result.summary()
+    with pytest.raises(ConfigError, match="views 9x3: not measured here, but 4x3, 1x1"):
+        result.protocol_logits("9x3")
+
+
+def test_each_video_is_read_once_and_each_different_view_computed_once(videos, monkeypatch):
+    from stvid.data.dataset import VideoReader
+
+    asked: list[int] = []
+    original = VideoReader.get_batch
+    monkeypatch.setattr(VideoReader, "get_batch", lambda self, rows: asked.append(len(rows)) or original(self, rows))
+    model = Tiny()
+    result = evaluate(model, videos, views="4x3", also=["1x1", "2x3"], probe=("reversed", "frozen"))
+    assert len(asked) == 12
+    # 13 views of a long video (1x1 adds one, 2x3 none), of a short one 3; per order of frames 12 or 3 more.
+    long, short = 9, 3
+    assert sum(model.sizes) <= long * (13 + 2 * 12) + short * (3 + 2 * 3)
+    assert result.distinct.tolist() == [3 if index % 4 == 2 else 12 for index in range(12)]
+    assert "3 short or square videos have equal views" in result.summary()
+
+
+def test_logits_are_averaged_before_the_softmax(videos):
+    manifest = read_manifest(videos)
+    result = evaluate(Tiny(), manifest, views="2x3", average="logits")
+    expected = [reference_logits(Tiny(), manifest[index].path, 2, 3).mean(0).softmax(-1) for index in range(12)]
+    np.testing.assert_allclose(result.scores, torch.stack(expected).numpy(), atol=1e-6)
+    assert not np.allclose(result.scores, evaluate(Tiny(), manifest, views="2x3").scores, atol=1e-4)
+    with pytest.raises(ConfigError, match="average: 'median'"):
+        evaluate(Tiny(), manifest, average="median")
+
+
+def test_a_probe_gives_what_each_order_gives_alone(videos, tmp_path):
+    result = evaluate(Tiny(), videos, views="2x3", also=["1x1"], probe=("reversed", "shuffled", "frozen"), seed=3)
+    assert result.temporal == "normal"
+    for temporal in ("reversed", "shuffled", "frozen"):
+        alone = evaluate(Tiny(), videos, views="2x3", temporal=temporal, seed=3)
+        np.testing.assert_allclose(result.probe_logits[temporal], alone.logits, atol=1e-5)
+        assert result.probe[temporal]["metrics"] == alone.metrics
+        assert result.probe[temporal]["per_class"] == alone.per_class
+        assert f"frames {temporal}: top1@2x3" in result.summary()
+    loaded = EvaluationResult.load(result.save(tmp_path))
+    assert loaded.probe == result.probe and loaded.also == ("1x1",) and loaded.metrics == result.metrics
+    np.testing.assert_array_equal(loaded.protocol_logits("1x1"), result.protocol_logits("1x1"))
+    with pytest.raises(ConfigError, match="probe: 'backwards'"):
+        evaluate(Tiny(), videos, probe=("backwards",))
+    with pytest.raises(ConfigError, match="probe: the frames are frozen already"):
+        evaluate(Tiny(), videos, probe=("reversed",), temporal="frozen")
+
+
+class Stopping(Tiny):
+    """Is interrupted after some forward passes."""
+
+    left = 4
+
+    def forward(self, clips: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().forward(clips)
+
+    def __repr__(self) -> str:
+        return repr(Tiny())  # the same model
+
+
+OPTIONS = {"views": "2x3", "also": ["1x1"], "probe": ("shuffled",), "batch_size": 14}
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same(videos, tmp_path, capsys):
+    whole = evaluate(Tiny(), videos, **OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopping(), videos, resume_from=tmp_path, **OPTIONS)
+    (kept,) = tmp_path.glob("interrupted-*.bin")
+    assert capsys.readouterr().err == ""
+    model = Tiny()
+    result = evaluate(model, videos, resume_from=tmp_path, **OPTIONS)
+    assert "continuing: 4 of 12 videos are done" in capsys.readouterr().err
+    for name in ("logits", "extra_logits", "labels", "indices", "distinct"):
+        assert np.array_equal(getattr(result, name), getattr(whole, name)), name  # bit for bit
+    assert np.array_equal(result.probe_logits["shuffled"], whole.probe_logits["shuffled"])
+    assert (result.metrics, result.paths, result.evaluation) == (whole.metrics, whole.paths, whole.evaluation)
+    assert kept.exists()  # until the result is safe
+    result.save(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["logits.npz", "result.json"]
+
+
+def test_what_a_killed_process_left_half_written_is_cut_off(videos, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopping(), videos, resume_from=tmp_path, **OPTIONS)
+    (kept,) = tmp_path.glob("*.bin")
+    content = kept.read_bytes()
+    whole = evaluate(Tiny(), videos, **OPTIONS)
+    for cut in (3, len(content) // 2, len(content) - 1):
+        kept.write_bytes(content[:cut])
+        assert np.array_equal(evaluate(Tiny(), videos, resume_from=tmp_path, **OPTIONS).logits, whole.logits)
+    kept.write_bytes(content[:-5] + b"xxxxx")
+    assert np.array_equal(evaluate(Tiny(), videos, resume_from=tmp_path, **OPTIONS).logits, whole.logits)
+    kept.write_bytes(b"something else\n" * 9)
+    with pytest.raises(StvidError, match="not the progress of this evaluation"):
+        evaluate(Tiny(), videos, resume_from=tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize("change", ["weights", "videos", "views", "order"])
+def test_the_progress_of_another_evaluation_is_not_used(videos, tmp_path, change, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopping(), videos, resume_from=tmp_path, **OPTIONS)
+    model, manifest, options = Tiny(), read_manifest(videos), dict(OPTIONS)
+    if change == "weights":
+        with torch.no_grad():
+            model.head.bias[0] = 1e-3
+    elif change == "videos":
+        manifest = manifest.subset(range(1, 12))
+    elif change == "views":
+        options["also"] = ["1x3"]
+    else:
+        options["seed"] = 5
+    result = evaluate(model, manifest, resume_from=tmp_path, **options)
+    assert capsys.readouterr().err == "" and result.counted == len(manifest)
+    assert np.array_equal(result.logits, evaluate(model, manifest, **options).logits)
+
+
+def test_unreadable_videos_are_tried_again(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "v")
+    broken = tmp_path / "v" / "alpha" / "0.mp4"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:100])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Stopping(), tmp_path / "v", resume_from=tmp_path, **OPTIONS)
+    broken.write_bytes(good)
+    result = evaluate(Tiny(), tmp_path / "v", resume_from=tmp_path, **OPTIONS)
+    assert result.failures == [] and result.indices.tolist() == list(range(12))

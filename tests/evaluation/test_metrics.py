@@ -143,3 +143,37 @@ def test_multilabel_bounds_hold_for_every_outcome():
     for _ in range(20):
         value = M.multilabel_metrics(np.concatenate([scores, rng.random((3, 4))]), targets)["mAP"]
         assert low["mAP"] - 1e-6 <= value <= high["mAP"] + 1e-6
+
+
+def test_scores_of_averaged_logits():
+    logits = np.random.default_rng(0).normal(scale=4, size=(20, 3, 5)).astype(np.float32)
+    expected = torch.from_numpy(logits).double().mean(1).softmax(-1).numpy()
+    np.testing.assert_allclose(M.video_scores(logits, average="logits"), expected, atol=1e-12)
+
+
+def test_bootstrap_interval_of_an_accuracy_is_that_of_the_binomial():
+    low, high = M.bootstrap_interval(np.arange(1000) < 700, resamples=20000)
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
+    assert low == pytest.approx(0.7 - half, abs=0.002) and high == pytest.approx(0.7 + half, abs=0.002)
+    assert M.bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="no video"):
+        M.bootstrap_interval(np.empty(0))
+
+
+def test_bootstrap_interval_against_drawing_the_videos():
+    values = np.random.default_rng(3).choice([-1, 0, 1], size=300, p=[0.2, 0.5, 0.3])
+    draws = np.random.default_rng(4).integers(0, 300, (4000, 300))
+    expected = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose(M.bootstrap_interval(values, resamples=4000), expected, atol=0.01)
+
+
+def test_calibration_by_hand():
+    # Two videos at 0.9 of which one is right; two at 0.6, both right.
+    scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    found = M.calibration(scores, np.array([0, 1, 0, 1]), bins=10)
+    assert found.error == pytest.approx(0.5 * 0.4 + 0.5 * 0.4, abs=1e-6)
+    assert [record["count"] for record in found.bins] == [2, 2]
+    assert [record["accuracy"] for record in found.bins] == [1.0, 0.5]
+    weighted = sum(r["count"] * abs(r["confidence"] - r["accuracy"]) for r in found.bins) / 4
+    assert weighted == pytest.approx(found.error, abs=1e-6)
+    assert M.calibration(np.array([[1.0, 0.0]]), np.array([0])).error == pytest.approx(0.0)

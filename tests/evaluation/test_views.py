@@ -1,7 +1,8 @@
 import pytest
 
+from stvid.data.layout import view_layout
 from stvid.errors import ConfigError
-from stvid.evaluation.views import ViewPlan
+from stvid.evaluation.views import ViewPlan, affordable_views
 
 
 def test_parse_and_back():
@@ -29,3 +30,13 @@ def test_unusable_numbers_are_config_errors():
     for clips in (0, 1.5, True):
         with pytest.raises(ConfigError, match="temporal clips"):
             ViewPlan(clips, 1)
+
+
+def test_protocols_that_one_pass_gives_nearly_for_nothing():
+    assert affordable_views("10x3", "dense") == ("1x1", "1x3", "4x1", "4x3", "5x1", "10x1")
+    assert affordable_views("4x3", "dense") == ("1x1", "1x3", "4x1")
+    assert affordable_views("1x1", "dense") == () and affordable_views("2x1", "dense") == ()
+    assert affordable_views("1x3", "segment") == ("1x1",)
+    for views in ("10x3", "4x3", "5x3", "3x10"):
+        number = ViewPlan.parse(views).num_views
+        assert len(view_layout([views, *affordable_views(views, "dense")], "dense").views) <= 1.25 * number

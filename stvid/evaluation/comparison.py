@@ -1,0 +1,287 @@
+"""Two models on the same videos: is the difference more than chance, and where does it come from?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stvid.errors import ConfigError
+from stvid.evaluation import metrics as M
+from stvid.evaluation.result import EvaluationResult
+
+__all__ = ["ClassChange", "Comparison", "compare", "mcnemar"]
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """How the videos of one class fare.
+
+    Attributes:
+        name: The class.
+        support: Its videos.
+        first: Recall of the first result (average precision if multi-label).
+        second: Of the second.
+        wins: Videos that only the second gets right; None if multi-label.
+        losses: Videos that only the first gets right; None if multi-label.
+    """
+
+    name: str
+    support: int
+    first: float
+    second: float
+    wins: int | None
+    losses: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        metric: ``top1`` or ``mAP``.
+        views: Views of the two results.
+        videos: How many videos both could read.
+        left_out: How many of the list at least one could not.
+        first: The metric of the first result on these videos, in 0..1.
+        second: Of the second.
+        difference: Second less first.
+        interval: 95% interval of the difference: paired bootstrap over the videos.
+        wins: Videos that only the second gets right; None if multi-label.
+        losses: Videos that only the first gets right; None if multi-label.
+        p_value: Of McNemar's exact test that wins and losses are equally likely; None if multi-label.
+        per_class: The classes that have a video, the largest gain first.
+    """
+
+    metric: str
+    views: tuple[str, str]
+    videos: int
+    left_out: int
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float]
+    wins: int | None
+    losses: int | None
+    p_value: float | None
+    per_class: tuple[ClassChange, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def compare(
+    first: EvaluationResult,
+    second: EvaluationResult,
+    *,
+    names: tuple[str, str] = ("the first", "the second"),
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares two results on the same labelled videos.
+
+    Videos are matched by file, in the order of the list; if the lists lie in different folders, by the path below
+    their common folder. A video that one of the two could not read is left out and counted.
+
+    Args:
+        first: The reference.
+        second: What is compared with it.
+        names: What messages call them.
+        resamples: How often the videos are drawn again with replacement.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: If they are of different videos, labels, classes or tasks.
+    """
+    if first.task != second.task:
+        raise ConfigError(f"{names[0]} is {first.task}, {names[1]} is {second.task}: they cannot be compared")
+    if set(first.class_names) != set(second.class_names):
+        different = sorted(set(first.class_names) ^ set(second.class_names))
+        raise ConfigError(f"{names[0]} and {names[1]} have different classes: {_listed(different)} in one only")
+    keys = _video_keys(first, second, names)
+    shared = [key for key in keys[0] if key in keys[1]]
+    if not shared:
+        raise ConfigError(f"{names[0]} and {names[1]} have no readable video in common")
+    rows = [np.array([found[key] for key in shared]) for found in keys]
+    order = [second.class_names.index(name) for name in first.class_names]  # of the second's classes
+    scores = [first.scores[rows[0]], second.scores[rows[1]][:, order]]
+    labels = first.labels[rows[0]]
+    if second.task == "multilabel":
+        others = second.labels[rows[1]][:, order]
+        same = (labels == others).all(axis=1)
+    else:
+        others = np.argsort(order)[second.labels[rows[1]]]
+        same = labels == others
+    if not same.all():
+        path = first.paths[rows[0][np.flatnonzero(~same)[0]]]
+        raise ConfigError(f"{names[0]} and {names[1]} have different labels for {(~same).sum()} videos, first {path}")
+    total = first.counted + len(first.failures)
+    common: dict[str, Any] = {
+        "views": (first.views, second.views),
+        "videos": len(shared),
+        "left_out": total - len(shared),
+    }
+    if first.task == "multilabel":
+        return _compare_multilabel(scores, labels, first.class_names, common, resamples=resamples, seed=seed)
+    correct = [score.argmax(axis=1) == labels for score in scores]
+    wins, losses = ~correct[0] & correct[1], correct[0] & ~correct[1]
+    changes = [
+        ClassChange(
+            name=name,
+            support=int(own.sum()),
+            first=float(correct[0][own].mean()),
+            second=float(correct[1][own].mean()),
+            wins=int(wins[own].sum()),
+            losses=int(losses[own].sum()),
+        )
+        for k, name in enumerate(first.class_names)
+        for own in [labels == k]
+        if own.any()
+    ]
+    gains = correct[1].astype(np.int64) - correct[0]
+    return Comparison(
+        metric="top1",
+        first=float(correct[0].mean()),
+        second=float(correct[1].mean()),
+        difference=float(gains.mean()),
+        interval=M.bootstrap_interval(gains, resamples=resamples, seed=seed),
+        wins=int(wins.sum()),
+        losses=int(losses.sum()),
+        p_value=mcnemar(int(wins.sum()), int(losses.sum())),
+        per_class=_sorted(changes),
+        **common,
+    )
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """The two-sided p-value that the disagreements of two classifiers fall equally to both sides, exactly.
+
+    McNemar's test (1947) in the exact, binomial form: twice the chance of at most min(wins, losses) heads in as many
+    throws of a coin as there are disagreements, 1 at most.
+
+    Args:
+        wins: Videos that only one of them gets right.
+        losses: Videos that only the other gets right.
+    """
+    total, least = wins + losses, min(wins, losses)
+    if wins == losses:
+        return 1.0
+    # Each probability is that of the next larger count times a ratio below 1, so the sum cannot overflow.
+    log_last = math.lgamma(total + 1) - math.lgamma(least + 1) - math.lgamma(total - least + 1) - total * math.log(2)
+    term, series = 1.0, 1.0
+    for heads in range(least, 0, -1):
+        term *= heads / (total - heads + 1)
+        series += term
+    return min(1.0, 2.0 * math.exp(log_last) * series)
+
+
+def _video_keys(
+    first: EvaluationResult, second: EvaluationResult, names: tuple[str, str]
+) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
+    """Names each readable video of the two results; the same name for the same video."""
+    lists = [_listed_videos(result) for result in (first, second)]
+    if Counter(name for name, _ in lists[0]) != Counter(name for name, _ in lists[1]):
+        lists = [_below_common_folder(videos) for videos in lists]
+    counts = [Counter(name for name, _ in videos) for videos in lists]
+    if counts[0] != counts[1]:
+        only = [sorted((counts[a] - counts[b]).keys()) for a, b in ((0, 1), (1, 0))]
+        told = "; ".join(f"only in {name}: {_listed(found)}" for name, found in zip(names, only, strict=True) if found)
+        raise ConfigError(f"{names[0]} and {names[1]} are of different videos ({told})")
+    # The parts of one file come several times, in the order of the list; if one failed, it is unknown which.
+    unclear = {name for videos in lists for name, row in videos if row is None and counts[0][name] > 1}
+    keys: list[dict[tuple[str, int], int]] = []
+    for videos in lists:
+        seen: Counter[str] = Counter()
+        found: dict[tuple[str, int], int] = {}
+        for name, row in videos:
+            if row is not None and name not in unclear:
+                found[name, seen[name]] = row
+            seen[name] += 1
+        keys.append(found)
+    return keys[0], keys[1]
+
+
+def _listed_videos(result: EvaluationResult) -> list[tuple[str, int | None]]:
+    read: list[tuple[str, int | None]] = [(path, row) for row, path in enumerate(result.paths)]
+    return read + [(path, None) for path, _ in result.failures]
+
+
+def _below_common_folder(videos: list[tuple[str, int | None]]) -> list[tuple[str, int | None]]:
+    folder = os.path.commonpath([os.path.dirname(path) for path, _ in videos])
+    return [(os.path.relpath(path, folder), row) for path, row in videos]
+
+
+def _compare_multilabel(
+    scores: Sequence[NDArray[np.float64]],
+    targets: NDArray[np.int64],
+    class_names: Sequence[str],
+    common: dict[str, Any],
+    *,
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    present = np.flatnonzero(targets.any(axis=0))
+    precisions = [M.average_precision(score, targets)[present] for score in scores]
+    rng = np.random.default_rng(seed)
+    ranked = [[_Ranked(score[:, k], targets[:, k]) for k in present] for score in scores]
+    differences = []
+    for _ in range(resamples):
+        weights = np.bincount(rng.integers(0, len(targets), len(targets)), minlength=len(targets))
+        found = np.array([[one.average_precision(weights) for one in classes] for classes in ranked])
+        differences.append(float(np.nanmean(found[1]) - np.nanmean(found[0])))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    first, second = (float(values.mean()) for values in precisions)
+    changes = [
+        ClassChange(class_names[k], int(targets[:, k].sum()), float(a), float(b), None, None)
+        for k, a, b in zip(present, *precisions, strict=True)
+    ]
+    return Comparison(
+        metric="mAP",
+        first=first,
+        second=second,
+        difference=second - first,
+        interval=(float(low), float(high)),
+        wins=None,
+        losses=None,
+        p_value=None,
+        per_class=_sorted(changes),
+        **common,
+    )
+
+
+class _Ranked:
+    """The videos of one class in the order of its scores: average precision of any resample without sorting again."""
+
+    def __init__(self, scores: NDArray[np.float64], targets: NDArray[np.int64]) -> None:
+        self.order = np.argsort(-scores, kind="stable")
+        self.targets = targets[self.order]
+        ranked = scores[self.order]
+        # Equal scores share one threshold: the last place of each group.
+        self.last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+
+    def average_precision(self, weights: NDArray[np.int64]) -> float:
+        """With each video counted as often as `weights` says; NaN without a positive one."""
+        drawn = weights[self.order]
+        hits = np.cumsum(drawn * self.targets)[self.last]
+        total = np.cumsum(drawn)[self.last]
+        if hits[-1] == 0:
+            return math.nan
+        gained = np.diff(hits, prepend=0)
+        return float((gained * hits / np.maximum(total, 1)).sum() / hits[-1])
+
+
+def _sorted(changes: Sequence[ClassChange]) -> tuple[ClassChange, ...]:
+    return tuple(sorted(changes, key=lambda change: (change.first - change.second, change.name)))
+
+
+def _listed(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(os.fsencode(name).decode(errors="replace") for name in names[:limit]) + more
