@@ -11,20 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from stvid.commands import (
-    compare,
-    demo,
-    doctor,
-    explain,
-    export,
-    features,
-    inflate,
-    inspect,
-    models,
-    predict,
-    test,
-    train,
-)
+from stvid.commands import compare, doctor, models, predict, test, train
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.version import __version__
 
