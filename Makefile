@@ -21,10 +21,10 @@ $(STAMP): pyproject.toml stvid/version.py
 setup: $(STAMP)  ## Make .venv and install stvid into it
 
 test: $(STAMP)  ## Run the tests (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(STAMP)  ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "slow or not slow"
 
 demo: $(STAMP)  ## Train on the embedded demo set, test, and predict a file (about 5 minutes on 2 cores, after set-up)
 	$(BIN)/python tools/demo.py

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from stvid.data.manifest import read_manifest
     from stvid.errors import StvidError
     from stvid.evaluation.evaluate import EvaluationResult, evaluate
+    from stvid.evaluation.explanation import explain
     from stvid.evaluation.predict import Prediction, predict
+    from stvid.evaluation.timeline import timeline
+    from stvid.exporting import export_model, load_exported
+    from stvid.inference import fuse, late_fusion, optimize
+    from stvid.inflation.inflate import inflate
     from stvid.models.attention import set_attention_backend
+    from stvid.models.merging import merge_tokens
     from stvid.models.registry import create_model, list_models
     from stvid.protocol import Protocol
 
@@ -31,14 +37,23 @@ _HOMES = {
     "VideoReader": "stvid.data.decoding",
     "create_model": "stvid.models.registry",
     "evaluate": "stvid.evaluation.evaluate",
+    "fuse": "stvid.inference",
+    "inflate": "stvid.inflation.inflate",
+    "explain": "stvid.evaluation.explanation",
+    "export_model": "stvid.exporting",
+    "late_fusion": "stvid.inference",
     "list_models": "stvid.models.registry",
     "load_checkpoint": "stvid.checkpoints",
     "load_clip": "stvid.data.dataset",
+    "load_exported": "stvid.exporting",
     "load_model": "stvid.checkpoints",
+    "merge_tokens": "stvid.models.merging",
+    "optimize": "stvid.inference",
     "predict": "stvid.evaluation.predict",
     "read_manifest": "stvid.data.manifest",
     "save_model": "stvid.checkpoints",
     "set_attention_backend": "stvid.models.attention",
+    "timeline": "stvid.evaluation.timeline",
 }
 
 __all__ = [
@@ -52,14 +67,23 @@ __all__ = [
     "__version__",
     "create_model",
     "evaluate",
+    "explain",
+    "export_model",
+    "fuse",
+    "inflate",
+    "late_fusion",
     "list_models",
     "load_checkpoint",
     "load_clip",
+    "load_exported",
     "load_model",
+    "merge_tokens",
+    "optimize",
     "predict",
     "read_manifest",
     "save_model",
     "set_attention_backend",
+    "timeline",
 ]
 
 

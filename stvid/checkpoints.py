@@ -39,6 +39,7 @@ __all__ = [
     "newest_checkpoint",
     "read_checkpoint",
     "save_model",
+    "unwrap",
     "write_atomically",
 ]
 
@@ -160,11 +161,11 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | np.generic)
 
 
-def _unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Takes off the mappings and key prefixes around a state; flattens nested ones (flax) with ``/``."""
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping) and content[wrapper]:
-            return _unwrap(content[wrapper])
+            return unwrap(content[wrapper])
     flat: dict[str, Tensor] = {}
 
     def collect(values: Mapping[str, Any], prefix: str) -> None:
@@ -235,9 +236,13 @@ def load_checkpoint(
         name, content = "mapping", source
     else:
         name, content = str(source), read_checkpoint(source)
-    state = _unwrap(content)
+    state = unwrap(content)
     if not state:
         raise CheckpointError(f"{name}: holds no tensors")
+    if isinstance(model, VideoModel) and model.inference_only:
+        raise CheckpointError(
+            f"{name}: cannot be loaded into this model: {model.inference_only}; load it into a plain one"
+        )
     task = _stored_task(content, name)
     own = model.state_dict()
     model_name = getattr(model, "recipe", {}).get("name") or type(model).__name__
@@ -334,7 +339,8 @@ def load_model(
     Args:
         source: A checkpoint of stvid, or the folder of a run, of which the best checkpoint is taken, else the newest;
             or, with `name`, a checkpoint in a published format.
-        name: The model, for a checkpoint that does not describe itself; its head decides the number of classes.
+        name: The model, for a checkpoint that does not describe itself; its head decides the number of classes, and
+            its other weights what `VideoModel.options_of` finds.
         protocol: Replaces the stored or published protocol.
 
     Raises:
@@ -364,7 +370,9 @@ def load_model(
             "--model uniformer_s"
         )
     else:
-        model = create_model(name, num_classes=_count_classes(name, content, str(source)))
+        state = unwrap(content)
+        options = create_model(name).options_of(state)
+        model = create_model(name, num_classes=_count_classes(name, state, str(source), options), **options)
     try:
         load_checkpoint(model, content)
     except CheckpointError as error:
@@ -374,10 +382,10 @@ def load_model(
     return model.eval()
 
 
-def _count_classes(name: str, content: Mapping[str, Any], source: str) -> int:
+def _count_classes(name: str, state: Mapping[str, Tensor], source: str, options: Mapping[str, Any]) -> int:
     """Reads the number of classes off the head of a published checkpoint."""
-    model = create_model(name)
-    _, state = model.convert_checkpoint(_unwrap(content))
+    model = create_model(name, **options)
+    _, state = model.convert_checkpoint(state)
     biases = [key for key in _head_keys(model) if key.endswith("bias")]
     for key in biases:
         if key in state:
@@ -395,7 +403,10 @@ def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -407,9 +418,11 @@ def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:
     """Writes weights with their description: ``.safetensors``, or ``.pt`` for torch's own format.
 
     Raises:
-        CheckpointError: If the file cannot be written, or the suffix is another.
+        CheckpointError: If the file cannot be written, the suffix is another, or the model is for inference only.
     """
     target = Path(path)
+    if model.inference_only:
+        raise CheckpointError(f"{target}: not written: {model.inference_only}; save the model it was made from")
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,21 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from stvid.commands import compare, doctor, models, predict, test, train
+from stvid.commands import (
+    benchmark,
+    compare,
+    demo,
+    doctor,
+    explain,
+    export,
+    features,
+    inflate,
+    inspect,
+    models,
+    predict,
+    test,
+    train,
+)
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.version import __version__
 
@@ -22,7 +36,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test.run,
     "compare": compare.run,
     "predict": predict.run,
+    "inspect": inspect.run,
+    "explain": explain.run,
+    "features": features.run,
+    "inflate": inflate.run,
+    "export": export.run,
+    "demo": demo.run,
     "models": models.run,
+    "benchmark": benchmark.run,
     "doctor": doctor.run,
 }
 
@@ -70,13 +91,13 @@ def dispatch(
         return 0
     name, *rest = arguments
     if name not in commands:
-        return _fail(f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
+        return _fail(program, f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
     try:
         return commands[name](rest)
     except SystemExit as error:  # --help of a command
         return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail(program, "interrupted", 130)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing more can be printed
         return 1
@@ -85,18 +106,18 @@ def dispatch(
         if signum is not None:
             if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank says it for all
                 return 128 + signum
-            return _fail(str(error), 128 + signum)
-        return _fail(str(error), 2 if isinstance(error, ConfigError | UnknownNameError) else 1)
+            return _fail(program, str(error), 128 + signum)
+        return _fail(program, str(error), 2 if isinstance(error, ConfigError | UnknownNameError) else 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(program, f"{where}{error.strerror or error}", 1)
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
+        return _fail(program, f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(program: str, message: str, code: int) -> int:
     if os.environ.get("STVID_DEBUG") and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"stvid: error: {message}", file=sys.stderr, flush=True)
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
     return code

@@ -124,7 +124,8 @@ class DataConfig:
     """Where the videos are and how they reach the model.
 
     Attributes:
-        train: Training videos: a CSV, a JSON, a folder per class, or ``motion`` (the embedded demo set).
+        train: Training videos: a CSV, a JSON, a folder per class, a folder or URL of shards (`stvid-prep shard`), or
+            ``motion`` (the embedded demo set).
         val: Validation videos; null trains without validation, unless `val_fraction` is set.
         val_fraction: Without `val`, the share of each class's training videos that is held out for validation.
         test: Videos of `stvid test`; null takes `val`.
@@ -150,7 +151,7 @@ class DataConfig:
     val_fraction: float = 0.0
     test: str | None = None
     root: str | None = None
-    format: Literal["auto", "csv", "folder", "kinetics", "ssv2"] = "auto"
+    format: Literal["auto", "csv", "folder", "kinetics", "ssv2", "shards"] = "auto"
     class_names: str | None = None
     backend: Literal["av", "decord", "torchcodec", "frames"] = "av"
     batch_size: int = 8

@@ -390,3 +390,13 @@ def test_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 1 and "result.json" in one_line(err)
     code, _, err = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=0")
     assert code == 2 and "--resamples" in one_line(err)
+
+
+def test_benchmark_measures_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["benchmark", "uniformer_xxs", "--frames", "4", "--img_size", "32", "--seconds", "0.05", "--json"]
+    assert main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["clip"] == [1, 3, 4, 32, 32] and figures["milliseconds"] > 0 and figures["gflops_per_clip"] > 0
+    assert main([*arguments, "--step", "train"]) == 0
+    assert main([*arguments, "--step", "train", "--optimize"]) == 2
+    assert "--optimize is for inference" in capsys.readouterr().err

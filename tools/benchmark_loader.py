@@ -7,7 +7,8 @@
 Each row of the table is one piece of work (a random 16x4 clip at native size, the clips of a test, a training clip, a
 test set-up); each of its columns does it with the same random choices, on one thread, opening the file anew as a data
 loader does. Before a row is timed, the frames of the readers are compared where they should be equal. A peer that is
-not installed is named and left out.
+not installed is named and left out. The last two rows compare the files with what `stvid-prep transcode` makes of them
+with its defaults: "stvid" reads the copies, "before" the files.
 
 The peers' recipes are written here as their users write them: mmaction2 is decord with OpenCV, PyTorchVideo is its
 `EncodedVideo` with its steps in order (its transforms module cannot be imported with current torchvision).
@@ -37,6 +38,7 @@ from stvid.data.dataset import EvalDataset, TrainDataset, collate_train
 from stvid.data.decoding import VideoReader
 from stvid.data.manifest import read_manifest
 from stvid.data.transforms import TrainTransform, normalize
+from stvid.data_prep.transcoding import DEFAULTS, transcode
 from stvid.protocol import Protocol
 
 FRAMES, STRIDE, SIZE, SHORT_SIDE = 16, 4, 224, 256
@@ -280,6 +282,22 @@ def test_pytorchvideo(path: str, rng: np.random.Generator) -> torch.Tensor:
     return torch.stack(views)
 
 
+def transcoded(work: Work) -> Work:
+    return lambda path, rng: work(COPIES[path], rng)
+
+
+def make_copies(videos: Sequence[str], folder: str) -> None:
+    """Writes what `stvid-prep transcode` makes of the videos with its defaults; prints what they weigh."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in videos])
+    options = {"root": root, "out": folder, **DEFAULTS}
+    facts = [transcode(os.path.abspath(path), options) for path in videos]
+    for path, fact in zip(videos, facts, strict=True):
+        COPIES[path] = fact["out"]
+        LENGTHS[fact["out"]] = fact["frames"]
+    before, after = (sum(fact[key] for fact in facts) for key in ("bytes_before", "bytes_after"))
+    print(f"transcode {DEFAULTS}: {after / before:.2f} times the size")
+
+
 ROWS: dict[str, dict[str, Work]] = {
     "random 16x4 clip, native size": {name: random_clip(read) for name, read in READERS.items()},
     "4 clips x 16, one pass": {name: four_clips(read) for name, read in READERS.items()},
@@ -290,6 +308,14 @@ ROWS: dict[str, dict[str, Work]] = {
         "pytorchvideo": train_pytorchvideo,
     },
     "10 clips x 3 crops of a test": {"stvid": test_stvid, "pytorchvideo": test_pytorchvideo},
+    "random 16x4 clip, native size, after transcode": {
+        "stvid": transcoded(random_clip(read_stvid)),
+        "before": random_clip(read_stvid),
+    },
+    "16x4 clip, random resized crop 224, flip, normalise, after transcode": {
+        "stvid": transcoded(train_stvid),
+        "before": train_stvid,
+    },
 }
 NEEDS = {
     "decord": ("decord",),
@@ -299,6 +325,7 @@ NEEDS = {
 }
 LENGTHS: dict[str, int] = {}
 MANIFESTS: dict[str, Any] = {}
+COPIES: dict[str, str] = {}
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -413,10 +440,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         videos = options.videos or make_videos(Path(folder), 4)
-        run(videos, options)
+        run(videos, options, copies=os.path.join(folder, "copies"))
 
 
-def run(videos: Sequence[str], options: argparse.Namespace) -> None:
+def run(videos: Sequence[str], options: argparse.Namespace, *, copies: str) -> None:
     for path in videos:
         with VideoReader(path) as reader:
             LENGTHS[path] = len(reader)
@@ -428,6 +455,8 @@ def run(videos: Sequence[str], options: argparse.Namespace) -> None:
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, {options.rounds} rounds"
     )
+    if any("transcode" in row and (not options.rows or any(part in row for part in options.rows)) for row in ROWS):
+        make_copies(videos, copies)
     figures: dict[str, Any] = {}
     absent = {name: why for name in NEEDS if (why := missing(name, videos[0]))}
     for name, why in absent.items():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stvid.models.layers import VideoModel
 
 __all__ = [
+    "add_checkpoint_options",
     "add_model_options",
     "load",
     "parse",
@@ -83,8 +84,8 @@ def split_config_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, dotted
 
 
-def add_model_options(parser: ArgumentParser) -> None:
-    """Adds the options of the commands that run a trained model."""
+def add_checkpoint_options(parser: ArgumentParser) -> None:
+    """Adds the options that say which model is meant, and by which protocol; `load` reads them."""
     parser.add_argument(
         "--checkpoint",
         type=str,
@@ -101,6 +102,11 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
     )
     parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Adds the options of the commands that run a trained model."""
+    add_checkpoint_options(parser)
     parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
     parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
     parser.add_argument(

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import add_model_options, load, parse, parser_for, pick_device, split_config_options
+from stvid.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
     from stvid.evaluation.predict import Prediction
+    from stvid.evaluation.timeline import TimelineWindow
+    from stvid.models.layers import VideoModel
     from stvid.protocol import Protocol
 
 __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Classify video files."""
+    """Classify video files, as a whole or over time."""
     parser = parser_for(
         "predict",
         "Classify video files. The protocol (frames, size, views, class names) comes from the checkpoint; its keys can "
-        "be overridden (--protocol.stride 2), which is printed.",
+        "be overridden (--protocol.stride 2), which is printed. With --window, a window slides over a file of any "
+        "length, a camera (/dev/video0), a URL (rtsp://..., http://...), or standard input (-), and each is classified "
+        "as if it had been cut out.",
     )
-    parser.add_argument("files", type=str, nargs="+", help="Video files.")
+    parser.add_argument("files", type=str, nargs="+", help="Video files; with --window also cameras, URLs and -.")
     add_model_options(parser)
-    parser.add_argument("--topk", type=int, default=5, help="Classes shown for each file.")
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+    parser.add_argument("--topk", type=int, default=5, help="Classes shown for each file or window.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables; a line for each window.")
+    parser.add_argument(
+        "--window", type=str | None, help="Classify over time: length of a window, as 2s, 500ms or 1min."
+    )
+    parser.add_argument("--stride", type=str | None, help="From one window to the next; default half a window.")
+    parser.add_argument(
+        "--out", type=str | None, help="Folder for timeline.csv, .json and .svg; one in it for each of several files."
+    )
     own, dotted = split_config_options(argv)
     options = parse(parser, own)
+    if options.window is None:
+        for name in ("stride", "out"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name}: belongs to --window, which is missing")
+    model, config = load(options, dotted)
+    if options.window is not None:
+        return _run_timelines(model, options)
 
     from stvid.evaluation.predict import predict
 
-    model, config = load(options, dotted)
     predictions = predict(
         model,
         options.files,
@@ -69,3 +89,89 @@ def _print_predictions(predictions: Sequence[Prediction], protocol: Protocol) ->
             table.add_row(f"{100 * probability:.1f}%", Text(name))
         console.print(table)
     console.print(Text(protocol.describe(), style="dim"))
+
+
+# --- over time --------------------------------------------------------------------------------------------------------
+
+
+def _run_timelines(model: VideoModel, options: Any) -> int:
+    from stvid.evaluation.timeline import parse_seconds, timeline
+
+    window = parse_seconds(options.window, name="--window")
+    stride = window / 2 if options.stride is None else parse_seconds(options.stride, name="--stride")
+    if options.backend not in (None, "av"):
+        raise ConfigError(f"--backend: {options.backend} reads no streams; --window uses av")
+    views = options.views or "1x1"  # the protocol's views are spread over a whole video
+    folders = _folders(options.files, options.out)
+    failed = 0
+    for source, folder in zip(options.files, folders, strict=True):
+        header = {
+            "source": source,
+            "window": window,
+            "stride": stride,
+            "views": views,
+            "protocol": model.default_protocol.to_dict(),
+        }
+        windows = timeline(
+            model,
+            source,
+            window=window,
+            stride=stride,
+            topk=options.topk,
+            views=views,
+            device=pick_device(options.device),
+            precision=options.precision,
+        )
+        try:
+            _follow(windows, source, folder, header, options.topk, as_json=options.json)
+        except VideoError as error:
+            failed += 1
+            print(f"stvid: error: {error}", file=sys.stderr)
+        if folder is not None and folder.is_dir():
+            print(f"written to {folder}", file=sys.stderr if options.json else sys.stdout)
+    return 1 if failed else 0
+
+
+def _folders(sources: Sequence[str], out: str | None) -> list[Path | None]:
+    """Returns where the files of each source go: `out` itself for one, folders in it for several."""
+    if out is None:
+        return [None] * len(sources)
+    if len(sources) == 1:
+        return [Path(out)]
+    folders = [Path(out) / ("stdin" if source == "-" else Path(source).stem) for source in sources]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(f"--out: two sources would both be written to {folder}; run them one by one")
+    return [*folders]
+
+
+def _follow(
+    windows: Iterator[TimelineWindow],
+    source: str,
+    folder: Path | None,
+    header: dict[str, Any],
+    topk: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Prints windows as they come, and writes them."""
+    from stvid.evaluation.timeline_output import TimelineFiles
+
+    with contextlib.ExitStack() as stack:
+        files = None
+        if folder is not None:
+            names = header["protocol"]["class_names"]
+            files = stack.enter_context(TimelineFiles(folder, header, class_names=names, topk=topk))
+        if not as_json:
+            print(source, flush=True)
+        for window in windows:
+            if files is not None:
+                files.add(window)
+            if as_json:
+                print(json.dumps({"source": source, **window.to_dict()}, allow_nan=False), flush=True)
+            else:
+                best = "   ".join(
+                    f"{100 * probability:5.1f}% {name}"
+                    for name, probability in zip(window.classes[:3], window.probabilities[:3], strict=True)
+                )
+                print(f"  {window.start:8.2f} to {window.end:8.2f} s  {window.error or best}", flush=True)

@@ -31,10 +31,12 @@ from stvid.data.dataset import (
     make_generator,
 )
 from stvid.data.manifest import Manifest
+from stvid.data.shards import ShardStream
 from stvid.errors import ConfigError, StvidError
 
 __all__ = [
     "EvalLoader",
+    "ShardLoader",
     "TrainBatchSampler",
     "TrainLoader",
     "class_weights",
@@ -278,6 +280,11 @@ class TrainLoader(_Loader):
         self.batch_sampler.set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
+    @property
+    def order(self) -> str:
+        """What the order of the videos depends on besides seed, epoch and clips a step; empty if nothing."""
+        return ""
+
     def set_start(self, batches: int) -> None:
         """Leaves out the first batches of the next pass, and only of that, without decoding them.
 
@@ -290,6 +297,41 @@ class TrainLoader(_Loader):
         batches = super().__iter__()  # with workers, torch asks the sampler twice
         self.batch_sampler.set_start(0)
         return batches
+
+
+class ShardLoader(TrainLoader):
+    """The same of videos in shards, which are read from front to back; made by `make_train_loader`."""
+
+    dataset: ShardStream  # type: ignore[assignment]
+    _started = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses order, crops and augmentation of the next pass."""
+        self.dataset.set_epoch(epoch)
+
+    @property
+    def order(self) -> str:
+        """What the order of the videos depends on besides seed and epoch."""
+        return self.dataset.order
+
+    def set_start(self, batches: int) -> None:
+        """Leaves out the first batches of the next pass, and only of that: they are read, but not decoded.
+
+        Raises:
+            ValueError: If an epoch does not have so many.
+        """
+        self.dataset.set_start(batches)
+        self._started = False
+
+    def __iter__(self) -> Generator[TrainBatch, None, None]:  # type: ignore[override]
+        if self._started:  # the worker processes read the start of this pass later on, so only now it can be reset
+            self.dataset.set_start(0)
+        self._started = True
+        return _Loader.__iter__(self)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class EvalLoader(_Loader):
@@ -356,6 +398,24 @@ def make_train_loader(
         )
     if balance not in ("none", "class"):
         raise ConfigError(f"data.balance: {balance!r} is neither none nor class")
+    options = _worker_options(workers, seed=seed, rank=rank, persistent=True)
+    if dataset.manifest.members is not None:
+        if not drop_last:
+            raise ConfigError("shards: the videos that do not fill a batch of every rank are always left out")
+        if balance == "class":
+            raise ConfigError(
+                "data.balance: shards are read from front to back, each video once an epoch; set it to none, or give a "
+                "list of files"
+            )
+        stream = ShardStream(
+            dataset,
+            videos_per_batch=batch_size // dataset.repeats,
+            seed=seed,
+            lanes=max(1, workers),
+            rank=rank,
+            world_size=world_size,
+        )
+        return ShardLoader(stream, batch_size=None, collate_fn=_as_it_is, pin_memory=pin_memory, **options)
     sampler = TrainBatchSampler(
         len(dataset),
         videos_per_batch=batch_size // dataset.repeats,
@@ -365,7 +425,6 @@ def make_train_loader(
         weights=class_weights(dataset.manifest) if balance == "class" else None,
         drop_last=drop_last,
     )
-    options = _worker_options(workers, seed=seed, rank=rank, persistent=True)
     return TrainLoader(dataset, batch_sampler=sampler, collate_fn=collate_train, pin_memory=pin_memory, **options)
 
 

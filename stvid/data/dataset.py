@@ -371,14 +371,25 @@ class TrainDataset(Dataset[TrainSample]):
         Raises:
             VideoError: If 8 videos in a row cannot be read.
         """
-        draw = item if isinstance(item, Draw) else Draw(int(item), int(self._epoch))
+        return self.sample(item if isinstance(item, Draw) else Draw(int(item), int(self._epoch)))
+
+    def sample(self, draw: Draw, content: bytes | None = None) -> TrainSample:
+        """Cuts the random clips of a video, as ``dataset[draw]``.
+
+        Args:
+            draw: Which.
+            content: The bytes of the video, if they have been read already.
+
+        Raises:
+            VideoError: If 8 videos in a row cannot be read.
+        """
         if not 0 <= draw.video < len(self):
             raise IndexError(f"video {draw.video} of {len(self)}")
         key = (self.seed, draw.epoch, draw.video, draw.copy)
         failures: list[tuple[str, str]] = []
         for index in self._candidates(draw.video, key):
             try:
-                return self._sample(index, key, tuple(failures))
+                return self._sample(index, key, tuple(failures), content if index == draw.video else None)
             except VideoError as error:
                 failures.append((self.manifest[index].path, error.reason))
         listed = "; ".join(f"{path}: {reason}" for path, reason in failures)
@@ -394,12 +405,17 @@ class TrainDataset(Dataset[TrainSample]):
         order = make_generator(_STREAM_REPLACEMENT, *key).permutation(len(self))
         yield from [int(other) for other in order[:MAX_TRIES] if other != index][: MAX_TRIES - 1]
 
-    def _sample(self, index: int, key: tuple[int, ...], failures: tuple[tuple[str, str], ...]) -> TrainSample:
+    def _sample(
+        self, index: int, key: tuple[int, ...], failures: tuple[tuple[str, str], ...], content: bytes | None
+    ) -> TrainSample:
         entry: VideoEntry = self.manifest[index]
         label_ids = self.manifest.label_ids(index)
         generators = [make_generator(_STREAM_CLIP, *key, repeat) for repeat in range(self.repeats)]
         with VideoReader(
-            entry.path, backend=self.backend, num_threads=self.decode_threads, index=self.stored_index
+            self.manifest.content(index) if content is None else content,
+            backend=self.backend,
+            num_threads=self.decode_threads,
+            index=self.stored_index,
         ) as reader:
             grid = _grid(reader, self.protocol, entry.start, entry.end)
             jitter = self.augment.temporal_jitter
@@ -529,7 +545,10 @@ class EvalDataset(Dataset[EvalSample]):
         labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
         try:
             with VideoReader(
-                entry.path, backend=self.backend, num_threads=self.decode_threads, index=self.stored_index
+                self.manifest.content(index),
+                backend=self.backend,
+                num_threads=self.decode_threads,
+                index=self.stored_index,
             ) as reader:
                 grid = _grid(reader, self.protocol, entry.start, entry.end)
                 indices = self.layout.indices(grid, self.protocol)

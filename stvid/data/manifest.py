@@ -1,8 +1,9 @@
 """Manifests: which videos there are, and what they show.
 
-Four forms are read: a CSV of one's own, a folder per class, the official CSV of Kinetics and the official JSON of
-Something-Something v2. Labels are class *names*; their numbers come from the list of class names, which is given or
-made of the names that occur, sorted. A CSV whose labels are numbers is read as one whose class names are "0", "1", ...
+Five forms are read: a CSV of one's own, a folder per class, the official CSV of Kinetics, the official JSON of
+Something-Something v2, and the tar shards of `stvid-prep shard`. Labels are class *names*; their numbers come from the
+list of class names, which is given or made of the names that occur, sorted. A CSV whose labels are numbers is read as
+one whose class names are "0", "1", ...
 
 That a video file is missing is no error here: it is reported when the video is read.
 """
@@ -17,15 +18,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stvid.errors import ManifestError, nearest
 
+if TYPE_CHECKING:
+    from stvid.data.shards import Members
+
 __all__ = ["FORMATS", "VIDEO_EXTENSIONS", "Manifest", "VideoEntry", "read_class_names", "read_manifest"]
 
-FORMATS = ("auto", "csv", "folder", "kinetics", "ssv2")
+FORMATS = ("auto", "csv", "folder", "kinetics", "ssv2", "shards")
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
     for name in (
@@ -42,7 +46,7 @@ class VideoEntry:
     """One row of a manifest.
 
     Attributes:
-        path: Absolute path of the video file (or of a folder of images).
+        path: Absolute path of the video file (or of a folder of images); in shards the tar and the name in it.
         labels: Names of its classes; empty if unknown, several only in a multi-label manifest.
         start: Where the part to use begins, in seconds from the first frame of the video; None is the first frame.
         end: Where it ends, in seconds from the first frame; None is the end of the video.
@@ -65,6 +69,7 @@ class Manifest:
     Attributes:
         class_names: The names that label ids stand for.
         source: Where it came from, for messages.
+        members: Where the videos lie in shards; None if they are files.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Manifest:
         spans: np.ndarray,
         class_names: tuple[str, ...],
         source: str,
+        members: Members | None = None,
     ) -> None:
         self._root = root
         self._names = names  # uint8: all paths below the root, UTF-8, one after the other
@@ -87,6 +93,7 @@ class Manifest:
         self._spans = spans  # float64 (N, 2): start and end, NaN where not given
         self.class_names = class_names
         self.source = source
+        self.members = members
 
     @classmethod
     def from_entries(
@@ -96,21 +103,23 @@ class Manifest:
         class_names: Sequence[str] | None = None,
         source: str = "<entries>",
         multilabel: bool = False,
+        root: str | None = None,
     ) -> Manifest:
         """Makes a manifest of rows.
 
         Args:
-            entries: The rows; relative paths are taken from the working directory.
+            entries: The rows.
             class_names: The classes in order; None takes the labels that occur, sorted.
             source: What messages call it.
             multilabel: Whether a row without labels may stand beside labelled ones: it shows none of the classes.
+            root: Folder or URL that relative paths start from; None is the working directory.
 
         Raises:
             ManifestError: If a label is not in `class_names`, two rows are the same, or some rows have labels and
                 others have not although `multilabel` is off.
         """
         rows = [_Row(e.path, tuple(e.labels), e.start, e.end, f"entry {n}") for n, e in enumerate(entries)]
-        return _build(rows, root=os.getcwd(), class_names=class_names, source=source, multilabel=multilabel)
+        return _build(rows, root=root or os.getcwd(), class_names=class_names, source=source, multilabel=multilabel)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -129,6 +138,14 @@ class Manifest:
 
     def __repr__(self) -> str:
         return f"Manifest({self.source!r}: {len(self)} videos, {len(self.class_names)} classes)"
+
+    def content(self, index: int) -> str | bytes:
+        """Returns what a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard.
+
+        Raises:
+            VideoError: If its shard cannot be read.
+        """
+        return self[index].path if self.members is None else self.members.read(range(len(self))[index])
 
     def label_ids(self, index: int) -> np.ndarray:
         """Returns the label ids of one video: int64 (labels,), indices into `class_names`, ascending."""
@@ -167,6 +184,7 @@ class Manifest:
             spans=self._spans[picked],
             class_names=self.class_names,
             source=self.source,
+            members=None if self.members is None else self.members.subset(picked),
         )
 
     def with_class_names(self, names: Sequence[str]) -> Manifest:
@@ -200,6 +218,7 @@ class Manifest:
             spans=self._spans,
             class_names=wanted,
             source=self.source,
+            members=self.members,
         )
 
 
@@ -238,11 +257,14 @@ def read_manifest(
         ssv2: The official JSON of Something-Something v2: a list with ``id`` and ``template`` (or ``label``), brackets
             removed ("[something]" is "something"); the test list has ids only. Files are ``<id>.webm`` or ``<id>.mp4``
             in the root.
+        shards: A folder or URL (``s3://``, ``https://``, whatever fsspec opens) with the ``shards.json`` and the tar
+            files of `stvid-prep shard`.
 
     Args:
-        source: The file, or for ``folder`` the folder.
+        source: The file, or for ``folder`` and ``shards`` the folder.
         root: Folder that relative paths start from; None is the folder of the manifest.
-        format: One of the above, or ``auto``: a folder, a .json file, a CSV with a column ``youtube_id``, or a CSV.
+        format: One of the above, or ``auto``: shards (a URL, or a folder with ``shards.json``), a folder, a .json file,
+            a CSV with a column ``youtube_id``, or a CSV.
         class_names: The classes in order; None takes the labels that occur, sorted.
         multilabel: Whether the labels of a CSV are lists joined by ``|``. An empty one then means that the video shows
             none of the classes.
@@ -256,6 +278,12 @@ def read_manifest(
         raise ManifestError(
             f"format {format!r} does not exist; use one of {', '.join(FORMATS)}{nearest(format, FORMATS)}"
         )
+    from stvid.data.shards import is_shards, read_shards
+
+    if format == "shards" or (format == "auto" and is_shards(path)):
+        if root is not None:
+            raise ManifestError(f"{path}: root has no meaning for shards; leave it out")
+        return read_shards(path, class_names=class_names)
     if not os.path.exists(path):
         raise ManifestError(f"{path}: no such file or folder")
     if format == "auto" and os.path.isdir(path):
@@ -624,7 +652,7 @@ def _build(
         ids.extend(sorted(position[label] for label in row.labels))
         paths.append(os.fsencode(path))
     return Manifest(
-        root=os.path.abspath(root),
+        root=root if "://" in root else os.path.abspath(root),
         names=np.frombuffer(b"".join(paths), np.uint8).copy(),
         name_ends=_ends([len(path) for path in paths]),
         ids=np.array(ids, np.int64),

@@ -11,6 +11,7 @@ from stvid.config import DataConfig
 from stvid.data.datamodule import TrainLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.engine.runs import default_workers
+from stvid.errors import ConfigError
 
 __all__ = ["ResumableLoader", "StoppableLoader", "VideoData"]
 
@@ -91,17 +92,19 @@ class VideoData(LightningDataModule):
         self.seed = seed
         self.stop = stop
         self._train_loader: ResumableLoader | None = None
-        self._position = {"epoch": 0, "batches": 0}
+        self._position: dict[str, Any] = {"epoch": 0, "batches": 0}
 
     # Lightning stores the state of a data module in checkpoints. It also stores that of a loader with a `state_dict`,
     # but does not restore it from a checkpoint that was written at the end of an epoch (lightning 2.6, fit_loop.py).
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns the position after the last batch that was handed out."""
         loader = self._train_loader
-        return self._position if loader is None else {"epoch": loader.epoch, "batches": loader.batches}
+        if loader is None:
+            return self._position
+        return {"epoch": loader.epoch, "batches": loader.batches, "order": loader.loader.order}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes to a position; called before the loaders are made."""
         self._position = dict(state_dict)
 
@@ -137,7 +140,13 @@ class VideoData(LightningDataModule):
             balance=self.config.balance,
             **self._shared(),
         )
-        self._train_loader = ResumableLoader(loader, **self._position)
+        order = self._position.get("order", "")
+        if order != loader.order and 0 < self._position["batches"] < len(loader):
+            raise ConfigError(
+                f"data.train: the run was stopped inside an epoch that {order or 'a list of files'} read, and cannot "
+                f"go on there with {loader.order or 'a list of files'}; keep data.workers and trainer.devices"
+            )
+        self._train_loader = ResumableLoader(loader, epoch=self._position["epoch"], batches=self._position["batches"])
         return self._train_loader
 
     def close(self) -> None:

@@ -201,7 +201,7 @@ def inference(model: nn.Module, *, device: torch.device | str | None, precision:
         if target != home:
             model.to(target)
         with torch.inference_mode(), torch.autocast(target.type, dtype=autocast, enabled=autocast is not None):
-            yield Placement(target, weights.dtype)
+            yield Placement(target, getattr(model, "input_dtype", weights.dtype))
     finally:
         for module in training:
             module.training = True

@@ -1,15 +1,20 @@
 """One attention for all transformers: `attend`, with a choice of kernels that compute the same function.
 
-- ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device.
+- ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device. Inference in
+  bfloat16 on a CPU goes through blocks of queries instead: torch's kernel for CPUs takes as long there as in float32.
 - ``xformers``: memory_efficient_attention, where its operator answers for this dtype, device and shape; it is an
   error to ask for it where it does not.
-- ``math``: softmax(q k^T) v written out, the reference of the tests. The only one that holds an N x N matrix.
+- ``math``: softmax(q k^T) v written out, the reference of the tests. The only one whose memory grows with N x N.
 
-The backend is chosen for the process with `set_attention_backend`, or for one call.
+The backend is chosen for the process with `set_attention_backend`, or for one call. Tensors are laid out as torch has
+them, (B, heads, N, head_dim), called ``BHMK``; or as linear layers leave them, (B, N, heads, head_dim), called ``BMHK``
+(xformers' names), which no backend but xformers needs and which costs none of them a copy of the inputs.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -18,10 +23,21 @@ from torch import Tensor
 
 from stvid.errors import UnknownNameError, nearest
 
-__all__ = ["AttentionBackend", "attend", "attention_backends", "get_attention_backend", "set_attention_backend"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionLayout",
+    "attend",
+    "attention_backends",
+    "get_attention_backend",
+    "record_attention",
+    "set_attention_backend",
+]
 
 AttentionBackend = Literal["sdpa", "xformers", "math"]
+AttentionLayout = Literal["BHMK", "BMHK"]
+BLOCK_SCORES = 1 << 22  # scores that one block of queries may have (8 MB in bfloat16, which caches hold)
 _backend: AttentionBackend = "sdpa"
+_recorder: Callable[[Tensor], None] | None = None
 
 
 def set_attention_backend(name: AttentionBackend) -> None:
@@ -43,6 +59,20 @@ def get_attention_backend() -> AttentionBackend:
 def attention_backends() -> dict[str, str]:
     """Returns each backend with an empty string if it can be used here, else the reason and the remedy."""
     return {"sdpa": "", "xformers": _xformers_problem(), "math": ""}
+
+
+@contextlib.contextmanager
+def record_attention(keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hands the attention weights of every `attend` to a function, (B, heads, N, M) after the softmax.
+
+    Inside, all attention is computed by ``math``, since the fused kernels never hold the weights.
+    """
+    global _recorder
+    before, _recorder = _recorder, keep
+    try:
+        yield
+    finally:
+        _recorder = before
 
 
 def _xformers_problem() -> str:
@@ -70,41 +100,101 @@ def attend(
     bias: Tensor | None = None,
     drop_rate: float = 0.0,
     scale: float | None = None,
+    layout: AttentionLayout = "BHMK",
     backend: AttentionBackend | None = None,
 ) -> Tensor:
     """Computes softmax(q k^T * scale + bias) v.
 
     Args:
-        q: Queries, (B, heads, N, head_dim).
-        k: Keys, (B, heads, M, head_dim).
-        v: Values, (B, heads, M, head_dim).
-        bias: Added to the scores before the softmax, broadcastable to (B, heads, N, M).
+        q: Queries, (B, heads, N, head_dim), or (B, N, heads, head_dim) with the layout ``BMHK``.
+        k: Keys, likewise with M for N.
+        v: Values, likewise with M for N.
+        bias: Added to the scores before the softmax, broadcastable to (B, heads, N, M) in both layouts.
         drop_rate: Dropout of the attention weights; the caller passes 0 outside training.
         scale: Factor of the scores; None takes head_dim ** -0.5.
+        layout: Order of the axes of q, k, v and of the result.
         backend: For this call; None takes that of the process.
 
     Returns:
-        (B, heads, N, head_dim).
+        The shape of `q`.
 
     Raises:
-        UnknownNameError: If the backend is unknown or cannot be used here.
+        UnknownNameError: If the backend is unknown, cannot be used here, or (xformers) not for these tensors.
+        ValueError: If the layout is unknown.
     """
+    if layout not in get_args(AttentionLayout):
+        raise ValueError(f"attention layout {layout!r}: choose one of {', '.join(get_args(AttentionLayout))}")
     backend = _backend if backend is None else backend
-    if backend == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
-    _check(backend)
+    if _recorder is not None:
+        backend = "math"
+    if backend != "sdpa":
+        _check(backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "xformers":
-        from xformers.ops import memory_efficient_attention
-
+        if layout == "BMHK":
+            return _attend_xformers(q, k, v, bias, drop_rate, scale)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return _attend_xformers(q, k, v, bias, drop_rate, scale).transpose(1, 2)
+    if layout == "BMHK":
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if backend == "math":
+        scores = (q @ k.transpose(-2, -1)) * scale
         if bias is not None:
-            bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        # xformers wants (B, N, heads, head_dim): a view, not a copy, of what the models hold
-        out = memory_efficient_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias, p=drop_rate, scale=scale
-        )
-        return out.transpose(1, 2)
-    scores = (q @ k.transpose(-2, -1)) * scale
+            scores = scores + bias
+        weights = scores.softmax(dim=-1)
+        if _recorder is not None:
+            _recorder(weights)
+        out = F.dropout(weights, p=drop_rate, training=drop_rate > 0) @ v
+    elif not drop_rate and _blocks_are_faster(q, k, v, bias):
+        out = _attend_in_blocks(q, k, v, bias, scale)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
+    return out.transpose(1, 2) if layout == "BMHK" else out
+
+
+def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_rate: float, scale: float) -> Tensor:
+    """Calls memory_efficient_attention on (B, N, heads, head_dim), the layout that it takes without a transpose."""
+    from xformers.ops import memory_efficient_attention
+
     if bias is not None:
-        scores = scores + bias
-    return F.dropout(scores.softmax(dim=-1), p=drop_rate, training=drop_rate > 0) @ v
+        bias = bias.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    try:
+        return memory_efficient_attention(q, k, v, attn_bias=bias, p=drop_rate, scale=scale)
+    except NotImplementedError as error:  # raised where no operator supports the inputs
+        reason = " ".join(str(error).split())[:200]
+        raise UnknownNameError(
+            f"attention backend xformers: no operator for {q.dtype} of shape {tuple(q.shape)} on {q.device.type}; use "
+            f"the backend sdpa ({reason})"
+        ) from error
+
+
+def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
+    """Whether to leave torch's fused kernel for CPUs, whose matrix products in bfloat16 are as slow as in float32.
+
+    ``python tools/benchmark_attention.py --backends`` prints both; measured on processors with AVX-512. Elsewhere
+    oneDNN may have no matrix product in bfloat16. Gradients need the fused kernel: blocks would keep every score.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (q, *others)):
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of as many queries at a time as give `BLOCK_SCORES` scores, (B, heads, N, head_dim) to the same."""
+    batch, heads, queries, dim = q.shape
+    row = heads * k.shape[2]
+    clips = min(batch, max(1, BLOCK_SCORES // (row * queries)))
+    block = min(queries, max(1, BLOCK_SCORES // (row * clips)))
+    out = q.new_empty(batch, queries, heads, dim).transpose(1, 2)
+    for first in range(0, batch, clips):
+        some = slice(first, first + clips)
+        keys, values = k[some].transpose(-2, -1).contiguous(), v[some].contiguous()
+        for start in range(0, queries, block):
+            rows = slice(start, start + block)
+            scores = (q[some, :, rows] * scale) @ keys
+            if bias is not None:
+                scores += bias.expand(batch, -1, queries, -1)[some, :, rows]
+            out[some, :, rows] = scores.softmax(dim=-1) @ values
+    return out

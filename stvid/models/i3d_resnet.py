@@ -26,7 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.models.attention import attend
-from stvid.models.layers import VideoModel, init_conv_weights, mean_of_windows, rename_keys, run_blocks
+from stvid.models.layers import (
+    Conv3d,
+    StagedModel,
+    clip_layout,
+    init_conv_weights,
+    mean_of_windows,
+    rename_keys,
+    shortcut,
+)
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -50,10 +58,10 @@ class NonLocal(nn.Module):
         if mode not in ("softmax", "dot_product"):
             raise ValueError(f"nonlocal_mode {mode!r}: must be softmax or dot_product")
         self.mode = mode
-        self.theta = nn.Conv3d(dim, dim // 2, 1)
-        self.phi = nn.Conv3d(dim, dim // 2, 1)
-        self.g = nn.Conv3d(dim, dim // 2, 1)
-        self.out = nn.Conv3d(dim // 2, dim, 1)
+        self.theta = Conv3d(dim, dim // 2, 1)
+        self.phi = Conv3d(dim, dim // 2, 1)
+        self.g = Conv3d(dim, dim // 2, 1)
+        self.out = Conv3d(dim // 2, dim, 1)
         self.norm = nn.BatchNorm3d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,17 +90,13 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         inner = dim // 4
-        self.conv1 = nn.Conv3d(in_dim, inner, (time_kernel, 1, 1), padding=(time_kernel // 2, 0, 0), bias=False)
+        self.conv1 = Conv3d(in_dim, inner, (time_kernel, 1, 1), padding=(time_kernel // 2, 0, 0), bias=False)
         self.norm1 = nn.BatchNorm3d(inner)
-        self.conv2 = nn.Conv3d(inner, inner, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.conv2 = Conv3d(inner, inner, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
         self.norm2 = nn.BatchNorm3d(inner)
-        self.conv3 = nn.Conv3d(inner, dim, 1, bias=False)
+        self.conv3 = Conv3d(inner, dim, 1, bias=False)
         self.norm3 = nn.BatchNorm3d(dim)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_dim != dim:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(in_dim, dim, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(dim)
-            )
+        self.downsample = shortcut(in_dim, dim, (1, stride, stride))
         self.nonlocal_block = nn.Identity() if nonlocal_mode is None else NonLocal(dim, mode=nonlocal_mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,10 +104,11 @@ class Bottleneck(nn.Module):
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         out = F.relu(self.norm2(self.conv2(out)), inplace=True)
         out = self.norm3(self.conv3(out))
-        return self.nonlocal_block(F.relu(out + self.downsample(x), inplace=True))
+        out += self.downsample(x)
+        return self.nonlocal_block(F.relu(out, inplace=True))
 
 
-class InflatedResNet(VideoModel):
+class InflatedResNet(StagedModel):
     """C2D, Slow, I3D or Non-local I3D.
 
     Args:
@@ -121,11 +126,6 @@ class InflatedResNet(VideoModel):
         pool_size: Window (T, H, W) of the head's average; None takes the one described above.
         drop_rate: Dropout before the classifier.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -145,9 +145,9 @@ class InflatedResNet(VideoModel):
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        if len(depth) != 4 or len(time_kernels) != 4 or len(nonlocal_blocks) != 4:
+        if len(time_kernels) != 4 or len(nonlocal_blocks) != 4:
             raise ValueError(
-                f"an inflated ResNet has four stages: depth {depth}, time_kernels {time_kernels} and nonlocal_blocks "
+                f"an inflated ResNet has four stages: time_kernels {time_kernels} and nonlocal_blocks "
                 f"{nonlocal_blocks} need four entries"
             )
         self.num_classes = num_classes
@@ -161,27 +161,23 @@ class InflatedResNet(VideoModel):
             self.pool_size = (pool_size[0], pool_size[1], pool_size[2])
         padding = (stem_kernel // 2, 3, 3)
         self.stem = nn.Sequential(
-            nn.Conv3d(in_chans, embed_dim // 4, (stem_kernel, 7, 7), stride=(1, 2, 2), padding=padding, bias=False),
+            Conv3d(in_chans, embed_dim // 4, (stem_kernel, 7, 7), stride=(1, 2, 2), padding=padding, bias=False),
             nn.BatchNorm3d(embed_dim // 4),
             nn.ReLU(inplace=True),
             nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
         )
-        in_dim = embed_dim // 4
-        for stage, blocks in enumerate(depth):
+
+        def make_block(stage: int, block: int) -> Bottleneck:
             dim = embed_dim * 2**stage
-            layer = nn.Sequential()
-            for block in range(blocks):
-                layer.append(
-                    Bottleneck(
-                        in_dim,
-                        dim,
-                        time_kernel=time_kernels[stage][block % len(time_kernels[stage])],
-                        stride=2 if stage and not block else 1,
-                        nonlocal_mode=nonlocal_mode if block in nonlocal_blocks[stage] else None,
-                    )
-                )
-                in_dim = dim
-            setattr(self, f"layer{stage + 1}", layer)
+            return Bottleneck(
+                dim if block else (embed_dim // 4 if stage == 0 else dim // 2),
+                dim,
+                time_kernel=time_kernels[stage][block % len(time_kernels[stage])],
+                stride=2 if stage and not block else 1,
+                nonlocal_mode=nonlocal_mode if block in nonlocal_blocks[stage] else None,
+            )
+
+        self.build_stages(depth, make_block)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(init_conv_weights)
@@ -210,20 +206,14 @@ class InflatedResNet(VideoModel):
             ValueError: If the clip has another shape.
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(self.time_stride, 32, 32))
-        x = run_blocks(self.layer1, self.stem(clip), recompute=self.grad_checkpointing)
+        x = self.run_stages(self.stem(clip_layout(clip)), self.layer1)
         if self.time_stride > 1:
             x = F.max_pool3d(x, (2, 1, 1))
-        for layer in (self.layer2, self.layer3, self.layer4):
-            x = run_blocks(layer, x, recompute=self.grad_checkpointing)
-        return x
+        return self.run_stages(x, self.layer2, self.layer3, self.layer4)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes): the mean over the head's windows, then the classifier."""
         return self.head(self.drop(mean_of_windows(self.forward_features(clip), self.pool_size)))
-
-    def group_matcher(self) -> dict[str, Any]:
-        """Returns the layer groups: the stem, then every block in order."""
-        return {"stem": r"^stem", "blocks": [(r"^layer(\d)\.(\d+)", None)]}
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns the layouts of SlowFast and PyTorchVideo into our keys."""
@@ -278,6 +268,7 @@ PYTORCHVIDEO_RULES = (
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
+_NORMS = "the zoo's GFLOPs count the norms too"
 _PAPER = "Wang et al. 2018, arXiv:1711.07971"
 # SlowFast, configs/Kinetics/{C2D,SLOW,I3D,I3D_NLN}_8x8_R50.yaml, which test 10 clips of three 256-pixel crops; the mean
 # and std of slowfast/config/defaults.py. Its decoder reads videos at 30 frames per second (TARGET_FPS). Multiply-adds
@@ -286,31 +277,41 @@ _8X8 = Protocol(frames=8, stride=8, fps=30, short_side=256, crop=256, views="10x
 _NONLOCAL = {"nonlocal_blocks": ((), (1, 3), (1, 3, 5), ())}
 
 
-@register_model(protocol=_8X8, params=24.33, gflops=25.89, paper=_PAPER)
+@register_model(
+    protocol=_8X8, params=24.33, gflops=25.89, paper=_PAPER, formats=("SlowFast", "PyTorchVideo"), note=_NORMS
+)
 def c2d_r50(**kwargs: Any) -> InflatedResNet:
     """C2D of 50 layers: frames meet only in the pool and in the head."""
     return InflatedResNet(**{"stem_kernel": 1, "time_kernels": ((1,),) * 4, **kwargs})
 
 
-@register_model(protocol=_8X8, params=32.45, gflops=54.52, paper="Feichtenhofer et al. 2019, arXiv:1812.03982")
+@register_model(
+    protocol=_8X8,
+    params=32.45,
+    gflops=54.52,
+    paper="Feichtenhofer et al. 2019, arXiv:1812.03982",
+    formats=("SlowFast", "PyTorchVideo"),
+)
 def slow_r50(**kwargs: Any) -> InflatedResNet:
     """Slow of 50 layers: kernels in time in the last two stages."""
     return InflatedResNet(**{"stem_kernel": 1, "time_kernels": ((1,), (1,), (3,), (3,)), "time_pool": False, **kwargs})
 
 
-@register_model(protocol=_8X8, params=28.04, gflops=37.53, paper=_PAPER)
+@register_model(
+    protocol=_8X8, params=28.04, gflops=37.53, paper=_PAPER, formats=("SlowFast", "PyTorchVideo"), note=_NORMS
+)
 def i3d_r50(**kwargs: Any) -> InflatedResNet:
     """I3D of 50 layers."""
     return InflatedResNet(**kwargs)
 
 
-@register_model(protocol=_8X8, params=35.4, paper=_PAPER)
+@register_model(protocol=_8X8, params=35.4, paper=_PAPER, formats=("SlowFast",))
 def i3d_nl_r50(**kwargs: Any) -> InflatedResNet:
     """Non-local I3D of 50 layers."""
     return InflatedResNet(**{**_NONLOCAL, **kwargs})
 
 
-@register_model(protocol=_8X8, params=59.1, paper=_PAPER)
+@register_model(protocol=_8X8, params=59.1, paper=_PAPER, formats=("SlowFast",))
 def i3d_nl_r101(**kwargs: Any) -> InflatedResNet:
     """Non-local I3D of 101 layers."""
     return InflatedResNet(**{**_NONLOCAL, "depth": (3, 4, 23, 3), **kwargs})

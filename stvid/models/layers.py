@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import register_flop_formula
 
+from stvid.errors import StvidError
 from stvid.models.attention import attend
 from stvid.protocol import Protocol
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from stvid.inference import FuseReport
+
 __all__ = [
     "Attention",
+    "Block",
+    "Conv3d",
+    "FeedForward",
     "Mlp",
+    "StagedModel",
     "TubeletEmbed",
     "VideoModel",
     "channels_last",
+    "clip_layout",
     "drop_path_rates",
     "init_conv_weights",
     "init_transformer_weights",
@@ -31,6 +45,8 @@ __all__ = [
     "rename_keys",
     "resize_grid",
     "run_blocks",
+    "shortcut",
+    "takes_onednn",
 ]
 
 
@@ -47,10 +63,14 @@ class VideoModel(nn.Module):
         task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
         recipe: The arguments of `create_model` that make this model again.
         grad_checkpointing: Whether activations are recomputed in the backward pass.
+        fused: The `stvid.inference.FuseReport` of a model that `stvid.fuse` made, else None.
+        inference_only: Why the model cannot be trained or saved; empty if it can.
     """
 
     num_classes: int
     num_features: int
+    fused: FuseReport | None = None
+    inference_only: str = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +78,18 @@ class VideoModel(nn.Module):
         self.task: str = "multiclass"
         self.recipe: dict[str, Any] = {}
         self.grad_checkpointing = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode.
+
+        Raises:
+            StvidError: If the model is for inference only.
+        """
+        if mode and self.inference_only:
+            raise StvidError(
+                f"{type(self).__name__} cannot be trained: {self.inference_only}; train the model it was made from"
+            )
+        return super().train(mode)
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Returns the features before pooling, (B, num_features, T', H', W') or (B, tokens, num_features)."""
@@ -107,6 +139,16 @@ class VideoModel(nn.Module):
         """
         return "stvid", dict(state)
 
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the hyperparameters, other than the variant's own, that a published state needs.
+
+        `stvid.load_model` builds the model with them when it is given a name and a checkpoint of others.
+
+        Args:
+            state: As for `convert_checkpoint`.
+        """
+        return {}
+
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
         """Returns a position table of a checkpoint at this model's frames and size.
 
@@ -128,6 +170,15 @@ class VideoModel(nn.Module):
             hyperparameters: Those stored with a checkpoint of stvid; empty for other formats.
         """
 
+    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+        """Returns the `Block`s in which each token sees all others of its sequence, for `stvid.merge_tokens`.
+
+        Returns:
+            The blocks, and how many tokens in front of the sequence (class tokens) are not patches; None if the model
+            has no such blocks, or needs the tokens in between.
+        """
+        return None
+
     def _check_clip(self, clip: Tensor, *, channels: int = 3, minimum: tuple[int, int, int] = (1, 1, 1)) -> None:
         """Raises ValueError unless the clip is (B, channels, T, H, W) and no smaller than `minimum` (T, H, W)."""
         if clip.dim() != 5 or clip.shape[1] != channels:
@@ -139,6 +190,105 @@ class VideoModel(nn.Module):
                 f"{type(self).__name__} takes clips of at least {minimum[0]} frames of {minimum[1]}x{minimum[2]} "
                 f"pixels, not {clip.shape[2]} of {clip.shape[3]}x{clip.shape[4]}"
             )
+
+
+class StagedModel(VideoModel):
+    """What the video ResNets share: four stages of residual blocks after a stem.
+
+    Attributes:
+        layer1: The blocks of the first stage; `layer2` to `layer4` hold the others.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def build_stages(self, depth: Sequence[int], make_block: Callable[[int, int], nn.Module]) -> None:
+        """Makes the stages.
+
+        Args:
+            depth: Blocks of each stage.
+            make_block: Called with the numbers of the stage and of the block in it, both from 0, in order.
+
+        Raises:
+            ValueError: If there are not four stages.
+        """
+        if len(depth) != 4:
+            raise ValueError(f"{type(self).__name__} has four stages: depth {tuple(depth)} needs four numbers")
+        for stage, blocks in enumerate(depth):
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*(make_block(stage, block) for block in range(blocks))))
+
+    def run_stages(self, x: Tensor, *layers: nn.Sequential) -> Tensor:
+        """Applies all stages, or the given ones."""
+        for layer in layers or (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = run_blocks(layer, x, recompute=self.grad_checkpointing)
+        return x
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Returns the layer groups: the stem, then every block in order."""
+        return {"stem": r"^(?:stem|conv1|bn1)\.", "blocks": [(r"^layer(\d)\.(\d+)", None)]}
+
+
+def takes_onednn(x: Tensor, weight: Tensor, *, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+    """Returns whether a convolution may be computed by oneDNN directly: eager, in one of the types, on a CPU."""
+    return (
+        not torch.compiler.is_compiling()  # first: torch.compile stops here, and cannot look into what follows
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in dtypes
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class Conv3d(nn.Conv3d):
+    """torch's 3D convolution, by oneDNN on CPUs in float32 whatever the shape.
+
+    For a single clip with small maps torch takes its own kernel (ATen/native/Convolution.cpp, `use_mkldnn`), which is
+    up to twice as slow there and gives up the layout `clip_layout` chose, so that the layers after it are slow too.
+
+    Attributes:
+        packed: The weight in oneDNN's own layout; see `pack`.
+    """
+
+    packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Keeps the weight in oneDNN's own layout too, for inference on CPUs.
+
+        Else it is brought into that layout in every pass, which takes as long as the convolution where maps are small
+        and channels many. The weight must not change any more; moving or copying the layer drops the packed one.
+        """
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
+        self.packed = reorder(self.weight.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.packed = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "packed"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        padding: Any = self.padding  # numbers: no convolution here names its padding
+        settings = (padding, self.stride, self.dilation, self.groups)
+        if self.packed is not None and takes_onednn(x, self.weight, dtypes=(torch.float32, torch.bfloat16)):
+            # An operator of torch.compile's, the only one that takes such weights.
+            return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *settings, "none", [], "")
+        if takes_onednn(x, self.weight):
+            # Not in torch's documentation, but in its namespace since 0.4; the gradient is that of conv3d.
+            return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
+        return super().forward(x)
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_convolution)
+def _count_convolution(x_shape: Any, w_shape: Any, bias: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Tells torch's FlopCounterMode what `Conv3d` does on CPUs."""
+    return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
 
 
 class Attention(nn.Module):
@@ -166,10 +316,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes the tokens."""
-        batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = attend(q, k, v, drop_rate=self.attn_drop_rate if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, dim)))
+        return self.mix(*self.queries_keys_values(x))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the projections of tokens (B, N, dim), each (B, N, num_heads, head_dim); views of one tensor."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attends and projects; (B, N, num_heads, head_dim) each, and a bias of the scores, to (B, N, dim)."""
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        mixed = attend(q, k, v, bias=bias, drop_rate=drop_rate, layout="BMHK")
+        return self.proj_drop(self.proj(mixed.flatten(-2)))
 
 
 class Mlp(nn.Module):
@@ -196,11 +354,63 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
+class FeedForward(nn.Module):
+    """The second half of a pre-norm transformer block: norm, MLP, residual. The first half is the subclass's.
+
+    Args:
+        dim: Channels of a token.
+        mlp_ratio: Hidden channels of the MLP over `dim`.
+        drop_rate: Dropout of the MLP.
+        drop_path_rate: Stochastic depth.
+        norm_eps: Epsilon of the norms.
+        gelu: As in `Mlp`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        gelu: Literal["none", "tanh"] = "none",
+    ) -> None:
+        super().__init__()
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu=gelu)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to the same."""
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Block(FeedForward):
+    """A pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3).
+
+    Args:
+        dim: Channels of a token.
+        attention: Mixes the tokens.
+        **options: As in `FeedForward`.
+    """
+
+    def __init__(self, dim: int, *, attention: Attention, norm_eps: float = 1e-6, **options: Any) -> None:
+        super().__init__(dim, norm_eps=norm_eps, **options)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attention
+
+    def forward(self, x: Tensor, **layout: int) -> Tensor:
+        """(B, N, dim) to the same; `layout` is what the attention asks for besides the tokens."""
+        x = x + self.drop_path(self.attn(self.norm1(x), **layout))
+        return self.feed_forward(x)
+
+
 class TubeletEmbed(nn.Module):
     """Cuts a clip into tubelets without overlap and embeds each; a rest that fills none is left out.
 
-    The convolution is three-dimensional for tubelets of one frame too (the published weights of those have four axes):
-    so a clip is not copied, and `channels_last_3d` applies.
+    A convolution whose stride is its kernel is a matrix product of the tubelets, and computed as one. Its weights are
+    three-dimensional for tubelets of one frame too (the published ones of those have four axes).
 
     Args:
         in_chans: Channels of the clip.
@@ -214,7 +424,12 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
-        return self.proj(clip).permute(0, 2, 3, 4, 1)
+        t, h, w = self.proj.kernel_size
+        time, height, width = (length // step for length, step in zip(clip.shape[2:], (t, h, w), strict=True))
+        clip = clip[:, :, : time * t, : height * h, : width * w]
+        tubelets = clip.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
+        tubelets = tubelets.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def channels_last(model: nn.Module) -> None:
@@ -223,6 +438,15 @@ def channels_last(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dim() in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+
+
+def clip_layout(clip: Tensor) -> Tensor:
+    """Returns a clip in the memory format that 3D convolutions, norms and pools are fastest in.
+
+    On CPUs that is channels_last_3d, in float32 too: pooling is up to 15 times as fast as in torch's default format. On
+    other devices the clip stays as it is: there the format is the caller's choice (`channels_last`, `stvid.optimize`).
+    """
+    return clip.contiguous(memory_format=torch.channels_last_3d) if clip.device.type == "cpu" else clip
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
@@ -336,6 +560,13 @@ def mean_of_windows(x: Tensor, window: tuple[int, int, int] | None) -> Tensor:
         if kernel != list(x.shape[2:]):
             x = F.avg_pool3d(x, kernel, stride=1)
     return x.mean((2, 3, 4))
+
+
+def shortcut(in_dim: int, dim: int, stride: tuple[int, int, int]) -> nn.Module:
+    """Builds the shortcut of a residual block: 1x1x1 and a norm where the shape changes, else nothing."""
+    if stride == (1, 1, 1) and in_dim == dim:
+        return nn.Identity()
+    return nn.Sequential(Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim))
 
 
 def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.layers import VideoModel, init_conv_weights, rename_keys, run_blocks
+from stvid.models.layers import Conv3d, StagedModel, clip_layout, init_conv_weights, rename_keys, shortcut
 from stvid.models.registry import register_model
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
@@ -44,20 +44,16 @@ class Block(nn.Module):
             raise ValueError(f"block kind {kind!r}: must be A, B, C or 2D")
         self.kind = kind
         dim = 4 * middle
-        self.conv1 = nn.Conv3d(in_dim, middle, 1, stride=(1, stride, stride), bias=False)
+        self.conv1 = Conv3d(in_dim, middle, 1, stride=(1, stride, stride), bias=False)
         self.bn1 = nn.BatchNorm3d(middle)
-        self.conv2 = nn.Conv3d(middle, middle, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.conv2 = Conv3d(middle, middle, (1, 3, 3), padding=(0, 1, 1), bias=False)
         self.bn2 = nn.BatchNorm3d(middle)
         if kind != "2D":
-            self.conv3 = nn.Conv3d(middle, middle, (3, 1, 1), padding=(1, 0, 0), bias=False)
+            self.conv3 = Conv3d(middle, middle, (3, 1, 1), padding=(1, 0, 0), bias=False)
             self.bn3 = nn.BatchNorm3d(middle)
-        self.conv4 = nn.Conv3d(middle, dim, 1, bias=False)
+        self.conv4 = Conv3d(middle, dim, 1, bias=False)
         self.bn4 = nn.BatchNorm3d(dim)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_dim != dim:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(in_dim, dim, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(dim)
-            )
+        self.downsample = shortcut(in_dim, dim, (1, stride, stride))
 
     def _space(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(x)), inplace=True)
@@ -77,10 +73,12 @@ class Block(nn.Module):
             out = space + self._time(space)
         else:
             out = space
-        return F.relu(self.bn4(self.conv4(out)) + self.downsample(x), inplace=True)
+        out = self.bn4(self.conv4(out))
+        out += self.downsample(x)
+        return F.relu(out, inplace=True)
 
 
-class P3D(VideoModel):
+class P3D(StagedModel):
     """Pseudo-3D ResNet.
 
     Args:
@@ -92,11 +90,6 @@ class P3D(VideoModel):
         block_kinds: The kinds of the blocks of stages 1 to 3, by turns.
         drop_rate: Dropout before the classifier.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -110,23 +103,23 @@ class P3D(VideoModel):
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        if len(depth) != 4:
-            raise ValueError(f"P3D has four stages: depth {depth} needs four numbers")
         self.num_classes = num_classes
         self.num_features = 2048
         self.in_chans = in_chans
-        self.conv1 = nn.Conv3d(in_chans, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
+        self.conv1 = Conv3d(in_chans, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
-        in_dim, number = 64, 0
-        for stage, blocks in enumerate(depth):
+
+        def make_block(stage: int, block: int) -> Block:
             middle = 64 * 2**stage
-            layer = nn.Sequential()
-            for block in range(blocks):
-                kind = "2D" if stage == 3 else block_kinds[number % len(block_kinds)]
-                layer.append(Block(in_dim, middle, kind=kind, stride=2 if stage and not block else 1))
-                in_dim = 4 * middle
-                number += 1
-            setattr(self, f"layer{stage + 1}", layer)
+            number = sum(depth[:stage]) + block
+            return Block(
+                4 * middle if block else (2 * middle if stage else 64),
+                middle,
+                kind="2D" if stage == 3 else block_kinds[number % len(block_kinds)],
+                stride=2 if stage and not block else 1,
+            )
+
+        self.build_stages(depth, make_block)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(init_conv_weights)
@@ -144,19 +137,15 @@ class P3D(VideoModel):
             ValueError: If the clip has another shape.
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(16, 32, 32))
-        x = F.relu(self.bn1(self.conv1(clip)), inplace=True)
+        x = F.relu(self.bn1(self.conv1(clip_layout(clip))), inplace=True)
         x = F.max_pool3d(x, (2, 3, 3), stride=2, padding=(0, 1, 1))
         for layer in (self.layer1, self.layer2, self.layer3):
-            x = F.max_pool3d(run_blocks(layer, x, recompute=self.grad_checkpointing), (2, 1, 1))
-        return run_blocks(self.layer4, x, recompute=self.grad_checkpointing)
+            x = F.max_pool3d(self.run_stages(x, layer), (2, 1, 1))
+        return self.run_stages(x, self.layer4)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
         return self.head(self.drop(self.forward_features(clip).mean((2, 3, 4))))
-
-    def group_matcher(self) -> dict[str, Any]:
-        """Returns the layer groups: the stem, then every block in order."""
-        return {"stem": r"^(?:conv1|bn1)", "blocks": [(r"^layer(\d)\.(\d+)", None)]}
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Renames the keys of qijiezhao/pseudo-3d-pytorch, whose last stage has 2D kernels."""
@@ -165,6 +154,11 @@ class P3D(VideoModel):
         own = rename_keys(state, PUBLISHED_RULES)
         kernels = {key: value.unsqueeze(2) for key, value in own.items() if value.ndim == 4}
         return "qijiezhao/pseudo-3d-pytorch", {**own, **kernels}
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the channels of the published weights: 3, or 2 for those of optical flow."""
+        weight = state.get("conv1_custom.weight")
+        return {} if weight is None else {"in_chans": weight.shape[1]}
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------
@@ -185,13 +179,13 @@ _PAPER = "Qiu et al. 2017, arXiv:1711.10305"
 _KINETICS = Protocol(frames=16, stride=1, short_side=182, crop=160, mean=IMAGENET_MEAN, std=IMAGENET_STD, views="20x1")
 
 
-@register_model(protocol=_KINETICS, paper=_PAPER)
+@register_model(protocol=_KINETICS, paper=_PAPER, formats=("qijiezhao/pseudo-3d-pytorch",))
 def p3d_63(**kwargs: Any) -> P3D:
     """P3D of 63 layers, from a ResNet-50."""
     return P3D(**{"depth": (3, 4, 6, 3), **kwargs})
 
 
-@register_model(protocol=_KINETICS, paper=_PAPER)
+@register_model(protocol=_KINETICS, paper=_PAPER, formats=("qijiezhao/pseudo-3d-pytorch",))
 def p3d_199(**kwargs: Any) -> P3D:
     """P3D of 199 layers, from a ResNet-152."""
     return P3D(**{"depth": (3, 8, 36, 3), **kwargs})

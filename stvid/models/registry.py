@@ -2,6 +2,8 @@
 
 Each family's file registers its variants at its bottom. A variant is a function of keyword arguments that calls the
 family's class; the entry beside it says what was published: the protocol, the parameters and the multiply-adds.
+
+A name with a slash, ``<library>/<name>``, is a model of another library behind the same API; see `LIBRARIES`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ FAMILIES = (
     "xvit",
 )
 
+# The modules that know the models of a library, asked in this order and imported at first use. Each has two functions:
+# `library_models(library)` lists the names behind the slash, `library_model_info(library, name)` returns a `ModelInfo`.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "pytorchvideo": ("stvid.models.external",),
+    "timm": ("stvid.inflation.inflate",),
+    "torchvision": ("stvid.models.external", "stvid.inflation.inflate"),
+}
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -45,6 +55,8 @@ class ModelInfo:
         params: Published parameters in millions; None if none were published.
         gflops: Published multiply-adds of one view in 1e9; None if none were published.
         paper: Authors, year and arXiv number.
+        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them; stvid's own besides.
+        note: Where the published numbers and the official code disagree, how.
     """
 
     name: str
@@ -53,6 +65,8 @@ class ModelInfo:
     params: float | None
     gflops: float | None
     paper: str
+    formats: tuple[str, ...] = ()
+    note: str = ""
 
 
 _REGISTRY: dict[str, ModelInfo] = {}
@@ -60,7 +74,13 @@ Builder = TypeVar("Builder", bound=Callable[..., VideoModel])
 
 
 def register_model(
-    *, protocol: Protocol, params: float | None = None, gflops: float | None = None, paper: str = ""
+    *,
+    protocol: Protocol,
+    params: float | None = None,
+    gflops: float | None = None,
+    paper: str = "",
+    formats: tuple[str, ...] = (),
+    note: str = "",
 ) -> Callable[[Builder], Builder]:
     """Registers the decorated function under its own name; see `ModelInfo` for the arguments.
 
@@ -72,7 +92,7 @@ def register_model(
         name = build.__name__
         if name in _REGISTRY:
             raise ValueError(f"a model named {name} is registered already")
-        _REGISTRY[name] = ModelInfo(name, build, protocol, params, gflops, paper)
+        _REGISTRY[name] = ModelInfo(name, build, protocol, params, gflops, paper, formats, note)
         return build
 
     return register
@@ -84,7 +104,18 @@ def _load_families() -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names of the models that match a shell pattern such as ``uniformer_*``."""
+    """Returns the sorted names of the models that match a shell pattern.
+
+    Args:
+        pattern: ``uniformer_*`` matches models of stvid itself. A pattern with a slash matches models of other
+            libraries, whether those are installed or not: ``pytorchvideo/*``, ``*/mvit_*``.
+    """
+    if "/" in pattern:
+        libraries, _, names = pattern.partition("/")
+        matching = fnmatch.filter(LIBRARIES, libraries)
+        return sorted(
+            f"{library}/{name}" for library in matching for name in fnmatch.filter(_library_names(library), names)
+        )
     _load_families()
     return sorted(fnmatch.filter(_REGISTRY, pattern))
 
@@ -95,11 +126,32 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         UnknownNameError: If there is no such model; the message lists the nearest names.
     """
+    if "/" in name:
+        return _library_model_info(name)
     _load_families()
     try:
         return _REGISTRY[name]
     except KeyError:
-        raise UnknownNameError(f"model {name!r}: no such model{nearest(name, _REGISTRY)} (see: stvid models)") from None
+        elsewhere = [f"{library}/{name}" for library in LIBRARIES if name in _library_names(library)]
+        hint = f"; there is {', '.join(elsewhere)}" if elsewhere else nearest(name, _REGISTRY)
+        raise UnknownNameError(f"model {name!r}: no such model{hint} (see: stvid models)") from None
+
+
+def _library_names(library: str) -> set[str]:
+    modules = (importlib.import_module(module) for module in LIBRARIES[library])
+    return {name for module in modules for name in module.library_models(library)}
+
+
+def _library_model_info(name: str) -> ModelInfo:
+    library, _, own_name = name.partition("/")
+    if library not in LIBRARIES:
+        known = ", ".join(f"{library}/..." for library in LIBRARIES)
+        raise UnknownNameError(f"model {name!r}: no library {library!r}; there are {known}")
+    for module in map(importlib.import_module, LIBRARIES[library]):
+        if own_name in module.library_models(library):
+            return module.library_model_info(library, own_name)
+    hint = nearest(own_name, _library_names(library))
+    raise UnknownNameError(f"model {name!r}: {library} has no {own_name!r}{hint} (see: stvid models '{library}/*')")
 
 
 def create_model(
@@ -114,7 +166,7 @@ def create_model(
     """Builds a model by name.
 
     Args:
-        name: One of `list_models`.
+        name: One of `list_models`; ``<library>/<name>`` is a model of another library.
         num_classes: Number of logits.
         num_frames: Frames of a clip; None takes the variant's own.
         img_size: Side of the square input in pixels, or (height, width); None takes the variant's own.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError
-from stvid.models.layers import VideoModel, init_conv_weights, rename_keys, run_blocks
+from stvid.models.layers import Conv3d, StagedModel, clip_layout, init_conv_weights, rename_keys, shortcut
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -70,23 +70,19 @@ class Block(nn.Module):
         super().__init__()
         self.bottleneck = bottleneck
         if bottleneck:
-            self.conv1 = nn.Conv3d(in_dim, middle, 1, bias=False)
-            self.conv2 = nn.Conv3d(middle, middle, 3, stride=stride, padding=1, groups=groups, bias=False)
-            self.conv3 = nn.Conv3d(middle, dim, 1, bias=False)
+            self.conv1 = Conv3d(in_dim, middle, 1, bias=False)
+            self.conv2 = Conv3d(middle, middle, 3, stride=stride, padding=1, groups=groups, bias=False)
+            self.conv3 = Conv3d(middle, dim, 1, bias=False)
             self.bn3 = nn.BatchNorm3d(dim)
         else:
-            self.conv1 = nn.Conv3d(in_dim, middle, 3, stride=stride, padding=1, bias=False)
-            self.conv2 = nn.Conv3d(middle, dim, 3, padding=1, bias=False)
+            self.conv1 = Conv3d(in_dim, middle, 3, stride=stride, padding=1, bias=False)
+            self.conv2 = Conv3d(middle, dim, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm3d(middle)
         self.bn2 = nn.BatchNorm3d(middle)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_dim != dim:
-            if shortcut_type == "A":
-                self.downsample = ZeroShortcut(in_dim, dim, stride)
-            else:
-                self.downsample = nn.Sequential(
-                    nn.Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim)
-                )
+        if shortcut_type == "A" and (stride != 1 or in_dim != dim):
+            self.downsample: nn.Module = ZeroShortcut(in_dim, dim, stride)
+        else:
+            self.downsample = shortcut(in_dim, dim, (stride, stride, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim, T, H, W) to (B, dim, T', H', W')."""
@@ -94,10 +90,11 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.bottleneck:
             out = self.bn3(self.conv3(F.relu(out, inplace=True)))
-        return F.relu(out + self.downsample(x), inplace=True)
+        out += self.downsample(x)
+        return F.relu(out, inplace=True)
 
 
-class ResNet3d(VideoModel):
+class ResNet3d(StagedModel):
     """3D ResNet or 3D ResNeXt.
 
     Args:
@@ -114,11 +111,6 @@ class ResNet3d(VideoModel):
         no_max_pool: Leaves out the pool after the stem.
         drop_rate: Dropout before the classifier.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -137,8 +129,6 @@ class ResNet3d(VideoModel):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(depth) != 4:
-            raise ValueError(f"a 3D ResNet has four stages: depth {depth} needs four numbers")
         if shortcut_type not in ("A", "B"):
             raise ValueError(f"shortcut_type {shortcut_type!r}: must be A or B")
         if cardinality > 1 and not bottleneck:
@@ -147,7 +137,7 @@ class ResNet3d(VideoModel):
         self.num_features = 2048 if bottleneck else 512
         self.in_chans = in_chans
         self.shortcut_type = shortcut_type
-        self.conv1 = nn.Conv3d(
+        self.conv1 = Conv3d(
             in_chans,
             64,
             (conv1_t_size, 7, 7),
@@ -158,27 +148,25 @@ class ResNet3d(VideoModel):
         self.bn1 = nn.BatchNorm3d(64)
         self.pool: nn.Module = nn.Identity() if no_max_pool else nn.MaxPool3d(3, stride=2, padding=1)
         self.min_size = 16 if no_max_pool else 32
-        in_dim = 64
-        for stage, blocks in enumerate(depth):
-            dim = (256 if bottleneck else 64) * 2**stage
-            middle = 64 * 2**stage * (2 if cardinality > 1 else 1)
-            if cardinality > 1:
-                middle = cardinality * (middle // 32)
-            layer = nn.Sequential()
-            for block in range(blocks):
-                layer.append(
-                    Block(
-                        in_dim,
-                        middle,
-                        dim,
-                        stride=2 if stage and not block else 1,
-                        bottleneck=bottleneck,
-                        groups=cardinality,
-                        shortcut_type=shortcut_type,
-                    )
-                )
+        width = 256 if bottleneck else 64
+
+        def make_block(stage: int, block: int) -> Block:
+            dim = width * 2**stage
+            if block:
                 in_dim = dim
-            setattr(self, f"layer{stage + 1}", layer)
+            else:
+                in_dim = dim // 2 if stage else 64
+            return Block(
+                in_dim,
+                cardinality * (4 * 2**stage) if cardinality > 1 else 64 * 2**stage,
+                dim,
+                stride=2 if stage and not block else 1,
+                bottleneck=bottleneck,
+                groups=cardinality,
+                shortcut_type=shortcut_type,
+            )
+
+        self.build_stages(depth, make_block)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(init_conv_weights)
@@ -196,18 +184,11 @@ class ResNet3d(VideoModel):
             ValueError: If the clip has another shape.
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(1, self.min_size, self.min_size))
-        x = self.pool(F.relu(self.bn1(self.conv1(clip)), inplace=True))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = run_blocks(layer, x, recompute=self.grad_checkpointing)
-        return x
+        return self.run_stages(self.pool(F.relu(self.bn1(self.conv1(clip_layout(clip))), inplace=True)))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
         return self.head(self.drop(self.forward_features(clip).mean((2, 3, 4))))
-
-    def group_matcher(self) -> dict[str, Any]:
-        """Returns the layer groups: the stem, then every block in order."""
-        return {"stem": r"^(?:conv1|bn1)", "blocks": [(r"^layer(\d)\.(\d+)", None)]}
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Renames the classifier of kenshohara/3D-ResNets-PyTorch.
@@ -217,13 +198,21 @@ class ResNet3d(VideoModel):
         """
         if "fc.weight" not in state or "layer1.0.bn1.weight" not in state:
             return "stvid", dict(state)
-        found = "B" if any(".downsample." in key for key in state) else "A"
+        found = _shortcut_type(state)
         if found != self.shortcut_type:
             raise CheckpointError(
                 f"the checkpoint has shortcuts of type {found}, the model of type {self.shortcut_type}: build the "
                 f"model with shortcut_type={found!r}"
             )
         return "kenshohara/3D-ResNets-PyTorch", rename_keys(state, [(r"^fc\.", "head.")])
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the shortcut type of the published weights: A for the 18 and 34 layers of 2018."""
+        return {"shortcut_type": _shortcut_type(state)}
+
+
+def _shortcut_type(state: Mapping[str, Tensor]) -> Literal["A", "B"]:
+    return "B" if any(".downsample." in key for key in state) else "A"
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
@@ -245,37 +234,37 @@ _K400 = Protocol(
 _CVPR2018 = _K400.replace(mean=(114.7748 / 255, 107.7354 / 255, 99.4750 / 255), std=(1 / 255, 1 / 255, 1 / 255))
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnet3d_18(**kwargs: Any) -> ResNet3d:
     """3D ResNet of 18 layers."""
     return ResNet3d(**{"depth": _DEPTHS[18], **kwargs})
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnet3d_34(**kwargs: Any) -> ResNet3d:
     """3D ResNet of 34 layers."""
     return ResNet3d(**{"depth": _DEPTHS[34], **kwargs})
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnet3d_50(**kwargs: Any) -> ResNet3d:
     """3D ResNet of 50 layers."""
     return ResNet3d(**{"depth": _DEPTHS[50], "bottleneck": True, **kwargs})
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnet3d_101(**kwargs: Any) -> ResNet3d:
     """3D ResNet of 101 layers."""
     return ResNet3d(**{"depth": _DEPTHS[101], "bottleneck": True, **kwargs})
 
 
-@register_model(protocol=_CVPR2018, paper=_PAPER)
+@register_model(protocol=_CVPR2018, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnext3d_50(**kwargs: Any) -> ResNet3d:
     """3D ResNeXt of 50 layers."""
     return ResNet3d(**{"depth": _DEPTHS[50], "bottleneck": True, "cardinality": 32, **kwargs})
 
 
-@register_model(protocol=_CVPR2018, paper=_PAPER)
+@register_model(protocol=_CVPR2018, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
 def resnext3d_101(**kwargs: Any) -> ResNet3d:
     """3D ResNeXt of 101 layers."""
     return ResNet3d(**{"depth": _DEPTHS[101], "bottleneck": True, "cardinality": 32, **kwargs})

@@ -17,25 +17,25 @@ The authors' keys are this file's own; those of transformers' Timesformer are re
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from stvid.models.layers import (
     Attention,
-    Mlp,
+    Block,
     TubeletEmbed,
     VideoModel,
     drop_path_rates,
     init_transformer_weights,
+    rename_keys,
     resize_grid,
     run_blocks,
 )
+from stvid.models.merging import merge_as_built
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -45,67 +45,20 @@ AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
 NORM_EPS = 1e-6  # of every LayerNorm (official code)
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block: attention among all tokens of a sequence, then an MLP."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(
-            dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
-        )
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, dim) to the same."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class DividedBlock(nn.Module):
+class DividedBlock(Block):
     """Attention over time, then over space, then an MLP (section 3, "divided space-time attention").
 
     Since time runs fastest in the sequence, the columns of the first attention are a view of it, and the one copy
     that the second needs is the one that puts the class token in front of each frame.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        attention = partial(
-            Attention, dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
-        )
+    def __init__(self, dim: int, *, attention: Attention, temporal_attention: Attention, **options: Any) -> None:
+        super().__init__(dim, attention=attention, **options)
         self.temporal_norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.temporal_attn = attention()
+        self.temporal_attn = temporal_attention
         self.temporal_fc = nn.Linear(dim, dim)
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = attention()
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         """(B, 1 + S * frames, dim) to the same."""
         batch, tokens, dim = x.shape
         space = (tokens - 1) // frames
@@ -121,8 +74,7 @@ class DividedBlock(nn.Module):
         cls = cls + mixed[:, :, 0].mean(1, keepdim=True)
         patches = patches.view(batch, space, frames, dim) + mixed[:, :, 1:].transpose(1, 2)
 
-        x = torch.cat((cls, patches.flatten(1, 2)), dim=1)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.feed_forward(torch.cat((cls, patches.flatten(1, 2)), dim=1))
 
 
 class TimeSformer(VideoModel):
@@ -143,6 +95,7 @@ class TimeSformer(VideoModel):
         drop_rate: Dropout of embeddings and projections.
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
     """
 
     def __init__(
@@ -162,6 +115,7 @@ class TimeSformer(VideoModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
+        token_merging: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if attention_type not in get_args(AttentionType):
@@ -181,19 +135,23 @@ class TimeSformer(VideoModel):
         if attention_type != "space_only":
             self.time_embed = nn.Parameter(torch.zeros(1, num_frames, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        block = DividedBlock if attention_type == "divided_space_time" else Block
-        self.blocks = nn.ModuleList(
-            block(
-                embed_dim,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                drop_rate=drop_rate,
-                attn_drop_rate=attn_drop_rate,
-                drop_path_rate=rate,
-            )
-            for rate in drop_path_rates(drop_path_rate, depth)
+        attention = partial(
+            Attention,
+            embed_dim,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
         )
+
+        def block(rate: float) -> Block:
+            options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
+            options |= {"attention": attention(), "norm_eps": NORM_EPS}
+            if attention_type == "divided_space_time":
+                return DividedBlock(embed_dim, temporal_attention=attention(), **options)
+            return Block(embed_dim, **options)
+
+        self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path_rate, depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -202,6 +160,8 @@ class TimeSformer(VideoModel):
         for module in self.blocks:
             if isinstance(module, DividedBlock):  # attention over time starts as the identity (official code)
                 nn.init.zeros_(module.temporal_fc.weight)
+        if token_merging is not None:
+            merge_as_built(self, token_merging)
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Returns the normalised tokens.
@@ -237,6 +197,10 @@ class TimeSformer(VideoModel):
         """Returns logits (B, num_classes), of the class token."""
         return self.head(self.forward_features(clip)[:, 0])
 
+    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+        """Returns the blocks, unless they divide attention between time and space."""
+        return None if self.attention_type == "divided_space_time" else (list(self.blocks), 1)
+
     def no_weight_decay(self) -> set[str]:
         """Returns the tables and the class token (official code)."""
         return {name for name, _ in self.named_parameters() if name in ("pos_embed", "time_embed", "cls_token")}
@@ -252,7 +216,7 @@ class TimeSformer(VideoModel):
         """Recognises the authors' checkpoints and those of transformers' TimesformerForVideoClassification."""
         name, own = super().convert_checkpoint(state)
         if "timesformer.embeddings.cls_token" in own:
-            name, own = "transformers Timesformer", {_from_transformers(key): value for key, value in own.items()}
+            name, own = "transformers Timesformer", rename_keys(own, _TRANSFORMERS)
         patches = own.get("patch_embed.proj.weight")
         if patches is not None and patches.dim() == 4:
             own["patch_embed.proj.weight"] = patches.unsqueeze(2)
@@ -298,14 +262,9 @@ _TRANSFORMERS = (
 )
 
 
-def _from_transformers(key: str) -> str:
-    for pattern, replacement in _TRANSFORMERS:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
 # --- variants ---------------------------------------------------------------------------------------------------------
 
+_ONE = "the paper prints one number for all, that of 174 classes"
 _PAPER = "Bertasius et al. 2021, arXiv:2102.05095"
 # Official code: configs/Kinetics/TimeSformer_divST_*.yaml (1 clip of 3 crops; DATA.TARGET_FPS is 30), and
 # timesformer/datasets/kinetics.py, which scales the short side to TEST_CROP_SIZE when there are several crops.
@@ -316,19 +275,40 @@ def _k400(frames: int, stride: int, crop: int) -> Protocol:
     return Protocol(frames=frames, stride=stride, fps=30, short_side=crop, crop=crop, views="1x3")
 
 
-@register_model(protocol=_k400(8, 32, 224), params=121.4, gflops=196.7, paper=_PAPER)
+@register_model(
+    protocol=_k400(8, 32, 224),
+    params=121.4,
+    gflops=196.7,
+    paper=_PAPER,
+    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
+    note=_ONE,
+)
 def timesformer_base(**kwargs: Any) -> TimeSformer:
     """TimeSformer, 8 x 224."""
     return TimeSformer(**kwargs)
 
 
-@register_model(protocol=_k400(16, 16, 448), params=121.4, gflops=1703, paper=_PAPER)
+@register_model(
+    protocol=_k400(16, 16, 448),
+    params=121.4,
+    gflops=1703,
+    paper=_PAPER,
+    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
+    note=_ONE,
+)
 def timesformer_hr(**kwargs: Any) -> TimeSformer:
     """TimeSformer-HR, 16 x 448."""
     return TimeSformer(**kwargs)
 
 
-@register_model(protocol=_k400(96, 4, 224), params=121.4, gflops=2380, paper=_PAPER)
+@register_model(
+    protocol=_k400(96, 4, 224),
+    params=121.4,
+    gflops=2380,
+    paper=_PAPER,
+    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
+    note=_ONE,
+)
 def timesformer_l(**kwargs: Any) -> TimeSformer:
     """TimeSformer-L, 96 x 224."""
     return TimeSformer(**kwargs)

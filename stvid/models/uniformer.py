@@ -274,13 +274,13 @@ _PAPER = "Li et al. 2022, arXiv:2201.04676"
 _K400 = Protocol(frames=16, stride=4, fps=30, short_side=224, crop=224, views="4x1")
 
 
-@register_model(protocol=_K400, params=21.4, gflops=41.8, paper=_PAPER)
+@register_model(protocol=_K400, params=21.4, gflops=41.8, paper=_PAPER, formats=("Sense-X/UniFormer",))
 def uniformer_s(**kwargs: Any) -> UniFormer:
     """UniFormer-S."""
     return UniFormer(**{"depth": (3, 4, 8, 3), "embed_dim": (64, 128, 320, 512), "drop_path_rate": 0.1, **kwargs})
 
 
-@register_model(protocol=_K400, params=49.8, gflops=97.0, paper=_PAPER)
+@register_model(protocol=_K400, params=49.8, gflops=97.0, paper=_PAPER, formats=("Sense-X/UniFormer",))
 def uniformer_b(**kwargs: Any) -> UniFormer:
     """UniFormer-B."""
     return UniFormer(**{"depth": (5, 8, 20, 7), "embed_dim": (64, 128, 320, 512), "drop_path_rate": 0.3, **kwargs})

@@ -27,13 +27,22 @@ VMZ also sets its norms' momentum to 0.9, which is Caffe2's meaning of torch's 0
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from stvid.models.layers import VideoModel, init_conv_weights, mean_of_windows, rename_keys, run_blocks
+from stvid.models.layers import (
+    Conv3d,
+    StagedModel,
+    clip_layout,
+    init_conv_weights,
+    mean_of_windows,
+    rename_keys,
+    shortcut,
+)
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -53,28 +62,28 @@ def make_conv(conv: ConvName, in_planes: int, planes: int, stride: Size3d, middl
     """Builds the convolution of a block; see the top of this file. `middle` is used by ``2+1d`` alone."""
     time, space = (stride[0], 1, 1), (1, stride[1], stride[2])
     if conv == "3d":
-        return nn.Conv3d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        return Conv3d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
     if conv == "2d":
-        return nn.Conv3d(in_planes, planes, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
+        return Conv3d(in_planes, planes, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
     if conv == "2+1d":
         return nn.Sequential(
-            nn.Conv3d(in_planes, middle, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+            Conv3d(in_planes, middle, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
             nn.BatchNorm3d(middle),
             nn.ReLU(inplace=True),
-            nn.Conv3d(middle, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+            Conv3d(middle, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
         )
     if conv == "1+2d":
         return nn.Sequential(
-            nn.Conv3d(in_planes, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+            Conv3d(in_planes, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(planes),
             nn.ReLU(inplace=True),
-            nn.Conv3d(planes, planes, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+            Conv3d(planes, planes, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
         )
-    depthwise = nn.Conv3d(planes, planes, 3, stride=stride, padding=1, groups=planes, bias=False)
+    depthwise = Conv3d(planes, planes, 3, stride=stride, padding=1, groups=planes, bias=False)
     if conv == "ir":
         return depthwise
     if conv == "ip":
-        return nn.Sequential(nn.Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), depthwise)
+        return nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), depthwise)
     raise ValueError(f"conv {conv!r}: must be one of 3d, 2d, 2+1d, 1+2d, ir, ip")
 
 
@@ -82,13 +91,13 @@ def make_stem(stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool) -
     """Builds the stem: 3x7x7, 1x7x7, or 1x7x7 and 3x1x1, with stride 2 in space; then, with `pool`, a max pool."""
     first, kernel = (STEM_MIDPLANES, 1) if stem == "2+1d" else (64, 3 if stem == "3d" else 1)
     layers: list[nn.Module] = [
-        nn.Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
+        Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
         nn.BatchNorm3d(first),
         nn.ReLU(inplace=True),
     ]
     if stem == "2+1d":
         layers += [
-            nn.Conv3d(first, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            Conv3d(first, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(64),
             nn.ReLU(inplace=True),
         ]
@@ -115,30 +124,26 @@ class Block(nn.Module):
         out_planes = planes * 4 if bottleneck else planes
         if bottleneck:
             middle = mid_planes(planes, planes)
-            self.conv1 = nn.Sequential(nn.Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), relu)
+            self.conv1 = nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), relu)
             self.conv2 = nn.Sequential(make_conv(conv, planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
-            self.conv3: nn.Module = nn.Sequential(
-                nn.Conv3d(planes, out_planes, 1, bias=False), nn.BatchNorm3d(out_planes)
-            )
+            self.conv3: nn.Module = nn.Sequential(Conv3d(planes, out_planes, 1, bias=False), nn.BatchNorm3d(out_planes))
         else:
             middle = mid_planes(in_planes, planes)
             second = middle if block_midplanes else mid_planes(planes, planes)
             self.conv1 = nn.Sequential(make_conv(conv, in_planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
             self.conv2 = nn.Sequential(make_conv(conv, planes, planes, (1, 1, 1), second), nn.BatchNorm3d(planes))
             self.conv3 = nn.Identity()
-        self.downsample: nn.Module = nn.Identity()
-        if stride != (1, 1, 1) or in_planes != out_planes:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(in_planes, out_planes, 1, stride=stride, bias=False), nn.BatchNorm3d(out_planes)
-            )
+        self.downsample = shortcut(in_planes, out_planes, stride)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_planes, T, H, W) to (B, out_planes, T', H', W')."""
-        return self.relu(self.conv3(self.conv2(self.conv1(x))) + self.downsample(x))
+        out = self.conv3(self.conv2(self.conv1(x)))
+        out += self.downsample(x)
+        return self.relu(out)
 
 
-class VideoResNet(VideoModel):
+class VideoResNet(StagedModel):
     """R3D, MC3, R(2+1)D or CSN.
 
     Args:
@@ -157,11 +162,6 @@ class VideoResNet(VideoModel):
         pool_size: Window (T, H, W) of the head's average; None takes the plain mean. Loading sets it likewise.
         drop_rate: Dropout before the classifier.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -183,31 +183,36 @@ class VideoResNet(VideoModel):
     ) -> None:
         super().__init__()
         convs: Sequence[ConvName] = (conv,) * 4 if isinstance(conv, str) else conv
-        if len(depth) != 4 or len(convs) != 4 or len(stage_strides) != 4:
-            raise ValueError(f"a video ResNet has four stages: depth {depth}, conv {conv}, strides {stage_strides}")
+        if len(convs) != 4 or len(stage_strides) != 4:
+            raise ValueError(f"a video ResNet has four stages: conv {conv}, strides {stage_strides}")
         self.num_classes = num_classes
         self.num_features = 2048 if bottleneck else 512
         self.in_chans = in_chans
         self.stem = make_stem(stem, in_chans, pool=stem_pool)
-        self.min_size = [4 if stem_pool else 2] * 2
-        in_planes = 64
-        for stage, (blocks, kind, strides) in enumerate(zip(depth, convs, stage_strides, strict=True)):
-            first: Size3d = (1 if kind == "2d" else strides[0], strides[1], strides[2])
-            self.min_size = [size * step for size, step in zip(self.min_size, first[1:], strict=True)]
-            layer = nn.Sequential()
-            for block in range(blocks):
-                layer.append(
-                    Block(
-                        in_planes,
-                        64 * 2**stage,
-                        conv=kind,
-                        stride=first if block == 0 else (1, 1, 1),
-                        bottleneck=bottleneck,
-                        block_midplanes=block_midplanes,
-                    )
-                )
-                in_planes = 64 * 2**stage * (4 if bottleneck else 1)
-            setattr(self, f"layer{stage + 1}", layer)
+        strides: list[Size3d] = [
+            (1 if kind == "2d" else time, height, width)
+            for kind, (time, height, width) in zip(convs, stage_strides, strict=True)
+        ]
+        stem_stride = 4 if stem_pool else 2
+        self.min_size = [stem_stride * math.prod(step[axis] for step in strides) for axis in (1, 2)]
+        expansion = 4 if bottleneck else 1
+
+        def make_block(stage: int, block: int) -> Block:
+            planes = 64 * 2**stage
+            if block:
+                in_planes = planes * expansion
+            else:
+                in_planes = planes // 2 * expansion if stage else 64
+            return Block(
+                in_planes,
+                planes,
+                conv=convs[stage],
+                stride=(1, 1, 1) if block else strides[stage],
+                bottleneck=bottleneck,
+                block_midplanes=block_midplanes,
+            )
+
+        self.build_stages(depth, make_block)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(init_conv_weights)
@@ -233,18 +238,11 @@ class VideoResNet(VideoModel):
             ValueError: If the clip has another shape.
         """
         self._check_clip(clip, channels=self.in_chans, minimum=(1, self.min_size[0], self.min_size[1]))
-        x = self.stem(clip)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = run_blocks(layer, x, recompute=self.grad_checkpointing)
-        return x
+        return self.run_stages(self.stem(clip_layout(clip)))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
         return self.head(self.drop(mean_of_windows(self.forward_features(clip), self.pool_size)))
-
-    def group_matcher(self) -> dict[str, Any]:
-        """Returns the layer groups: the stem, then every block in order."""
-        return {"stem": r"^stem", "blocks": [(r"^layer(\d)\.(\d+)", None)]}
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns the layouts of torchvision, VMZ (the same keys) and PyTorchVideo into our keys."""
@@ -302,6 +300,7 @@ def is_vmz(state: Mapping[str, Tensor]) -> bool:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
+_NORMS = "the zoo's GFLOPs count the norms too"
 _PAPER = "Tran et al. 2018, arXiv:1711.11248"
 _CSN_PAPER = "Tran et al. 2019, arXiv:1904.02811"
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -336,31 +335,31 @@ def _csn(depth: int, conv: ConvName, options: dict[str, Any]) -> VideoResNet:
     return VideoResNet(**{**defaults, **options})
 
 
-@register_model(protocol=_TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER)
+@register_model(protocol=_TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER, formats=("torchvision",))
 def r3d_18(**kwargs: Any) -> VideoResNet:
     """R3D of 18 layers (torchvision)."""
     return VideoResNet(**kwargs)
 
 
-@register_model(protocol=_TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER)
+@register_model(protocol=_TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER, formats=("torchvision",))
 def mc3_18(**kwargs: Any) -> VideoResNet:
     """MC3 of 18 layers (torchvision): 3x3x3 in the first stage, 1x3x3 in the others."""
     return VideoResNet(**{"conv": ("3d", "2d", "2d", "2d"), **kwargs})
 
 
-@register_model(protocol=_TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER)
+@register_model(protocol=_TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER, formats=("torchvision",))
 def r2plus1d_18(**kwargs: Any) -> VideoResNet:
     """R(2+1)D of 18 layers (torchvision)."""
     return _r2plus1d(18, kwargs)
 
 
-@register_model(protocol=_VMZ, params=63.7, gflops=152.0, paper=_PAPER)
+@register_model(protocol=_VMZ, params=63.7, gflops=152.0, paper=_PAPER, formats=("VMZ",))
 def r2plus1d_34(**kwargs: Any) -> VideoResNet:
     """R(2+1)D of 34 layers (VMZ)."""
     return _r2plus1d(34, {"block_midplanes": False, "norm_eps": 1e-3, **kwargs})
 
 
-@register_model(protocol=_PYTORCHVIDEO, params=28.1, gflops=76.45, paper=_PAPER)
+@register_model(protocol=_PYTORCHVIDEO, params=28.1, gflops=76.45, paper=_PAPER, formats=("PyTorchVideo",), note=_NORMS)
 def r2plus1d_50(**kwargs: Any) -> VideoResNet:
     """R(2+1)D of 50 layers (PyTorchVideo): time before space, no mid planes, space halved in stage 1 too."""
     strides = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -368,43 +367,50 @@ def r2plus1d_50(**kwargs: Any) -> VideoResNet:
     return _r2plus1d(50, {**options, **kwargs})
 
 
-@register_model(protocol=_VMZ, params=118.2, paper=_PAPER)
+@register_model(protocol=_VMZ, params=118.2, paper=_PAPER, formats=("VMZ",))
 def r2plus1d_152(**kwargs: Any) -> VideoResNet:
     """R(2+1)D of 152 layers (VMZ)."""
     return _r2plus1d(152, {"stem_pool": True, "norm_eps": 1e-3, **kwargs})
 
 
-@register_model(protocol=_CSN, paper=_CSN_PAPER)
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
 def ir_csn_50(**kwargs: Any) -> VideoResNet:
     """Interaction-reduced CSN of 50 layers."""
     return _csn(50, "ir", kwargs)
 
 
-@register_model(protocol=_PYTORCHVIDEO.replace(frames=32, stride=2), params=22.21, gflops=75.62, paper=_CSN_PAPER)
+@register_model(
+    protocol=_PYTORCHVIDEO.replace(frames=32, stride=2),
+    params=22.21,
+    gflops=75.62,
+    paper=_CSN_PAPER,
+    formats=("VMZ", "PyTorchVideo"),
+    note=_NORMS,
+)
 def ir_csn_101(**kwargs: Any) -> VideoResNet:
     """Interaction-reduced CSN of 101 layers (PyTorchVideo's csn_r101)."""
     return _csn(101, "ir", kwargs)
 
 
-@register_model(protocol=_CSN, params=29.7, gflops=97.0, paper=_CSN_PAPER)
+@register_model(protocol=_CSN, params=29.7, gflops=97.0, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
 def ir_csn_152(**kwargs: Any) -> VideoResNet:
     """Interaction-reduced CSN of 152 layers (VMZ)."""
     return _csn(152, "ir", kwargs)
 
 
-@register_model(protocol=_CSN, paper=_CSN_PAPER)
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
 def ip_csn_50(**kwargs: Any) -> VideoResNet:
     """Interaction-preserved CSN of 50 layers."""
     return _csn(50, "ip", kwargs)
 
 
-@register_model(protocol=_CSN, paper=_CSN_PAPER)
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
 def ip_csn_101(**kwargs: Any) -> VideoResNet:
     """Interaction-preserved CSN of 101 layers."""
     return _csn(101, "ip", kwargs)
 
 
-@register_model(protocol=_CSN, params=33.0, gflops=108.8, paper=_CSN_PAPER)
+@register_model(protocol=_CSN, params=33.0, gflops=108.8, paper=_CSN_PAPER, formats=("VMZ",))
 def ip_csn_152(**kwargs: Any) -> VideoResNet:
     """Interaction-preserved CSN of 152 layers (VMZ)."""
     return _csn(152, "ip", kwargs)

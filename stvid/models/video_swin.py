@@ -31,12 +31,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
-from stvid.models.attention import attend
 from stvid.models.layers import (
-    Mlp,
+    Attention,
+    FeedForward,
     TubeletEmbed,
     VideoModel,
     drop_path_rates,
@@ -50,6 +49,8 @@ from stvid.protocol import Protocol
 __all__ = ["VideoSwin"]
 
 PUBLISHED_WINDOWS = ((8, 7, 7), (16, 7, 7))
+NORM_EPS = 1e-5  # of every LayerNorm: torch's default (official code)
+PIECE = 1 << 20  # hidden channels of an MLP that a piece of the input may have (4 MB in float32)
 MASKED = -100.0  # added to the scores of tokens that are kept apart (official code; not minus infinity)
 
 
@@ -106,6 +107,11 @@ class Windows:
         """The number of tokens of a window."""
         return self.window[0] * self.window[1] * self.window[2]
 
+    @property
+    def padded(self) -> bool:
+        """Whether the windows reach beyond the input."""
+        return any(length % side for length, side in zip(self.size, self.window, strict=True))
+
     def groups(self) -> Iterator[tuple[tuple[slice, slice, slice], tuple[bool, bool, bool]]]:
         """Yields the windows that share a mask: their range along each axis, and whether it is the masked end."""
         ranges = [
@@ -115,37 +121,23 @@ class Windows:
         for choice in itertools.product(*ranges):
             yield tuple(part for part, _ in choice), tuple(end for _, end in choice)  # type: ignore[misc]
 
-    def _split(self, x: Tensor, ranges: tuple[slice, slice, slice]) -> Tensor:
-        """A view of the windows of one group, (B, nT, nH, nW, wT, wH, wW, C)."""
-        (nt, nh, nw), (wt, wh, ww) = self.counts, self.window
-        x = x.unflatten(3, (nw, ww)).unflatten(2, (nh, wh)).unflatten(1, (nt, wt))
-        t, h, w = ranges
-        return x[:, t, :, h, :, w].permute(0, 1, 3, 5, 2, 4, 6, 7)
-
-    def cut(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """Cuts (B, T, H, W, C) into windows, the groups one after the other.
+    def rows(self, batch: int, device: torch.device) -> list[Tensor]:
+        """Returns which rows of an input (B, T, H, W, C), flattened to (B * T * H * W, C), each window holds.
 
         Returns:
-            (B * windows, tokens, C), and how many of them are in each group.
+            For each group (B * windows, tokens), the windows of a clip together; -1 is padding.
         """
-        padding = end_padding(self.size, self.window)
-        x = F.pad(x, padding) if any(padding) else x
-        if any(self.shift):
-            x = x.roll([-step for step in self.shift], dims=(1, 2, 3))
-        parts = [self._split(x, ranges).reshape(-1, self.tokens, x.shape[-1]) for ranges, _ in self.groups()]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]), [part.shape[0] for part in parts]
-
-    def join(self, parts: Sequence[Tensor], batch: int) -> Tensor:
-        """Undoes `cut`, given the windows of each group; drops the padding."""
-        dim = parts[0].shape[-1]
-        padded = [count * side for count, side in zip(self.counts, self.window, strict=True)]
-        x = parts[0].new_empty(batch, *padded, dim)
-        for part, (ranges, _) in zip(parts, self.groups(), strict=True):
-            target = self._split(x, ranges)
-            target.copy_(part.view(target.shape))
-        if any(self.shift):
-            x = x.roll(self.shift, dims=(1, 2, 3))
-        return x[:, : self.size[0], : self.size[1], : self.size[2]]
+        (nt, nh, nw), (wt, wh, ww) = self.counts, self.window
+        number = batch * self.size[0] * self.size[1] * self.size[2]
+        rows = torch.arange(number, device=device).view(-1, *self.size)
+        padding = end_padding(self.size, self.window)[2:]
+        rows = F.pad(rows, padding, value=-1) if any(padding) else rows
+        rows = rows.roll([-step for step in self.shift], dims=(1, 2, 3)) if any(self.shift) else rows
+        rows = rows.unflatten(3, (nw, ww)).unflatten(2, (nh, wh)).unflatten(1, (nt, wt))
+        return [
+            rows[:, t, :, h, :, w].permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, self.tokens)
+            for (t, h, w), _ in self.groups()
+        ]
 
     def shift_masks(self, device: torch.device) -> list[Tensor | None]:
         """Returns the mask of each group, (tokens, tokens); None for the group without."""
@@ -160,29 +152,13 @@ class Windows:
         return masks
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Attention):
     """Multi-head self-attention inside windows, with a bias for the distance of two tokens."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        window_size: Sequence[int],
-        num_heads: int,
-        qkv_bias: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-    ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"embed_dim {dim} is no multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
-        self.attn_drop_rate = attn_drop_rate
+    def __init__(self, dim: int, *, window_size: Sequence[int], num_heads: int, **options: Any) -> None:
+        super().__init__(dim, num_heads=num_heads, **options)
         rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1) * (2 * window_size[2] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(drop_rate)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self._cached: tuple[tuple[Any, ...], list[Tensor]] | None = None
 
@@ -202,52 +178,88 @@ class WindowAttention(nn.Module):
         self._cached = (key, masks) if keep else None
         return masks
 
-    def forward(self, x: Tensor, windows: Windows, index: Tensor) -> Tensor:
-        """(B, T, H, W, dim) to the same."""
-        batch, dim = x.shape[0], x.shape[-1]
-        tokens, lengths = windows.cut(x)
-        qkv = self.qkv(tokens).view(-1, windows.tokens, 3, self.num_heads, dim // self.num_heads)
-        drop_rate = self.attn_drop_rate if self.training else 0.0
-        parts = []
-        for part, mask in zip(qkv.split(lengths), self.masks(windows, index, qkv.dtype), strict=True):
-            q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
-            parts.append(attend(q, k, v, bias=mask, drop_rate=drop_rate).transpose(1, 2).flatten(2))
-        return self.proj_drop(self.proj(windows.join(parts, batch)))
+    def train(self, mode: bool = True) -> WindowAttention:
+        """Switches between training and evaluation, and forgets the masks (weights may have changed through .data)."""
+        self._cached = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the masks out of copies and pickles."""
+        return {**self.__dict__, "_cached": None}
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Windows (n, tokens, dim) that share a mask (1, heads, tokens, tokens), to the same."""
+        return self.mix(*self.queries_keys_values(x), bias=mask)
 
 
-class Block(nn.Module):
+class Block(FeedForward):
     """Window attention and an MLP, each after a norm and with a residual."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        window_size: Sequence[int],
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(
-            dim,
-            window_size=window_size,
-            num_heads=num_heads,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-        )
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
+    def __init__(self, dim: int, *, attention: WindowAttention, **options: Any) -> None:
+        super().__init__(dim, norm_eps=NORM_EPS, **options)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = attention
 
-    def forward(self, x: Tensor, windows: Windows, index: Tensor) -> Tensor:
-        """(B, T, H, W, dim) to the same."""
-        x = x + self.drop_path(self.attn(self.norm1(x), windows, index))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, windows: Windows, rows: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Applies the block.
+
+        Args:
+            x: (B, T, H, W, dim).
+            windows: How the input is cut.
+            rows: What `Windows.rows` returns.
+            index: The full window's `relative_position_index`.
+
+        Returns:
+            The same shape.
+        """
+        groups = list(zip(rows, self.attn.masks(windows, index, _attention_dtype(x)), strict=True))
+        flat = x.flatten(0, 3)
+        if x.device.type == "cpu" and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return self._in_pieces(flat, windows, groups).view(x.shape)
+        parts = [self._attend(_take(flat, some), some, mask, windows.padded).flatten(0, 1) for some, mask in groups]
+        mixed = torch.cat(parts).index_select(0, _places(rows, flat.shape[0])).view(x.shape)
+        return self.feed_forward(x + self.drop_path(mixed))
+
+    def _attend(self, x: Tensor, rows: Tensor, mask: Tensor, padded: bool) -> Tensor:
+        """Norm and attention of windows (n, tokens, dim); padding comes in as anything and is zero after the norm."""
+        normed = self.norm1(x)
+        return self.attn(normed.masked_fill((rows < 0).unsqueeze(-1), 0) if padded else normed, mask)
+
+    def _in_pieces(self, x: Tensor, windows: Windows, groups: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The whole block for a few windows at a time, (B * T * H * W, dim) to the same.
+
+        All of it but the attention treats tokens alike, so windows need not be put back in between. What is large
+        otherwise (queries, keys, values, the MLP's hidden layer) then stays in the cache of a CPU and in memory that
+        the allocator has at hand; fresh pages from the kernel are dear (set MALLOC_MMAP_THRESHOLD_ and
+        MALLOC_TRIM_THRESHOLD_ to a gigabyte to see what they cost).
+        """
+        at_once = max(1, PIECE // (windows.tokens * self.mlp.fc1.out_features))
+        out = x.new_empty(len(x) + windows.padded, x.shape[1])  # padded tokens go to a last row
+        for rows, mask in groups:
+            for some in rows.split(at_once):
+                piece = _take(x, some)
+                piece = self.feed_forward(piece + self._attend(piece, some, mask, windows.padded))
+                out.index_copy_(0, torch.where(some < 0, len(x), some).flatten(), piece.flatten(0, 1))
+        return out[: len(x)]
+
+
+def _attention_dtype(x: Tensor) -> torch.dtype:
+    """Returns the type that a linear layer gives for `x`, which a mask must share."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of (N, C), shaped as `rows` is; for padding the first."""
+    return x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
+
+
+def _places(rows: Sequence[Tensor], number: int) -> Tensor:
+    """Returns where in the groups, one after the other, each of `number` rows is."""
+    order = torch.cat([some.flatten() for some in rows])
+    order = torch.where(order < 0, number, order)
+    return order.new_empty(number + 1).scatter(0, order, torch.arange(order.shape[0], device=order.device))[:-1]
 
 
 class PatchMerging(nn.Module):
@@ -290,8 +302,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, window: Sequence[int], index: Tensor, *, recompute: bool) -> Tensor:
         """Applies the blocks, every second one with shifted windows."""
         size = (x.shape[1], x.shape[2], x.shape[3])
-        layouts = [Windows.fit(size, window, shifted=shifted) for shifted in (False, True)]
-        blocks = [partial(block, windows=layouts[n % 2], index=index) for n, block in enumerate(self.blocks)]
+        cuts = [Windows.fit(size, window, shifted=shifted) for shifted in (False, True)]
+        layouts = [{"windows": cut, "rows": cut.rows(x.shape[0], x.device), "index": index} for cut in cuts]
+        blocks = [partial(block, **layouts[n % 2]) for n, block in enumerate(self.blocks)]
         return self.downsample(run_blocks(blocks, x, recompute=recompute))
 
 
@@ -350,18 +363,20 @@ class VideoSwin(VideoModel):
         self.layers = nn.ModuleList()
         for stage, blocks in enumerate(depth):
             dim = embed_dim * 2**stage
-            block = partial(
-                Block,
+            attention = partial(
+                WindowAttention,
                 dim,
                 window_size=window_size,
                 num_heads=num_heads[stage],
-                mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
             )
-            merging = PatchMerging(dim) if stage + 1 < len(depth) else None
-            self.layers.append(Stage([block(drop_path_rate=next(rates)) for _ in range(blocks)], merging))
+            layers = [
+                Block(dim, attention=attention(), mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=next(rates))
+                for _ in range(blocks)
+            ]
+            self.layers.append(Stage(layers, PatchMerging(dim) if stage + 1 < len(depth) else None))
         self.norm = nn.LayerNorm(self.num_features)
         self.head_drop = nn.Dropout(head_drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -462,25 +477,31 @@ _K400 = Protocol(
 _DEEP = (2, 2, 18, 2)
 
 
-@register_model(protocol=_K400, params=28.2, gflops=88, paper=_PAPER)
+@register_model(protocol=_K400, params=28.2, gflops=88, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision"))
 def swin3d_t(**kwargs: Any) -> VideoSwin:
     """Video Swin-T."""
     return VideoSwin(**{"embed_dim": 96, "num_heads": (3, 6, 12, 24), "drop_path_rate": 0.1, **kwargs})
 
 
-@register_model(protocol=_K400, params=49.8, gflops=166, paper=_PAPER)
+@register_model(
+    protocol=_K400, params=49.8, gflops=166, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
+)
 def swin3d_s(**kwargs: Any) -> VideoSwin:
     """Video Swin-S."""
     return VideoSwin(**{"depth": _DEEP, "num_heads": (3, 6, 12, 24), "drop_path_rate": 0.1, **kwargs})
 
 
-@register_model(protocol=_K400, params=88.1, gflops=282, paper=_PAPER)
+@register_model(
+    protocol=_K400, params=88.1, gflops=282, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
+)
 def swin3d_b(**kwargs: Any) -> VideoSwin:
     """Video Swin-B."""
     return VideoSwin(**{"depth": _DEEP, "embed_dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.2, **kwargs})
 
 
-@register_model(protocol=_K400, params=197.0, gflops=604, paper=_PAPER)
+@register_model(
+    protocol=_K400, params=197.0, gflops=604, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
+)
 def swin3d_l(**kwargs: Any) -> VideoSwin:
     """Video Swin-L."""
     return VideoSwin(

@@ -28,11 +28,21 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from stvid.models.attention import attend
-from stvid.models.layers import Attention, Mlp, TubeletEmbed, VideoModel, drop_path_rates, resize_grid, run_blocks
+from stvid.models.layers import (
+    Attention,
+    Block,
+    FeedForward,
+    TubeletEmbed,
+    VideoModel,
+    drop_path_rates,
+    rename_keys,
+    resize_grid,
+    run_blocks,
+)
+from stvid.models.merging import merge_as_built
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
@@ -70,62 +80,25 @@ class DotProductAttention(Attention):
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """(B, frames * S, dim) to the same."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, frames, tokens // frames, 3, self.num_heads, -1)
+        batch = x.shape[0]
+        by_place = [part.unflatten(1, (frames, -1)) for part in self.queries_keys_values(x)]
+        columns = (part[..., : self.num_heads // 2, :].transpose(1, 2).flatten(0, 1) for part in by_place)
+        rows = (part[..., self.num_heads // 2 :, :].flatten(0, 1) for part in by_place)
         drop_rate = self.attn_drop_rate if self.training else 0.0
-        over_time, over_space = qkv.chunk(2, dim=4)
-        q, k, v = over_time.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
-        columns = attend(q, k, v, drop_rate=drop_rate).unflatten(0, (batch, -1)).permute(0, 3, 1, 2, 4)
-        q, k, v = over_space.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind(0)
-        rows = attend(q, k, v, drop_rate=drop_rate).unflatten(0, (batch, frames)).transpose(2, 3)
-        return self.proj_drop(self.proj(torch.cat((columns, rows), dim=3).reshape(batch, tokens, dim)))
+        over_time = attend(*columns, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, -1)).transpose(1, 2)
+        over_space = attend(*rows, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, frames))
+        return self.proj_drop(self.proj(torch.cat((over_time, over_space), dim=3).reshape(x.shape)))
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block; models 1, 2 and 4 differ in its attention."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        attention: Callable[[int], Attention],
-        mlp_ratio: float,
-        drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = attention(dim)
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu="tanh")
-
-    def forward(self, x: Tensor, **layout: int) -> Tensor:
-        """(B, N, dim) to the same; `layout` is what the attention asks for besides the tokens."""
-        x = x + self.drop_path(self.attn(self.norm1(x), **layout))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class SelfAttentionBlock(nn.Module):
+class SelfAttentionBlock(FeedForward):
     """Attention over space, attention over time, MLP, each with its residual (model 3)."""
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        attention: Callable[[int], Attention],
-        mlp_ratio: float,
-        drop_rate: float,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__()
+    def __init__(self, dim: int, *, attention: Callable[[], Attention], **options: Any) -> None:
+        super().__init__(dim, **options)
         self.norm_space = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn_space = attention(dim)
+        self.attn_space = attention()
         self.norm_time = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn_time = attention(dim)
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu="tanh")
+        self.attn_time = attention()
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B, frames * S, dim) to the same."""
@@ -134,8 +107,7 @@ class SelfAttentionBlock(nn.Module):
         rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
         columns = rows.unflatten(0, (batch, frames)).transpose(1, 2).flatten(0, 1)
         columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
-        x = columns.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, tokens, dim)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.feed_forward(columns.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, tokens, dim))
 
 
 class TimeSpaceBlock(SelfAttentionBlock):
@@ -148,8 +120,7 @@ class TimeSpaceBlock(SelfAttentionBlock):
         columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
         rows = columns.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
         rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
-        x = rows.reshape(batch, tokens, dim)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.feed_forward(rows.reshape(batch, tokens, dim))
 
 
 class Encoder(nn.Module):
@@ -203,6 +174,7 @@ class ViViT(VideoModel):
         drop_rate: Dropout of embeddings and projections.
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
     """
 
     def __init__(
@@ -225,6 +197,7 @@ class ViViT(VideoModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        token_merging: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -251,17 +224,19 @@ class ViViT(VideoModel):
 
         kind = DotProductAttention if attention_type == "factorised_dot_product" else Attention
         attention = partial(
-            kind, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
+            kind, embed_dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
         )
-        block: Callable[..., nn.Module] = Block
-        if attention_type == "factorised_self_attention":
-            block = SelfAttentionBlock if attention_order == "space_time" else TimeSpaceBlock
+
+        def block(rate: float) -> FeedForward:
+            options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
+            options |= {"norm_eps": NORM_EPS, "gelu": "tanh"}
+            if attention_type != "factorised_self_attention":
+                return Block(embed_dim, attention=attention(), **options)
+            order = SelfAttentionBlock if attention_order == "space_time" else TimeSpaceBlock
+            return order(embed_dim, attention=attention, **options)
 
         def encoder(grid: Sequence[int], blocks: int) -> Encoder:
-            layers = (
-                block(embed_dim, attention=attention, mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=rate)
-                for rate in drop_path_rates(drop_path_rate, blocks)
-            )
+            layers = (block(rate) for rate in drop_path_rates(drop_path_rate, blocks))
             return Encoder(
                 embed_dim,
                 grid=grid,
@@ -275,6 +250,8 @@ class ViViT(VideoModel):
             self.temporal_encoder = encoder((time,), temporal_depth)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(tubelet_init)
+        if token_merging is not None:
+            merge_as_built(self, token_merging)
 
     def _init_weights(self, tubelet_init: TubeletInit) -> None:
         """Xavier for each matrix, zeros for the classifier (official code)."""
@@ -325,6 +302,10 @@ class ViViT(VideoModel):
         x = self.forward_features(clip)
         return self.head(x[:, 0] if self.attention_type in ("joint", "factorised_encoder") else x.mean(1))
 
+    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+        """Returns the blocks of joint attention, or of a frame's; models 3 and 4 attend along axes of the grid."""
+        return (list(self.encoder.blocks), 1) if self.by_frame or self.attention_type == "joint" else None
+
     def no_weight_decay(self) -> set[str]:
         """Returns the tables of positions and the class tokens."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
@@ -346,10 +327,10 @@ class ViViT(VideoModel):
         for prefix in ("", "params/", "target/", "optimizer/target/", "optimizer/params/"):
             if f"{prefix}embedding/kernel" in state and f"{prefix}output_projection/kernel" in state:
                 inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                return "scenic ViViT", _join_qkv({_scenic_key(k): _scenic_value(k, v) for k, v in inner.items()})
+                values = {key: _scenic_value(key, value) for key, value in inner.items()}
+                return "scenic ViViT", _join_qkv(rename_keys(values, _SCENIC))
         if "vivit.embeddings.cls_token" in state:
-            renamed = {_rename(key, _TRANSFORMERS): value for key, value in state.items()}
-            return "transformers Vivit", _join_qkv(renamed)
+            return "transformers Vivit", _join_qkv(rename_keys(state, _TRANSFORMERS))
         return super().convert_checkpoint(state)
 
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
@@ -423,16 +404,6 @@ _TRANSFORMERS = (
 )
 
 
-def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _scenic_key(key: str) -> str:
-    return re.sub(r"/(?=weight$|bias$)", ".", _rename(key, _SCENIC))
-
-
 def _scenic_value(key: str, value: Tensor) -> Tensor:
     """Turns flax's input-first kernels, with heads and channels apart, into torch's output-first matrices."""
     name = key.split("/")[-2] if "/" in key else ""
@@ -467,49 +438,49 @@ _LARGE = {"depth": 24, "embed_dim": 1024, "num_heads": 16}
 _HUGE = {"depth": 32, "embed_dim": 1280, "num_heads": 16}
 
 
-@register_model(protocol=_K400, params=88.9, gflops=455.2, paper=_PAPER)
+@register_model(protocol=_K400, params=88.9, gflops=455.2, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
 def vivit_b16x2(**kwargs: Any) -> ViViT:
     """ViViT-B/16x2, model 1: joint attention."""
     return ViViT(**{"attention_type": "joint", **kwargs})
 
 
-@register_model(protocol=_K400, params=115.1, gflops=284.4, paper=_PAPER)
+@register_model(protocol=_K400, params=115.1, gflops=284.4, paper=_PAPER, formats=("scenic ViViT",))
 def vivit_b16x2_fe(**kwargs: Any) -> ViViT:
     """ViViT-B/16x2, model 2: factorised encoder."""
     return ViViT(**{"attention_type": "factorised_encoder", **kwargs})
 
 
-@register_model(protocol=_K400, params=117.3, gflops=372.3, paper=_PAPER)
+@register_model(protocol=_K400, params=117.3, gflops=372.3, paper=_PAPER, formats=("scenic ViViT",))
 def vivit_b16x2_fsa(**kwargs: Any) -> ViViT:
     """ViViT-B/16x2, model 3: factorised self-attention."""
     return ViViT(**{"attention_type": "factorised_self_attention", **kwargs})
 
 
-@register_model(protocol=_K400, params=88.9, gflops=277.1, paper=_PAPER)
+@register_model(protocol=_K400, params=88.9, gflops=277.1, paper=_PAPER, formats=("scenic ViViT",))
 def vivit_b16x2_fdp(**kwargs: Any) -> ViViT:
     """ViViT-B/16x2, model 4: factorised dot-product attention."""
     return ViViT(**{"attention_type": "factorised_dot_product", **kwargs})
 
 
-@register_model(protocol=_K400, params=86.7, gflops=283.9, paper=_PAPER)
+@register_model(protocol=_K400, params=86.7, gflops=283.9, paper=_PAPER, formats=("scenic ViViT",))
 def vivit_b16x2_avgpool(**kwargs: Any) -> ViViT:
     """ViViT-B/16x2, the baseline that averages frames."""
     return ViViT(**{"attention_type": "average_pool", **kwargs})
 
 
-@register_model(protocol=_K400, gflops=1446, paper=_PAPER)
+@register_model(protocol=_K400, gflops=1446, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
 def vivit_l16x2(**kwargs: Any) -> ViViT:
     """ViViT-L/16x2, model 1."""
     return ViViT(**{"attention_type": "joint", **_LARGE, **kwargs})
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT",))
 def vivit_l16x2_fe(**kwargs: Any) -> ViViT:
     """ViViT-L/16x2, model 2, with 4 temporal blocks; the official configuration file has 24 (``temporal_depth=24``)."""
     return ViViT(**{"attention_type": "factorised_encoder", "temporal_depth": 4, **_LARGE, **kwargs})
 
 
-@register_model(protocol=_K400, paper=_PAPER)
+@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
 def vivit_h16x2(**kwargs: Any) -> ViViT:
     """ViViT-H/16x2, model 1."""
     return ViViT(**{"attention_type": "joint", **_HUGE, **kwargs})

@@ -17,24 +17,23 @@ Kinetics models of 8 or 16 frames have groups of 8 and `shift_div` 8, those of S
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
-from stvid.models.attention import attend
+from stvid.errors import CheckpointError
 from stvid.models.layers import (
     Attention,
-    Mlp,
+    Block,
     TubeletEmbed,
     VideoModel,
     drop_path_rates,
     init_transformer_weights,
+    rename_keys,
     run_blocks,
 )
 from stvid.models.registry import register_model
@@ -79,33 +78,12 @@ class MixingAttention(Attention):
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """(B * frames, N, dim) to the same."""
-        count, tokens, dim = x.shape
-        q, kv = self.qkv(x).split((dim, 2 * dim), dim=-1)
-        kv = kv.view(-1, frames, tokens, 2, dim)
-        kv = shift_frames(kv, num_segments=self.num_segments, shift_div=self.shift_div)
-        k, v = kv.view(count, tokens, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        q = q.view(count, tokens, self.num_heads, -1).transpose(1, 2)
-        out = attend(q, k, v, drop_rate=self.attn_drop_rate if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(count, tokens, dim)))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(
-        self, dim: int, *, attention: Attention, mlp_ratio: float, drop_rate: float, drop_path_rate: float, eps: float
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = attention
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
-
-    def forward(self, x: Tensor, **layout: int) -> Tensor:
-        """(B, N, dim) to the same; `layout` is what the attention asks for besides the tokens."""
-        x = x + self.drop_path(self.attn(self.norm1(x), **layout))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        projected = self.qkv(x).unflatten(-1, (3, -1))
+        by_frame = projected[:, :, 1:].unflatten(0, (-1, frames))
+        shifted = shift_frames(by_frame, num_segments=self.num_segments, shift_div=self.shift_div).flatten(0, 1)
+        q = projected[:, :, 0].unflatten(-1, (self.num_heads, -1))
+        k, v = shifted.unflatten(-1, (self.num_heads, -1)).unbind(2)
+        return self.mix(q, k, v)
 
 
 class XViT(VideoModel):
@@ -177,7 +155,7 @@ class XViT(VideoModel):
                     embed_dim, num_segments=num_segments, shift_div=shift_div, qkv_bias=qkv_bias, **options
                 ),
                 drop_path_rate=rate,
-                eps=BACKBONE_EPS,
+                norm_eps=BACKBONE_EPS,
             )
             for rate in drop_path_rates(drop_path_rate, depth)
         )
@@ -185,7 +163,7 @@ class XViT(VideoModel):
         self.frame_drop = nn.Dropout(head_drop_rate)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.temporal_blocks = nn.ModuleList(
-            block(attention=Attention(embed_dim, qkv_bias=False, **options), drop_path_rate=0.0, eps=1e-5)
+            block(attention=Attention(embed_dim, qkv_bias=False, **options), drop_path_rate=0.0, norm_eps=1e-5)
             for _ in range(temporal_depth)
         )
         self.head_norm = nn.LayerNorm(embed_dim)
@@ -280,10 +258,16 @@ class XViT(VideoModel):
         """Recognises the authors' checkpoints; an unused classifier of other classes is left out."""
         name, own = super().convert_checkpoint(state)
         if "base_model.temp_embed" in own:
-            name, own = "1adrianb/video-transformers", {_own_key(key): value for key, value in own.items()}
+            name, own = "1adrianb/video-transformers", rename_keys(own, _OFFICIAL)
             own["time_embed"] = own["time_embed"].flatten(1, 2)
             if "patch_embed.proj.weight" in own:
                 own["patch_embed.proj.weight"] = own["patch_embed.proj.weight"].unsqueeze(2)
+        times = own.get("time_embed")
+        if times is not None and times.shape[1:2] != self.time_embed.shape[1:2]:
+            raise CheckpointError(
+                f"the checkpoint has {times.shape[1]} frame embeddings, the model {self.time_embed.shape[1]}; build "
+                f"the model with num_time_embeds={times.shape[1]}"
+            )
         for key, value in self.new_fc.state_dict(prefix="new_fc.").items():
             if key in own and own[key].shape != value.shape:
                 own[key] = value
@@ -303,12 +287,6 @@ _OFFICIAL = (
 )
 
 
-def _own_key(key: str) -> str:
-    for pattern, replacement in _OFFICIAL:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 # Official code: configs/Kinetics/xvit_B16_16x16_k400.yaml (MEAN and STD 0.5, TEST.NUM_ENSEMBLE_VIEWS 1,
@@ -325,7 +303,14 @@ _K400 = Protocol(
 )
 
 
-@register_model(protocol=_K400, params=92, gflops=141.7, paper="Bulat et al. 2021, arXiv:2106.05968")
+@register_model(
+    protocol=_K400,
+    params=92,
+    gflops=141.7,
+    paper="Bulat et al. 2021, arXiv:2106.05968",
+    formats=("1adrianb/video-transformers",),
+    note="the paper prints 92M; the code has 94.1M with Kinetics-400's classes",
+)
 def xvit_base(**kwargs: Any) -> XViT:
     """X-ViT of ViT-B/16."""
     return XViT(**kwargs)

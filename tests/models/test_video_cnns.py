@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
 from stvid.errors import CheckpointError
@@ -164,6 +165,74 @@ def test_shortcuts_of_the_other_type_are_named(built: str, loaded: str) -> None:
     model = stvid.create_model("resnet3d_18", num_classes=5, shortcut_type=built, **TINY)
     with pytest.raises(CheckpointError, match=f"shortcut_type='{loaded}'"):
         stvid.load_checkpoint(model, source)
+
+
+@pytest.mark.parametrize("shortcut_type", ["A", "B"])
+def test_published_weights_bring_their_shortcuts(shortcut_type: Any, tmp_path: Path) -> None:
+    source = stvid.create_model("resnet3d_18", num_classes=5, shortcut_type=shortcut_type).eval()
+    state = {"module." + re.sub(r"^head", "fc", key): value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "published.pth")
+    model = stvid.load_model(tmp_path / "published.pth", name="resnet3d_18")
+    assert model.shortcut_type == shortcut_type and model.num_classes == 5
+    clip = torch.randn(1, 3, 2, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip), source(clip), rtol=0, atol=0)
+    stvid.save_model(model, tmp_path / "own.safetensors")
+    assert stvid.load_model(tmp_path / "own.safetensors").shortcut_type == shortcut_type
+
+
+def test_weights_of_the_flow_streams(tmp_path: Path) -> None:
+    record = json.loads((GOLDENS / "i3d_inception_v1__16x224.json").read_text())
+    state = {key: torch.rand(shape) for key, shape in record["state"].items() if key not in record["int_keys"]}
+    stem = "Conv3d_1a_7x7.conv3d.weight"
+    state[stem] = state[stem][:, :2].contiguous()
+    torch.save(state, tmp_path / "flow_imagenet.pt")
+    for model in (
+        stvid.create_model("i3d_inception", in_chans=2, checkpoint=tmp_path / "flow_imagenet.pt"),
+        stvid.load_model(tmp_path / "flow_imagenet.pt", name="i3d_inception"),
+    ):
+        assert torch.equal(model.conv1.conv.weight, state[stem])
+        with torch.no_grad():
+            assert model.eval()(torch.randn(1, 2, 8, 32, 32)).shape == (1, 400)
+    state = stvid.create_model("p3d_63", in_chans=2, **TINY).state_dict()
+    assert stvid.create_model("p3d_63", **TINY).options_of({"conv1_custom.weight": state["conv1.weight"]}) == {
+        "in_chans": 2
+    }
+
+
+def test_one_clip_is_computed_as_in_a_batch() -> None:
+    """On CPUs the way of a convolution depends on the shape, the layout and on whether anything is traced."""
+    torch.manual_seed(0)
+    model = stvid.create_model("r3d_18", num_classes=3, **TINY).eval()
+    clips = torch.randn(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        expected = model.double()(clips.double()).float()
+        model.float()
+        last = clips.contiguous(memory_format=torch.channels_last_3d)
+        traced = torch.jit.trace(model, clips[:1], check_trace=False)
+        for found in (model(clips), torch.cat([model(clip[None]) for clip in clips]), model(last), traced(clips)):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "i3d_nl_r50", "i3d_inception", "c3d"])
+def test_one_graph_for_torch_compile(name: str) -> None:
+    options, size = next((options, size) for case, options, size in ANY_SIZE if case == name)
+    model = stvid.create_model(name, num_classes=3, num_frames=size[0], img_size=size[1:], **options)
+    clip = torch.randn(2, 3, *size)
+    compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clip), model(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_operations_are_counted_on_the_cpu_too() -> None:
+    counts = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            model = stvid.create_model("ip_csn_50", num_classes=3, **TINY).eval()
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model(torch.zeros(1, 3, 4, 32, 32))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_wrong_options_are_named() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import math
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 import stvid
+from stvid.models import video_swin
 from stvid.models.video_swin import MASKED, Windows, relative_position_index
 
 TINY: dict[str, Any] = {"depth": (2, 2), "embed_dim": 8, "num_heads": (1, 2), "num_classes": 5, "head_drop_rate": 0.0}
@@ -20,13 +24,15 @@ SIZES = [(4, 14, 14), (9, 8, 15), (3, 20, 7), (16, 7, 7), (1, 1, 1)]
 @pytest.mark.parametrize("shifted", [False, True])
 def test_windows_are_those_of_a_rolled_and_padded_input(size: tuple[int, int, int], shifted: bool) -> None:
     windows = Windows.fit(size, (8, 7, 7), shifted=shifted)
-    x = torch.randn(2, *size, 3)
-    tokens, lengths = windows.cut(x)
-    assert tokens.shape == (2 * torch.tensor(windows.counts).prod(), windows.tokens, 3)
-    torch.testing.assert_close(windows.join(tokens.split(lengths), 2), x)
+    padded = [count * side for count, side in zip(windows.counts, windows.window, strict=True)]
+    assert windows.padded == (padded != list(size))
+    groups = windows.rows(2, torch.device("cpu"))
+    every = torch.cat([rows.flatten() for rows in groups])
+    assert every[every >= 0].sort().values.equal(torch.arange(2 * math.prod(size)))  # each token once
+    assert (every < 0).sum() == 2 * (math.prod(padded) - math.prod(size))
 
     # by hand: number each place of the padded grid by the region that it falls into after the roll
-    region = torch.zeros([count * side for count, side in zip(windows.counts, windows.window, strict=True)])
+    region = torch.zeros(padded)
     cuts = []
     for length, side, step in zip(region.shape, windows.window, windows.shift, strict=True):
         cuts.append([slice(0, length - side), slice(length - side, length - step), slice(length - step, length)])
@@ -34,12 +40,42 @@ def test_windows_are_those_of_a_rolled_and_padded_input(size: tuple[int, int, in
     for number, place in enumerate(itertools.product(*cuts)):
         region[place] = number
     whole = Windows(tuple(region.shape), windows.window, windows.shift)  # type: ignore[arg-type]
-    unrolled = region.roll(windows.shift, dims=(0, 1, 2))[None, ..., None]
-    ids, lengths = whole.cut(unrolled)
-    for group, mask in zip(ids.split(lengths), windows.shift_masks(x.device), strict=True):
-        for window in group[..., 0]:
+    regions = region.roll(windows.shift, dims=(0, 1, 2)).flatten()
+    masks = windows.shift_masks(torch.device("cpu"))
+    for rows, mask in zip(whole.rows(1, torch.device("cpu")), masks, strict=True):
+        for window in regions[rows]:
             expected = MASKED * (window[:, None] != window[None, :]).float()
             assert expected.equal(torch.zeros_like(expected) if mask is None else mask)
+
+
+@pytest.mark.parametrize("size", [(4, 64, 64), (9, 50, 130)])
+def test_pieces_compute_what_the_whole_does(size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = stvid.create_model("swin3d_t", **TINY).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    clip = torch.randn(2, 3, *size)
+    expected = model(clip)  # with gradients: all windows at once
+    for piece in (1, 1 << 14, 1 << 20):
+        monkeypatch.setattr(video_swin, "PIECE", piece)
+        with torch.no_grad():
+            torch.testing.assert_close(model(clip), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stochastic_depth_is_that_of_a_clip() -> None:
+    """Not of a window: a branch is kept or left out for all tokens of a clip."""
+    torch.manual_seed(0)
+    model = stvid.create_model("swin3d_t", **{**TINY, "drop_path_rate": 0.5}).train()
+    block = model.layers[1].blocks[1]
+    x = torch.randn(64, 2, 7, 14, 16)
+    windows = Windows.fit((2, 7, 14), (8, 7, 7), shifted=True)
+    rows = windows.rows(64, x.device)
+    torch.nn.init.normal_(block.attn.proj.bias)
+    torch.nn.init.zeros_(block.mlp.fc2.weight)
+    with torch.no_grad():
+        changed = (block(x, windows, rows, model.relative_position_index) - x).abs().amax(-1).flatten(1) > 1e-6
+    assert (changed.all(1) | ~changed.any(1)).all()
+    assert 0 < changed[:, 0].sum() < 64
 
 
 @pytest.mark.parametrize("size", [(20, 100, 72), (9, 150, 230), (3, 33, 65)])
@@ -81,6 +117,48 @@ def test_cached_masks_follow_the_weights_and_the_shape() -> None:
     with torch.no_grad():
         single = model(clips[0])
         torch.testing.assert_close(model.double()(clips[0].double()).float(), single, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_masks_are_not_stale_after_training() -> None:
+    torch.manual_seed(0)
+    model = stvid.create_model("swin3d_t", **TINY).eval()
+    clip = torch.randn(1, 3, 4, 64, 64)
+    with torch.no_grad():
+        model(clip)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model.train()(clip).sum().backward()
+    optimizer.step()
+    fresh = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(clip), fresh(clip), rtol=0, atol=0)
+    tables = [key for key in model.state_dict() if key.endswith("bias_table")]
+    loaded = {key: torch.randn_like(value) if key in tables else value for key, value in model.state_dict().items()}
+    for assign in (False, True):
+        before = model(clip).detach()
+        model.load_state_dict(loaded, assign=assign)
+        with torch.no_grad():
+            after = model(clip)
+            assert not torch.allclose(after, before)
+            torch.testing.assert_close(after, copy.deepcopy(model)(clip), rtol=0, atol=0)
+        loaded = {key: value.clone().mul_(2) if key in tables else value.clone() for key, value in loaded.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)  # as some averages of weights are written: torch counts no new version
+        model.eval()
+        torch.testing.assert_close(model(clip), copy.deepcopy(model)(clip), rtol=0, atol=0)
+
+
+def test_cached_masks_are_neither_saved_nor_copied() -> None:
+    model = stvid.create_model("swin3d_t", **TINY).eval()
+    with torch.no_grad():
+        expected = model(torch.ones(1, 3, 4, 64, 64))
+    attention = model.layers[0].blocks[1].attn
+    assert attention._cached is not None
+    assert not [key for key in model.state_dict() if "cached" in key]
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.layers[0].blocks[1].attn._cached is None
+        with torch.no_grad():
+            assert copied(torch.ones(1, 3, 4, 64, 64)).equal(expected)
 
 
 def test_another_window_resizes_the_bias_tables() -> None:

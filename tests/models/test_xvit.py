@@ -63,3 +63,25 @@ def test_a_new_head_takes_the_unused_one_along() -> None:
     assert report.reset == ["head.bias", "head.weight"]
     source.reset_classifier(3)
     stvid.load_checkpoint(target, source.state_dict())
+
+
+@pytest.mark.parametrize("num_segments", [8, 16])
+def test_sixteen_frames_repeat_the_published_table(num_segments: int) -> None:
+    """With two groups of eight, each half of a clip is what a model of eight frames computes."""
+    torch.manual_seed(0)
+    options = {**TINY, "num_classes": 5, "temporal_depth": 0}
+    short = stvid.create_model("xvit_base", num_frames=8, **options).eval()
+    model = stvid.create_model("xvit_base", num_frames=16, num_segments=num_segments, **options).eval()
+    assert not stvid.load_checkpoint(model, short.state_dict()).resized
+    clip = torch.randn(1, 3, 16, 32, 32)
+    with torch.no_grad():
+        halves = torch.cat([short.forward_features(half)[:, 1:] for half in clip.split(8, dim=2)], dim=1)
+        assert torch.allclose(model.forward_features(clip)[:, 1:], halves, atol=1e-5) == (num_segments == 8)
+
+
+def test_a_longer_table_of_frames_names_the_option() -> None:
+    source = stvid.create_model("xvit_base", num_classes=5, num_time_embeds=16, **TINY)
+    with pytest.raises(CheckpointError, match="num_time_embeds=16"):
+        stvid.load_checkpoint(stvid.create_model("xvit_base", num_classes=5, **TINY), source.state_dict())
+    target = stvid.create_model("xvit_base", num_classes=5, num_time_embeds=16, **TINY)
+    stvid.load_checkpoint(target, source.state_dict())

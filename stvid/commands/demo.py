@@ -1,0 +1,53 @@
+"""``stvid demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvid.commands.common import (
+    Precision,
+    add_checkpoint_options,
+    load,
+    parse,
+    parser_for,
+    pick_device,
+    split_config_options,
+)
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve a local web page on which a video can be dropped."""
+    parser = parser_for(
+        "demo", "Serve a local web page on which a video can be dropped, to see its classes over time; Ctrl-C ends it."
+    )
+    add_checkpoint_options(parser)
+    parser.add_argument("--window", type=str, default="2s", help="Length of a window, as 2s, 500ms or 1min.")
+    parser.add_argument("--stride", type=str, default="0.5s", help="From one window to the next.")
+    parser.add_argument("--topk", type=int, default=5, help="Classes shown.")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets others in.")
+    parser.add_argument("--port", type=int | None, help="Default the first free one from 7860 on.")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
+    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+    own, dotted = split_config_options(argv)
+    options = parse(parser, own)
+
+    from stvid.demo_page import build_page, launch_page
+    from stvid.evaluation.timeline import parse_seconds
+
+    window = parse_seconds(options.window, name="--window")
+    stride = parse_seconds(options.stride, name="--stride")
+    model, _ = load(options, dotted)
+    page = build_page(
+        model,
+        window=window,
+        stride=stride,
+        topk=options.topk,
+        title=f"{model.recipe.get('name', 'stvid')}: {Path(options.checkpoint).name}",
+        device=pick_device(options.device),
+        precision=options.precision,
+    )
+    launch_page(page, host=options.host, port=options.port)
+    return 0

@@ -1,0 +1,72 @@
+"""``stvid explain``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+from stvid.commands.common import add_checkpoint_options, load, parse, parser_for, pick_device, split_config_options
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Show where in space and time a model looks."""
+    parser = parser_for(
+        "explain",
+        "Draw where the model looks in the middle clip of a video: a strip of frames (PNG) and a video (MP4). Grad-CAM "
+        "for models with feature maps (CNNs, UniFormer, Video Swin), attention rollout for transformers over tokens.",
+    )
+    parser.add_argument("files", type=str, nargs="+", help="Video files.")
+    add_checkpoint_options(parser)
+    parser.add_argument(
+        "--method",
+        type=Literal["auto", "gradcam", "rollout", "grad-rollout"],
+        default="auto",
+        help="rollout is the same for all classes, gradcam and grad-rollout are not.",
+    )
+    parser.add_argument("--class", dest="class_name", type=str | None, help="Class to explain; default the top one.")
+    parser.add_argument("--start", type=float | None, help="Use the video from this second on.")
+    parser.add_argument("--end", type=float | None, help="Use the video up to this second.")
+    parser.add_argument("--out", type=str, default="explained", help="Folder for the pictures and videos.")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
+    parser.add_argument(
+        "--backend",
+        type=Literal["av", "decord", "torchcodec", "frames"] | None,
+        help="Decoder; default the one that the model was trained with.",
+    )
+    own, dotted = split_config_options(argv)
+    options = parse(parser, own)
+
+    from stvid.errors import VideoError
+    from stvid.evaluation.evaluate import inference
+    from stvid.evaluation.explanation import explain
+
+    model, config = load(options, dotted)
+    with inference(model, device=pick_device(options.device), precision="32-true") as place:
+        device = place.device
+    model.to(device)
+    failed = 0
+    for file in options.files:
+        try:
+            found = explain(
+                model,
+                file,
+                method=options.method,
+                class_name=options.class_name,
+                start=options.start,
+                end=options.end,
+                backend=options.backend or config.data.backend,
+            )
+        except VideoError as error:
+            failed += 1
+            print(f"stvid: error: {error}", file=sys.stderr)
+            continue
+        picture, video = found.save(options.out)
+        strongest = int(found.over_time.argmax())
+        print(
+            f"{file}: {found.class_name} {100 * found.probability:.1f}%, {found.method}, strongest at "
+            f"{found.clip.seconds[strongest]:.2f} s; written to {picture} and {video}"
+        )
+    return 1 if failed else 0

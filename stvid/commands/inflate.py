@@ -1,0 +1,115 @@
+"""``stvid inflate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from stvid.commands.common import parse, parser_for
+from stvid.errors import ConfigError, StvidError
+
+__all__ = ["run"]
+
+GENERIC = ("temporal", "kernel_size", "layers", "padding")  # options that have no meaning with --to
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make a video model of an image model, with proof."""
+    parser = parser_for(
+        "inflate",
+        "Make a video model of an image model. Prints what became of every tensor, then feeds an image, repeated over "
+        "time, to both and prints the largest difference of the logits: the exit code is 0 only if it is within 1e-5, "
+        "or a reason is named why it cannot be.",
+    )
+    parser.add_argument(
+        "--from",
+        type=str,
+        required=True,
+        help="The image model: timm:<name> or torchvision:<name>; with --to also a file of its weights.",
+    )
+    parser.add_argument(
+        "--to",
+        type=str | None,
+        help="A video model of stvid that descends from it, such as i3d_r50; default the image "
+        "model itself, with layers that see other frames.",
+    )
+    parser.add_argument("--weights", type=str | None, help="File with weights of the image model.")
+    parser.add_argument("--pretrained", action="store_true", help="Take the library's published weights.")
+    parser.add_argument("--frames", type=int | None, help="Frames of a clip; default 16, with --to the model's own.")
+    parser.add_argument("--img_size", type=int | None, help="Side of the input in pixels; default the image model's.")
+    parser.add_argument("--num_classes", type=int | None, help="For a new classifier; default the image model's own.")
+    parser.add_argument(
+        "--temporal",
+        type=Literal["none", "shift", "conv", "attention", "head"] | None,
+        help="How frames see each other: their mean (TSN), moved channels (TSM), kernels in time (I3D; the default), "
+        "attention over time (TimeSformer), or a transformer over the frames' features (VTN).",
+    )
+    parser.add_argument("--kernel_size", type=int | None, help="Frames that a kernel sees (conv); default 3.")
+    parser.add_argument(
+        "--init",
+        type=Literal["center", "average"] | None,
+        help="Kernels in time: zeros but in the central frame (the default), or an equal share in every frame.",
+    )
+    parser.add_argument(
+        "--layers", type=str | None, help="Regular expression of the layers that see other frames; default by mode."
+    )
+    parser.add_argument(
+        "--padding",
+        type=Literal["replicate", "zeros"] | None,
+        help="Beyond the ends of a clip: its first and last frame (the default), or zeros, as I3D and TSM have it.",
+    )
+    parser.add_argument(
+        "--hyperparameters",
+        type=dict[str, Any] | None,
+        help='Further arguments of the model, such as \'{"shift_place": "in_place", "drop_path_rate": 0.1}\'.',
+    )
+    parser.add_argument("--out", type=str | None, help="Where to write the model: .safetensors or .pt.")
+    parser.add_argument("--report", type=str | None, help="Where to write the table with pictures, as HTML.")
+    parser.add_argument("--all", action="store_true", help="Print a row for each copied tensor too.")
+    options = parse(parser, argv)
+    source = getattr(options, "from")
+    shared: dict[str, Any] = {
+        "weights": options.weights,
+        "pretrained": options.pretrained,
+        "num_classes": options.num_classes,
+        "img_size": options.img_size,
+        **(options.hyperparameters or {}),
+    }
+    if options.init is not None:
+        shared["init"] = options.init
+    given = {name: value for name in GENERIC if (value := getattr(options, name)) is not None}
+
+    from stvid.checkpoints import save_model
+
+    inflated: Any
+    try:
+        if options.to is not None:
+            if given:
+                raise ConfigError(f"--{next(iter(given))} has no meaning with --to: {options.to} decides it")
+            from stvid.inflation.parents import inflate_parent
+
+            inflated = inflate_parent(source, options.to, num_frames=options.frames, **shared)
+        else:
+            from stvid.inflation.inflate import inflate_with_report
+
+            inflated = inflate_with_report(
+                source, num_frames=16 if options.frames is None else options.frames, **given, **shared
+            )
+    except TypeError as error:
+        raise ConfigError(f"--hyperparameters: {error}") from error
+    report = inflated.report
+    if options.report is not None:
+        report.save_html(options.report)
+
+    from rich.console import Console
+
+    report.print(Console(width=None if sys.stdout.isatty() else 160), every_tensor=options.all)
+    if not report.as_promised:
+        raise StvidError(
+            f"{source}: the video model does not compute what the image model computes; nothing was written"
+        )
+    if options.out is not None:
+        save_model(inflated.model, options.out)
+        print(f"written to {options.out}")
+    return 0

@@ -1,0 +1,120 @@
+"""``stvid inspect``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stvid.commands.common import load, parse, parser_for, split_config_options
+from stvid.errors import ConfigError, StvidError
+
+if TYPE_CHECKING:
+    from stvid.config import TrainConfig
+    from stvid.data.manifest import Manifest
+    from stvid.protocol import Protocol
+
+__all__ = ["run"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw the exact clips of a video that training and test see."""
+    parser = parser_for(
+        "inspect",
+        "Draw a contact sheet of the clips of a video that training draws and that a test sees, with the frame, the "
+        "second and the crop of each. Keys of the config can be overridden (--protocol.stride 2, --augment.hflip 0). "
+        "If the video is among the config's training videos, the draws are those of that very training.",
+    )
+    parser.add_argument("video", type=str, help="A video file.")
+    parser.add_argument("--config", type=str | None, help="Config of the training; this or --checkpoint is needed.")
+    parser.add_argument("--checkpoint", type=str | None, help="A checkpoint, or the folder of a run.")
+    parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
+    parser.add_argument(
+        "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
+    )
+    parser.add_argument("--split", type=Literal["train", "test", "both"], default="both", help="Which clips.")
+    parser.add_argument("--draws", type=int, default=2, help="Epochs of training to draw.")
+    parser.add_argument("--seed", type=int | None, help="Of the training; default that of the config.")
+    parser.add_argument("--views", type=str | None, help="Test views; default the protocol's.")
+    parser.add_argument(
+        "--label", type=str | None, help="Class of the video, which may decide whether it is mirrored (hflip_keep)."
+    )
+    parser.add_argument("--out", type=str | None, help="The picture; default <name of the video>_clips.png here.")
+    parser.add_argument("--columns", type=int, default=9, help="Pictures in one line.")
+    parser.add_argument(
+        "--backend",
+        type=Literal["av", "decord", "torchcodec", "frames"] | None,
+        help="Decoder; default the config's.",
+    )
+    own, dotted = split_config_options(argv)
+    options = parse(parser, own)
+    if options.columns < 2:
+        raise ConfigError(f"--columns: {options.columns} is not a whole number from 2 up")
+
+    from stvid.config import load_config
+    from stvid.data.manifest import read_class_names
+    from stvid.evaluation.drawing import save_picture
+    from stvid.evaluation.inspection import inspect_video
+
+    if options.checkpoint is not None:
+        model, config = load(options, dotted)
+        protocol = model.default_protocol
+    elif options.config is not None:
+        config = load_config(options.config, dotted)
+        names = options.class_names or config.data.class_names
+        protocol = config.protocol.replace(
+            class_names=read_class_names(names) if names is not None else config.protocol.class_names,
+            views=options.views or config.protocol.views,
+        )
+    else:
+        raise ConfigError("--config or --checkpoint is missing: it says how clips are read")
+    manifest, index = _place(options.video, options.label, config, protocol, training=options.split != "test")
+    inspection = inspect_video(
+        manifest,
+        index,
+        protocol,
+        split=options.split,
+        augment=config.augment,
+        draws=options.draws,
+        seed=config.seed if options.seed is None else options.seed,
+        repeats=config.data.repeats,
+        multilabel=config.task == "multilabel",
+        backend=options.backend or config.data.backend,
+    )
+    written = save_picture(
+        inspection.sheet(columns=options.columns), options.out or f"{Path(options.video).stem}_clips.png"
+    )
+    print("\n".join(inspection.lines()))
+    if options.split != "test" and config.augment.mixup + config.augment.cutmix > 0:
+        print("not shown: MixUp and CutMix, which mix the clips of a batch")
+    print(f"written to {written}")
+    return 0
+
+
+def _place(
+    video: str, label: str | None, config: TrainConfig, protocol: Protocol, *, training: bool
+) -> tuple[Manifest, int]:
+    """Finds the video among the training videos of the config; else makes a list of this video alone, and says so."""
+    from stvid.data.manifest import Manifest, VideoEntry
+    from stvid.engine.runs import read_data
+
+    wanted = os.path.realpath(video)
+    if training:
+        reason = "the config names no training videos"
+        if config.data.train is not None:
+            try:
+                manifest, _ = read_data(config)
+                for index in range(len(manifest)):
+                    if os.path.realpath(manifest[index].path) == wanted:
+                        return manifest, index
+                reason = f"it is not among the training videos of {manifest.source}"
+            except StvidError as error:
+                reason = f"the training videos cannot be listed ({error})"
+        print(f"note: {reason}; the draws are those of a training with this video alone", file=sys.stderr)
+    # The rules of mirroring name classes, so these have to exist.
+    ruled = {name for pair in config.augment.hflip_pairs for name in pair} | set(config.augment.hflip_keep)
+    names = protocol.class_names or tuple(sorted(ruled | ({label} if label else set()))) or ("unknown",)
+    entry = VideoEntry(wanted, (label or next((name for name in names if name not in ruled), names[0]),))
+    return Manifest.from_entries([entry], class_names=names, source=video), 0

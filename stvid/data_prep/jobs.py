@@ -1,0 +1,216 @@
+"""One piece of work per file, in parallel: with progress, a journal to go on from, and a list of what failed.
+
+The journal is a file of JSON lines: first what the job is, then one line for each file that is done, written at once.
+A second run with the same journal does what is left, what failed before, and what has changed or is gone since; one
+that is a different job is refused.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stvid.errors import ConfigError, Interrupted, StvidError
+
+__all__ = ["Outcome", "run_jobs"]
+
+Work = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one file.
+
+    Attributes:
+        key: The file.
+        result: What the work returned; empty if it failed.
+        error: Why it failed, an empty string if it did not.
+    """
+
+    key: str
+    result: Mapping[str, Any]
+    error: str
+
+
+def _attempt(work: Work, key: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """In the worker process. One file must not end the run, whatever is wrong with it or with the work."""
+    try:
+        return work(key, options), ""
+    except StvidError as error:
+        return {}, str(error)
+    except OSError as error:
+        return {}, f"{error.filename or key}: {error.strerror or error}"
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return {}, f"{key}: internal error: {message[:500]} (please report it)"
+
+
+def _enter_worker() -> None:
+    # Ctrl-C reaches all processes of the terminal; the main one acts on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The pool's own processes wait for ever if the main one is killed.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _stamp(key: str) -> list[int]:
+    """Size and time of a file, by which a changed one is known; empty if it is not there."""
+    try:
+        status = os.stat(key)
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_journal(
+    journal: Path, job: Mapping[str, Any], intact: Callable[[Mapping[str, Any]], bool]
+) -> dict[str, Outcome]:
+    try:
+        lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    done: dict[str, Outcome] = {}
+    known = False
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a line that an interruption cut off, or the blank one after it
+        if "job" in record:
+            if record["job"] != job:
+                raise ConfigError(
+                    f"{journal}: belongs to a run with other options ({json.dumps(record['job'])}); delete it to "
+                    "start again, or give another place for the output"
+                )
+            known = True
+        elif known:
+            key, result = record["key"], record["result"]
+            done.pop(key, None)
+            if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
+                done[key] = Outcome(key, result, "")
+    return done
+
+
+def run_jobs(
+    work: Work,
+    keys: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    title: str,
+    journal: Path,
+    workers: int | None = None,
+    intact: Callable[[Mapping[str, Any]], bool] = lambda result: True,
+) -> list[Outcome]:
+    """Calls ``work(key, options)`` for every key in worker processes.
+
+    A file that takes its process down is tried once more by itself, and is listed as failed if it does so again.
+
+    Args:
+        work: A function of a module; it returns what JSON can hold, and raises StvidError for a file that it cannot do.
+        keys: The files, each once.
+        options: For every call; what JSON can hold. They must be the same when the run is continued.
+        title: Shown beside the progress.
+        journal: Where the outcomes are kept.
+        workers: Processes; None takes one a core.
+        intact: Tells of what the work returned in an earlier run whether what it wrote is still there.
+
+    Returns:
+        The outcomes in the order of the keys, those of earlier runs included.
+
+    Raises:
+        ConfigError: If the journal belongs to another job, or the number of workers is none.
+        Interrupted: If Ctrl-C was pressed; the journal holds what was done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    job = json.loads(json.dumps({"title": title, **options}))
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: at least 1 is needed")
+    done = _read_journal(journal, job, intact)
+    left = [key for key in keys if key not in done]
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    fresh = not journal.exists() or journal.stat().st_size == 0
+    with (
+        open(journal, "a", encoding="utf-8") as file,
+        Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
+    ):
+        file.write(("" if fresh else "\n") + json.dumps({"job": job}) + "\n")  # after a line that was cut off
+        file.flush()
+        bar = progress.add_task(title, total=len(keys), completed=len(keys) - len(left))
+
+        def record(key: str, result: Mapping[str, Any], error: str) -> None:
+            nonlocal failed
+            failed += bool(error)
+            done[key] = Outcome(key, result, error)
+            entry = {"key": key, "stamp": _stamp(key), "result": result, "error": error}
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            progress.update(bar, advance=1, description=f"{title}{f' ({failed} failed)' if failed else ''}")
+
+        try:
+            suspects = _run_pool(work, left, options, workers, record)
+            for key in suspects:  # one of them took its process down: each by itself shows which
+                if _run_pool(work, [key], options, 1, record):
+                    record(key, {}, f"{key}: takes the process that reads it down")
+        except KeyboardInterrupt as error:
+            count = f"{len(done)} of {len(keys)} videos done"
+            raise Interrupted(f"interrupted, {count}; the same command goes on from there", signal.SIGINT) from error
+    return [done[key] for key in keys]
+
+
+def _run_pool(
+    work: Work,
+    keys: Sequence[str],
+    options: Mapping[str, Any],
+    workers: int,
+    record: Callable[[str, Mapping[str, Any], str], None],
+) -> list[str]:
+    """Returns the files that were being worked on when a process died."""
+    suspects: list[str] = []
+    waiting = list(reversed(keys))
+    context = multiprocessing.get_context("spawn")
+    while waiting:
+        running: dict[concurrent.futures.Future[tuple[Mapping[str, Any], str]], str] = {}
+        others = set(multiprocessing.active_children())
+        with concurrent.futures.ProcessPoolExecutor(
+            min(workers, len(waiting)), mp_context=context, initializer=_enter_worker
+        ) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < 2 * workers:
+                        running[pool.submit(_attempt, work, waiting[-1], options)] = waiting[-1]
+                        waiting.pop()
+                    ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                    for future in ended:
+                        result, error = future.result()
+                        record(running.pop(future), result, error)
+            except BrokenProcessPool:
+                suspects += running.values()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()  # a long video would be waited for
+                raise
+    return suspects

@@ -1,0 +1,375 @@
+"""Clip features as files: one a video, with the seconds of each clip, so that a later program needs no video.
+
+A feature is what the classifier sees: the pooled output of `forward_features`. The clips of a video are either the test
+clips of the protocol (features of a clip's crops are averaged), or windows that slide over it, as in
+`stvid.evaluation.timeline`. `stvid.engine.features` runs the model and writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, get_worker_info
+
+from stvid.checkpoints import write_atomically
+from stvid.data.dataset import EvalDataset
+from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.streaming import Frame, stream_frames
+from stvid.errors import ConfigError, StvidError, VideoError
+from stvid.evaluation.timeline import check_windows, stream_windows
+from stvid.evaluation.views import ViewPlan
+from stvid.protocol import Protocol
+
+__all__ = [
+    "ClipChunk",
+    "ClipFeatures",
+    "FeatureClips",
+    "FeatureFormat",
+    "check_settings",
+    "feature_files",
+    "load_features",
+    "save_features",
+    "weights_digest",
+]
+
+FeatureFormat = Literal["npz", "parquet"]
+SETTINGS = "features.json"
+_CHUNK_CLIPS = 16
+"""Clips that travel together from a decoding process; of a long video one chunk is in memory at a time."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """The features of one video.
+
+    Attributes:
+        features: float32 (N, D), one row a clip.
+        start: Second of each clip's start, counted from the video's first frame, float64 (N,).
+        end: Likewise of its end; without windows the time of its last frame.
+        frames: First and last source frame that the model saw, int64 (N, 2).
+        path: The video.
+        labels: Names of its classes, if known.
+    """
+
+    features: NDArray[np.float32]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    frames: NDArray[np.int64]
+    path: str
+    labels: tuple[str, ...] = ()
+
+
+def save_features(found: ClipFeatures, path: str | os.PathLike[str]) -> None:
+    """Writes ``.npz``, or ``.parquet`` with a row a clip and path and labels in the metadata; atomically.
+
+    Raises:
+        ConfigError: If the suffix is another.
+        StvidError: If pyarrow is missing.
+        OSError: If the file cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".npz":
+
+        def write(file: Path) -> None:
+            with open(file, "wb") as stream:  # given a name, numpy would append a suffix
+                np.savez(
+                    stream,
+                    features=found.features,
+                    start=found.start,
+                    end=found.end,
+                    frames=found.frames,
+                    path=np.array(found.path),
+                    labels=np.array(found.labels, dtype=np.str_),
+                )
+    elif target.suffix == ".parquet":
+        arrow, parquet = _pyarrow()
+        columns = {
+            "start": found.start,
+            "end": found.end,
+            "first_frame": found.frames[:, 0],
+            "last_frame": found.frames[:, 1],
+            "features": arrow.FixedSizeListArray.from_arrays(
+                arrow.array(found.features.reshape(-1)), found.features.shape[1]
+            ),
+        }
+        about = {"path": found.path, "labels": json.dumps(found.labels)}
+        table = arrow.table(columns).replace_schema_metadata(about)
+
+        def write(file: Path) -> None:
+            parquet.write_table(table, file)
+    else:
+        raise ConfigError(f"{target}: features are written as .npz or .parquet")
+    write_atomically(target, write)
+
+
+def load_features(path: str | os.PathLike[str]) -> ClipFeatures:
+    """Reads what `save_features` wrote.
+
+    Raises:
+        StvidError: If the file is damaged, or pyarrow is missing.
+        OSError: If it cannot be read.
+    """
+    source = Path(path)
+    try:
+        if source.suffix == ".npz":
+            with np.load(source, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in ("features", "start", "end", "frames")}
+                return ClipFeatures(**arrays, path=str(held["path"]), labels=tuple(held["labels"].tolist()))
+        _, parquet = _pyarrow()
+        table = parquet.read_table(source)
+        about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        features = table["features"].combine_chunks()
+        ends = [table[name].to_numpy() for name in ("first_frame", "last_frame")]
+        return ClipFeatures(
+            features=features.flatten().to_numpy().reshape(len(features), -1),
+            start=table["start"].to_numpy(),
+            end=table["end"].to_numpy(),
+            frames=np.stack(ends, axis=1),
+            path=about["path"],
+            labels=tuple(json.loads(about["labels"])),
+        )
+    except (KeyError, ValueError) as error:
+        raise StvidError(f"{source}: not a file of stvid features, or damaged ({error})") from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise StvidError(f"{error}; Parquet needs: pip install 'stvid[parquet]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def feature_files(manifest: Manifest, folder: str | os.PathLike[str], format: FeatureFormat) -> list[Path]:
+    """Returns the file of each row: ``<folder of the video>/<its name>.<digits>.npz``.
+
+    The digits come from the video's path and the part of it that the row names, so that they depend on nothing else
+    of the list, which may grow.
+
+    Raises:
+        ConfigError: If the format is unknown.
+    """
+    if format not in get_args(FeatureFormat):
+        raise ConfigError(f"format: {format!r} is not one of {', '.join(get_args(FeatureFormat))}")
+    files = []
+    for index in range(len(manifest)):
+        entry = manifest[index]
+        path = Path(entry.path)
+        digits = hashlib.sha256(repr((str(path), entry.start, entry.end)).encode(errors="surrogateescape")).hexdigest()
+        files.append(Path(folder) / path.parent.name / f"{path.name}.{digits[:8]}.{format}")
+    return files
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Returns a short fingerprint of all weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Writes how a folder's features are made, or makes sure that those in it were made so.
+
+    Raises:
+        ConfigError: If the folder holds features of other settings.
+        OSError: If the file cannot be read or written.
+    """
+    path = Path(folder) / SETTINGS
+    plain = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: cannot be read ({error}); choose another --out") from error
+        differing = [key for key in plain if found.get(key) != plain[key]]
+        if differing:
+            key = differing[0]
+            raise ConfigError(
+                f"{path}: the features there were made with other settings ({', '.join(differing)}"
+                + (f": {found.get(key)!r}, now {plain[key]!r}" if len(str(plain[key])) < 60 else "")
+                + "); choose another --out"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write_text(json.dumps(plain, indent=2), encoding="utf-8"))
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ClipChunk:
+    """Some clips of one video, in order.
+
+    Attributes:
+        video: Row of the manifest.
+        clips: uint8 (n, crops, C, T, H, W); None if there are none.
+        start: Second of each clip's start, counted from the video's first frame, (n,).
+        end: Likewise of its end.
+        frames: First and last source frame, (n, 2).
+        last: Whether no more clips of this video come.
+        error: Why the video cannot be read; its earlier chunks do not count then.
+    """
+
+    video: int
+    clips: Tensor | None
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    frames: NDArray[np.int64]
+    last: bool
+    error: str | None = None
+
+
+class FeatureClips(IterableDataset[ClipChunk]):
+    """The clips of many videos, each process its share of the videos, each video decoded once.
+
+    Args:
+        manifest: The videos.
+        rows: Which of them.
+        protocol: Frames, sampling and size.
+        views: Temporal clips x spatial crops; with windows, of each window, whose clips are averaged too.
+        window: Seconds of a sliding window; None takes the temporal clips.
+        stride: Seconds from one window to the next.
+        backend: Decoder of the temporal clips; windows are always read by PyAV.
+        rank: Number of this process among those that run the model.
+        world_size: Their number.
+
+    Raises:
+        ConfigError: If an argument is not usable.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        rows: Sequence[int],
+        protocol: Protocol,
+        *,
+        views: str,
+        window: float | None,
+        stride: float | None,
+        backend: str = "av",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.plan = ViewPlan.parse(views)
+        if window is not None:
+            check_windows(window, window if stride is None else stride)
+        elif stride is not None:
+            raise ConfigError("stride: belongs to window, which is missing")
+        self.rows = list(rows)
+        self.protocol = protocol
+        self.window = window
+        self.stride = window if stride is None else stride
+        self.rank = rank
+        self.world_size = world_size
+        self.manifest = manifest
+        self.videos = EvalDataset(manifest, protocol, views=views, backend=backend)
+
+    def __iter__(self) -> Iterator[ClipChunk | StvidError]:  # type: ignore[override]
+        """Yields chunks; an error that is no fault of a video comes as a value, for the loader to raise."""
+        worker = get_worker_info()
+        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        for row in self.rows[self.rank * workers + number :: self.world_size * workers]:
+            chunks = self._windows(row) if self.window is not None else self._test_clips(row)
+            try:
+                yield from chunks
+                error = None
+            except VideoError as problem:
+                error = problem.reason
+            except StvidError as problem:
+                yield problem
+                return
+            none = np.empty(0)
+            yield ClipChunk(row, None, none, none, np.empty((0, 2), np.int64), last=True, error=error)
+
+    def _test_clips(self, row: int) -> Iterator[ClipChunk]:
+        sample = self.videos[row]
+        if sample.clips is None or sample.indices is None or sample.seconds is None:
+            raise VideoError(self.manifest[row].path, str(sample.error))
+        clips = sample.clips.unflatten(0, (self.plan.clips, self.plan.crops))
+        frames = sample.indices[:, [0, -1]]
+        # The file's clock may begin anywhere.
+        times = sample.seconds[:, [0, -1]] - _first_second(self.manifest[row].path, self.videos.backend)
+        for begin in range(0, len(clips), _CHUNK_CLIPS):
+            part = slice(begin, begin + _CHUNK_CLIPS)
+            yield ClipChunk(row, clips[part], times[part, 0], times[part, 1], frames[part], last=False)
+
+    def _windows(self, row: int) -> Iterator[ClipChunk]:
+        entry = self.manifest[row]
+        assert self.window is not None and self.stride is not None
+        part = _Part(entry)
+        windows = stream_windows(part.frames(), self.protocol, window=self.window, stride=self.stride, views=self.plan)
+        waiting: list[Any] = []
+        for item in windows:
+            if item.clips is None:
+                continue  # a part without a frame of its own
+            waiting.append(item)
+            if len(waiting) * self.plan.num_views >= _CHUNK_CLIPS:
+                yield self._chunk(row, waiting, part)
+                waiting = []
+        if waiting:
+            yield self._chunk(row, waiting, part)
+
+    def _chunk(self, row: int, windows: list[Any], part: _Part) -> ClipChunk:
+        return ClipChunk(
+            row,
+            torch.stack([item.clips for item in windows]),
+            np.array([item.start for item in windows]) + part.seconds,
+            np.array([item.end for item in windows]) + part.seconds,
+            np.array([[item.indices.min(), item.indices.max()] for item in windows]) + part.index,
+            last=False,
+        )
+
+
+class _Part:
+    """The frames of a manifest's row; windows count from its first frame.
+
+    Attributes:
+        index: Number of that frame in the file.
+        seconds: Its time, counted from the file's first frame.
+    """
+
+    def __init__(self, entry: VideoEntry) -> None:
+        self.entry = entry
+        self.index = 0
+        self.seconds = 0.0
+
+    def frames(self) -> Iterator[Frame]:
+        origin: float | None = None
+        begun = False
+        for number, frame in enumerate(stream_frames(self.entry.path)):
+            origin = frame.seconds if origin is None else origin
+            at = frame.seconds - origin + 1e-3  # the tolerance of `stvid.data.sampling.frame_grid`
+            if self.entry.end is not None and at >= self.entry.end:
+                break
+            if self.entry.start is None or at >= self.entry.start:
+                if not begun:
+                    begun, self.index, self.seconds = True, number, frame.seconds - origin
+                yield frame
+        if not begun:
+            raise VideoError(self.entry.path, f"there is no frame from {self.entry.start:g} s on")
+
+
+def _first_second(path: str, backend: str) -> float:
+    from stvid.data.decoding import VideoReader
+
+    with VideoReader(path, backend=backend) as reader:  # its index is remembered from the clips
+        return float(reader.timestamps[0])

@@ -1,0 +1,362 @@
+"""Classes over time: a window slides over a video of any length, or over a stream, in bounded memory.
+
+Window ``k`` is the part from ``k * stride`` to ``k * stride + window`` seconds, counted from the first frame. Its clip
+is the one that `stvid.load_clip` reads with that `start` and `end`: the protocol's test clip of that part, frame by
+frame the same. So a dense clip that is shorter than the window shows its middle, and one that is longer repeats the
+window's last frame; segment sampling spreads the frames over the window. With views such as ``2x3`` a window has
+several clips and crops, whose scores are averaged, as if it were a video of its own.
+
+Windows go on until one has reached the end of the video; that last one may be shorter than the others. A part without a
+frame of its own (a long still of a variable frame rate) is a window with an error.
+
+Frames are decoded once, in order, and kept only as the crops that the model would see, only as long as a window can
+need them. For files of more than 100 frames a second with an uneven rate, a frame that lies within a millisecond of a
+window's border may count to the other side of it than in `load_clip`, which knows the average rate in advance.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stvid.data.dataset import EvalSample
+from stvid.data.sampling import frame_grid, sample_views
+from stvid.data.streaming import Frame, is_live, stream_frames
+from stvid.data.transforms import test_crops
+from stvid.errors import ConfigError, VideoError
+from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
+from stvid.evaluation.metrics import Task, video_scores
+from stvid.evaluation.views import ViewPlan
+from stvid.protocol import Protocol
+
+__all__ = [
+    "TimelineWindow",
+    "WindowClips",
+    "check_windows",
+    "parse_seconds",
+    "stream_windows",
+    "timeline",
+]
+
+MAX_WINDOW_BYTES = 4 * 2**30
+"""Crops that a window may hold; a window that needs more is refused, not swapped."""
+
+_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0}
+
+
+def parse_seconds(text: str, *, name: str) -> float:
+    """Reads ``2s``, ``0.5``, ``500ms`` or ``1min`` as seconds.
+
+    Raises:
+        ConfigError: If it is none of these, or not positive; `name` says which option.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|m|)\s*", text)
+    value = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not value > 0:
+        raise ConfigError(f"{name}: {text!r} is not a positive time such as 2s, 0.5s or 500ms")
+    return value
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WindowClips:
+    """The views of one window.
+
+    Attributes:
+        start: Seconds from the first frame of the source.
+        end: Likewise; where the source ends, if that is earlier.
+        clips: uint8 (V, C, T, crop, crop), ordered as `ViewPlan` says; None if the window holds no frame.
+        indices: Source frame of each frame, int64 (clips, T).
+        seconds: Their times on the source's own clock, float64 (clips, T).
+        error: Why there are no clips.
+    """
+
+    start: float
+    end: float
+    clips: torch.Tensor | None
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    seconds: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    error: str | None = None
+
+
+class _Buffer:
+    """The latest frames of a stream, as crops."""
+
+    def __init__(self, protocol: Protocol, plan: ViewPlan) -> None:
+        self.protocol = protocol
+        self.plan = plan
+        self.count = 0  # frames that have come
+        self.origin = 0.0
+        self.times: deque[float] = deque()  # seconds from the first frame
+        self.crops: deque[torch.Tensor] = deque()
+
+    def add(self, frame: Frame) -> float:
+        if self.count == 0:
+            self.origin = frame.seconds
+        self.count += 1
+        self.times.append(frame.seconds - self.origin)
+        crops, _ = test_crops(torch.from_numpy(frame.image)[None], self.protocol, self.plan.crops)
+        self.crops.append(crops)
+        if len(self.crops) * crops.nbytes > MAX_WINDOW_BYTES:
+            raise ConfigError(
+                f"window: its {len(self.crops)} frames take more than {MAX_WINDOW_BYTES >> 30} GiB; take a shorter one"
+            )
+        return self.times[-1]
+
+    @property
+    def step(self) -> float:
+        """Average seconds of a frame so far, as `frame_grid` has it."""
+        if self.count > 1 and self.times[-1] > 0:
+            return self.times[-1] / (self.count - 1)
+        return 1 / self.protocol.fps if self.protocol.fps is not None else 1.0
+
+    @property
+    def tolerance(self) -> float:
+        return min(1e-3, 0.1 * self.step)  # `stvid.data.sampling.frame_grid`
+
+    def forget(self, before: float) -> None:
+        """Drops frames that no window from `before` on can need: all but the one that is shown then."""
+        while len(self.times) > 1 and self.times[1] <= before - self.tolerance:
+            self.times.popleft()
+            self.crops.popleft()
+
+    def window(self, start: float, end: float, *, ended_at: float | None = None) -> WindowClips:
+        """Cuts the views of a window out of the frames.
+
+        Args:
+            start: Seconds from the first frame.
+            end: Likewise.
+            ended_at: Where the source has ended, if it has; otherwise a frame at `end` or later is in the buffer.
+        """
+        times = np.array(self.times)
+        if ended_at is not None:
+            end = min(end, ended_at)
+            times = np.append(times, ended_at + self.step)  # lies behind all windows, so that none ends before `end`
+        shown_end = round(end, 6)
+        try:
+            grid = frame_grid(times, fps=self.protocol.fps, start=start, end=end)
+        except ValueError as error:
+            return WindowClips(start, shown_end, None, error=str(error))
+        places = sample_views(grid, self.protocol, num_clips=self.plan.clips)
+        clips = [torch.cat([self.crops[place] for place in row], dim=2) for row in places.tolist()]
+        first = self.count - len(self.times)
+        return WindowClips(start, shown_end, torch.cat(clips), places + first, times[places] + self.origin)
+
+
+def check_windows(window: float, stride: float) -> None:
+    """Refuses windows that are not positive numbers of seconds.
+
+    Raises:
+        ConfigError: If one of them is not.
+    """
+    for name, value in (("window", window), ("stride", stride)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{name}: {value!r} is not a positive number of seconds")
+
+
+def stream_windows(
+    frames: Iterable[Frame], protocol: Protocol, *, window: float, stride: float, views: str | ViewPlan = "1x1"
+) -> Iterator[WindowClips]:
+    """Yields the windows of a stream, each as soon as a frame at its end has come.
+
+    Args:
+        frames: Frames in order, such as `stvid.data.streaming.stream_frames` gives.
+        protocol: Frames, sampling and size.
+        window: Length in seconds.
+        stride: Seconds from the start of a window to that of the next.
+        views: Temporal clips x spatial crops of each window.
+
+    Raises:
+        ConfigError: If an argument is not usable, or the crops of a window take more than 4 GiB.
+    """
+    check_windows(window, stride)
+    buffer = _Buffer(protocol, ViewPlan.parse(views))
+    number = 0
+
+    def start_of(k: int) -> float:
+        return round(k * stride, 6)  # 3 * 0.1 is meant to be 0.3
+
+    for frame in frames:
+        now = buffer.add(frame)
+        while now >= start_of(number) + window - buffer.tolerance:
+            yield buffer.window(start_of(number), start_of(number) + window)
+            number += 1
+        buffer.forget(start_of(number))
+    if not buffer.count:
+        return
+    end = buffer.times[-1] + buffer.step
+    while number == 0 or max(start_of(number - 1) + window, start_of(number)) < end - buffer.tolerance:
+        yield buffer.window(start_of(number), start_of(number) + window, ended_at=end)
+        number += 1
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimelineWindow:
+    """The most likely classes of one window.
+
+    Attributes:
+        start: Seconds from the first frame of the source.
+        end: Likewise.
+        classes: Class names, the most likely first; empty if the window holds no frame.
+        probabilities: Of these classes, in 0..1, averaged over the views.
+        scores: Of all classes, float64 (K,); empty if the window holds no frame.
+        frames: First and last source frame that the model saw; None if it saw none.
+        error: Why there are no classes.
+    """
+
+    start: float
+    end: float
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    scores: NDArray[np.float64]
+    frames: tuple[int, int] | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for JSON: all but the scores."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "classes": list(self.classes),
+            "probabilities": list(self.probabilities),
+            "frames": None if self.frames is None else list(self.frames),
+            "error": self.error,
+        }
+
+
+def timeline(
+    model: nn.Module,
+    source: str | os.PathLike[str],
+    *,
+    window: float,
+    stride: float,
+    topk: int = 5,
+    views: str | ViewPlan = "1x1",
+    protocol: Protocol | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "32-true",
+    task: Task | None = None,
+) -> Iterator[TimelineWindow]:
+    """Classifies every window of a video or stream; see the head of this file for what a window shows.
+
+    Args:
+        model: Maps clips (B, C, T, H, W) to logits (B, K). It stays on the device until the iterator is used up or
+            closed.
+        source: A file, or what else `stvid.data.streaming.stream_frames` reads.
+        window: Length in seconds.
+        stride: Seconds from the start of a window to that of the next.
+        topk: How many classes to name.
+        views: Temporal clips x spatial crops of each window.
+        protocol: None takes `model.default_protocol`.
+        batch_size: Clips in one forward pass; None takes 8, or for a camera, pipe or URL one window, so that each is
+            known as soon as it is over.
+        device: None leaves the model where it is.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        task: None takes `model.task`.
+
+    Yields:
+        The windows in order. Memory does not grow with their number.
+
+    Raises:
+        VideoError: If the source cannot be read or breaks off; the windows before come first.
+        ConfigError: If an argument is not usable, or the model does not take the clips.
+    """
+    check_windows(window, stride)
+    check_counts(topk=topk, workers=0, batch_size=1 if batch_size is None else batch_size)
+    plan = ViewPlan.parse(views)
+    used = model_protocol(model, protocol, plan)
+    used_task = model_task(model, task)
+    clips_at_once = batch_size or (plan.num_views if is_live(source) else 8)
+    return _timeline(
+        model, source, used, plan, used_task, window, stride, topk, max(clips_at_once, 1), device, precision
+    )
+
+
+def _timeline(
+    model: nn.Module,
+    source: str | os.PathLike[str],
+    protocol: Protocol,
+    plan: ViewPlan,
+    task: Task,
+    window: float,
+    stride: float,
+    topk: int,
+    batch_size: int,
+    device: torch.device | str | None,
+    precision: str,
+) -> Iterator[TimelineWindow]:
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    waiting: list[WindowClips] = []
+
+    def classified() -> list[TimelineWindow]:
+        # Entered for each batch: inference mode must not be on in the caller between two windows.
+        with inference(model, device=None, precision=precision) as place:
+            samples = [
+                EvalSample(number, item.clips, np.array(-1), error=item.error) for number, item in enumerate(waiting)
+            ]
+            pairs = sample_logits(model, samples, protocol=protocol, placement=place, view_chunk=batch_size)
+            logits = [None if rows is None else rows.numpy() for _, rows in pairs]
+        done = [_named(item, rows, protocol, task, topk) for item, rows in zip(waiting, logits, strict=True)]
+        waiting.clear()
+        return done
+
+    try:
+        with inference(model, device=device, precision=precision) as place:
+            target = place.device  # checked, with a message of one line
+        model.to(target)
+        frames = stream_frames(source)
+        try:
+            for item in stream_windows(frames, protocol, window=window, stride=stride, views=plan):
+                waiting.append(item)
+                if len(waiting) * plan.num_views >= batch_size:
+                    yield from classified()
+        except VideoError:
+            if waiting:
+                yield from classified()  # what came before still counts
+            raise
+        finally:
+            frames.close()  # type: ignore[attr-defined]
+        if waiting:
+            yield from classified()
+    finally:
+        model.to(home)
+
+
+def _named(
+    item: WindowClips, logits: NDArray[np.float32] | None, protocol: Protocol, task: Task, topk: int
+) -> TimelineWindow:
+    if logits is None:
+        return TimelineWindow(item.start, item.end, (), (), np.empty(0), error=item.error)
+    names = protocol.class_names or tuple(f"class {k}" for k in range(logits.shape[1]))
+    if len(names) != logits.shape[1]:
+        raise ConfigError(f"the model gives {logits.shape[1]} logits, but the protocol names {len(names)} classes")
+    seen = (int(item.indices.min()), int(item.indices.max()))
+    if not np.isfinite(logits).all():
+        reason = "the model gives logits that are not finite numbers"
+        return TimelineWindow(item.start, item.end, (), (), np.empty(0), frames=seen, error=reason)
+    scores = video_scores(logits[None], task)[0]
+    best = np.argsort(-scores, kind="stable")[:topk]
+    return TimelineWindow(
+        item.start,
+        item.end,
+        tuple(names[k] for k in best),
+        tuple(float(scores[k]) for k in best),
+        scores,
+        frames=seen,
+    )

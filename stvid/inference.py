@@ -1,0 +1,451 @@
+"""What is done to a trained model, or to its logits, before it is used: `fuse`, `optimize` and `late_fusion`.
+
+None of them changes the model that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stvid.errors import ConfigError, StvidError
+from stvid.models.layers import Conv3d, VideoModel, channels_last
+
+if TYPE_CHECKING:
+    from stvid.evaluation.result import EvaluationResult
+
+__all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "late_fusion", "optimize", "pick_precision"]
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_log = logging.getLogger(__name__)
+
+
+# --- batch norms into convolutions ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What `fuse` did.
+
+    Attributes:
+        fused: Name of each norm that is gone, with the name of the convolution that does its work.
+        kept: Name of each batch norm that stays, with the reason.
+    """
+
+    fused: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.fused)} of {len(self.fused) + len(self.kept)} batch norms folded into their convolutions"
+        reasons = dict.fromkeys(self.kept.values())
+        for reason in reasons:
+            names = [name for name, why in self.kept.items() if why == reason]
+            text += f"; {len(names)} kept, {reason} ({names[0]}{', ...' if len(names) > 1 else ''})"
+        return text
+
+
+def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
+    """Folds every batch norm that follows a convolution into it; the outputs stay the same.
+
+    In evaluation mode a batch norm is one factor and one summand a channel, which the convolution before it can apply
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). Which norm follows which convolution is found by following the
+    tensors through one forward pass. A norm is folded only if its input is a convolution's output, which nothing else
+    sees, and if both run once.
+
+    Args:
+        model: Any model of stvid; it is not changed.
+        clip: The pass is made with this clip (B, C, T, H, W). None makes it with the model's own size and without
+            computing (on torch's meta device).
+
+    Returns:
+        A copy in evaluation mode for inference: its parameters take no gradient, `train()` is refused, and so is saving
+        it (save the original). Its attribute `fused` is the `FuseReport`, which is logged too (level INFO).
+
+    Raises:
+        ConfigError: If the model is no model of stvid, or was fused before.
+        StvidError: If the forward pass fails.
+    """
+    if not isinstance(model, VideoModel):
+        raise ConfigError(f"fuse takes a model of stvid, not {type(model).__name__}")
+    if model.fused is not None:
+        raise ConfigError(f"{type(model).__name__} is fused already: {model.fused}")
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    names = {module: name for name, module in result.named_modules()}
+    owners = Counter(id(weight) for module in names for weight in module._parameters.values() if weight is not None)
+    pairs = _follow(result, clip)
+    fused: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    for norm in [module for module in names if isinstance(module, _BatchNorm)]:
+        conv = pairs.get(norm, "it does not run")
+        reason = conv if isinstance(conv, str) else _refusal(conv, norm, owners)
+        if isinstance(conv, str) or reason is not None:
+            kept[names[norm]] = str(reason)
+        else:
+            _fold(conv, norm)
+            _replace(result, norm)
+            fused[names[norm]] = names[conv]
+    result.fused = FuseReport(fused, kept)
+    result.inference_only = "its batch norms are folded into its convolutions (stvid.fuse)"
+    _log.info("%s: %s", type(model).__name__, result.fused)
+    return result
+
+
+class _Consumers(TorchDispatchMode):
+    """Counts, for the watched tensors, the operations that take them; those within a norm apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets the same id
+        self.uses: dict[int, int] = {}
+        self.norm: nn.Module | None = None
+
+    def watch(self, tensor: Tensor) -> None:
+        """Starts counting the uses of a tensor."""
+        self.watched[id(tensor)] = tensor
+        self.uses[id(tensor)] = 0
+
+    def use(self, value: Any) -> None:
+        """Counts a use of every watched tensor in nested lists of arguments."""
+        for leaf in tree_leaves(value):
+            if id(leaf) in self.watched:
+                self.uses[id(leaf)] += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.norm is None:
+            self.use((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _follow(model: VideoModel, clip: Tensor | None) -> dict[nn.Module, nn.Module | str]:
+    """Runs the model once; returns for each batch norm the convolution whose output it alone takes, or a reason."""
+    consumers = _Consumers()
+    makers: dict[int, nn.Module] = {}
+    runs: dict[nn.Module, int] = {}
+    inputs: dict[nn.Module, Tensor | None] = {}  # of each norm, if a convolution made it
+
+    def after_conv(conv: nn.Module, _: Any, output: Any) -> None:
+        runs[conv] = runs.get(conv, 0) + 1
+        makers[id(output)] = conv
+        consumers.watch(output)
+
+    def before_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        runs[norm] = runs.get(norm, 0) + 1
+        inputs[norm] = consumers.watched.get(id(arguments[0]))
+        consumers.use(arguments[0])
+        consumers.norm = norm
+
+    def after_norm(*_: Any) -> None:
+        consumers.norm = None
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            # Before hooks of others, which may replace the output.
+            handles.append(module.register_forward_hook(after_conv, prepend=True))
+        elif isinstance(module, _BatchNorm):
+            handles.append(module.register_forward_pre_hook(before_norm))
+            handles.append(module.register_forward_hook(after_norm, prepend=True))
+    try:
+        with torch.no_grad(), consumers:
+            consumers.use(_run(model, clip))
+    except Exception as error:  # whatever a model's own code raises
+        raise StvidError(f"{type(model).__name__} cannot be followed: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[nn.Module, nn.Module | str] = {}
+    for norm, tensor in inputs.items():
+        if tensor is None:
+            found[norm] = "its input is not a convolution's output"
+            continue
+        conv = makers[id(tensor)]
+        if runs[norm] > 1 or runs[conv] > 1:
+            found[norm] = "it or its convolution runs more than once"
+        elif consumers.uses[id(tensor)] > 1:
+            found[norm] = "the convolution's output is used elsewhere too"
+        else:
+            found[norm] = conv
+    return found
+
+
+def _run(model: VideoModel, clip: Tensor | None) -> Any:
+    if clip is not None:
+        return model(clip)
+    channels = getattr(model, "in_chans", 3)
+    shape = (2, channels, model.recipe["num_frames"], *model.recipe["img_size"])
+    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = {name: value.to("meta") for name, value in state.items()}
+    return torch.func.functional_call(model, weights, torch.empty(shape, dtype=dtype, device="meta"))
+
+
+@cache
+def _known_forwards() -> tuple[frozenset[Callable[..., Any]], frozenset[Callable[..., Any]]]:
+    """Returns the forward methods of convolutions that are linear in their weight, and of plain batch norms."""
+    from timm.layers import BatchNormAct2d, Conv2dSame
+
+    from stvid.inflation.temporal import FrameConv, TemporalConv
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv3d, Conv2dSame, FrameConv, TemporalConv)
+    convs = {kind.forward for kind in kinds}
+    return frozenset(convs), frozenset({nn.BatchNorm3d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward})
+
+
+def _refusal(conv: Any, norm: Any, owners: Mapping[int, int]) -> str | None:
+    """Returns why a norm cannot be folded into the convolution before it; None if it can."""
+    convs, norms = _known_forwards()
+    if type(norm).forward not in norms:
+        return f"{type(norm).__name__} is not known to be an affine map"
+    if type(conv).forward not in convs or hasattr(conv, "parametrizations"):
+        return f"{type(conv).__name__} is not known to be linear in its weight"
+    if norm.running_mean is None or norm.running_var is None:
+        return "it has no running statistics"
+    if any(owners[id(weight)] > 1 for weight in (conv.weight, conv.bias) if weight is not None):
+        return "the convolution's weights are used elsewhere too"
+    return None
+
+
+def _fold(conv: Any, norm: Any) -> None:
+    """Multiplies the norm's factors into the convolution's weight and puts its summands into the bias, in float64."""
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    weight = conv.weight.double() * scale.view(-1, *[1] * (conv.weight.dim() - 1))
+    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+
+
+def _replace(model: nn.Module, norm: Any) -> None:
+    """Puts what is left of a norm, its activation if it has one, in its place."""
+    parts = [norm.drop, norm.act] if hasattr(norm, "act") else []  # timm's BatchNormAct2d
+    rest = (nn.Sequential(*parts) if parts else nn.Identity()).eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is norm:
+                setattr(parent, name, rest)
+
+
+# --- the settings of a device -----------------------------------------------------------------------------------------
+
+
+class OptimizedModel(VideoModel):
+    """A model with the settings that `optimize` chose; takes and returns float32 tensors like the original.
+
+    It is for inference: `train()` and saving are refused.
+
+    Attributes:
+        model: The changed copy.
+        precision: ``float32``, ``bf16`` or ``fp16``: what `model` computes in.
+        notes: What was done, one line each.
+        input_dtype: What clips should come in; `stvid.evaluate` and `stvid.predict` ask for it.
+    """
+
+    input_dtype = torch.float32
+
+    def __init__(self, model: VideoModel, precision: str, notes: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+        self.notes = tuple(notes)
+        self.num_classes = model.num_classes
+        self.num_features = model.num_features
+        self.in_chans = getattr(model, "in_chans", 3)
+        self.default_protocol = model.default_protocol
+        self.task = model.task
+        self.recipe = dict(model.recipe)
+        self.fused = model.fused
+        self.eval()
+        self.inference_only = "it is optimised for one device (stvid.optimize)"
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes), float32."""
+        return self.model(self._prepare(clip)).float()
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the features before pooling, float32; never compiled."""
+        return self.model.forward_features(self._prepare(clip)).float()
+
+    def _prepare(self, clip: Tensor) -> Tensor:
+        return clip.to(next(self.model.parameters()).dtype)  # not `precision`: export computes in float32
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the layer that makes the logits."""
+        return self.model.get_classifier()
+
+    def extra_repr(self) -> str:
+        """Returns what was done."""
+        return "; ".join(self.notes)
+
+
+def pick_precision(device: torch.device) -> tuple[str, str]:
+    """Returns the fastest precision that a device computes in by itself, and the reason in words.
+
+    bf16 where CPUs have instructions for it (AMX or AVX512-BF16) and on CUDA devices from Ampere on, fp16 on older CUDA
+    devices, else float32. CPUs without such instructions emulate bf16, which is slower than float32.
+    """
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "the GPU has bf16 units"
+        return "fp16", "the GPU has no bf16 units"
+    if device.type == "cpu":
+        probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+        for name, probe in probes.items():  # of torch.cpu; torch 2.6 has both
+            if torch.backends.mkldnn.is_available() and getattr(torch.cpu, probe, bool)():
+                return "bf16", f"the CPU has {name}"
+        return "float32", "this CPU has neither AMX nor AVX512-BF16: low precision would be slower"
+    return "float32", f"low precision is not tried on {device.type} devices"
+
+
+def optimize(
+    model: VideoModel,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    fuse_norms: bool = True,
+    compile: bool = False,
+) -> OptimizedModel:
+    """Returns a copy of a model with the settings that make inference fast on a device.
+
+    Batch norms are folded into convolutions (`fuse`), the weights of convolutions are stored in channels_last, and all
+    weights in the precision that the device is fastest in. The result takes and returns float32 clips and logits, and
+    works where the model did: `stvid.evaluate`, `stvid.predict`, `stvid.export_model`.
+
+    Weights are cast once. Autocast, the other way to low precision, casts them in every forward pass, and stores the
+    activations of norms and sums in float32; give no ``precision`` to `stvid.evaluate` besides.
+
+    Args:
+        model: Any model of stvid; it is not changed.
+        device: Where the copy goes; None leaves it where the model is.
+        precision: ``auto`` asks the device, see `pick_precision`; float32 changes the logits by rounding alone, bf16
+            and fp16 by about one part in a hundred of their spread.
+        fuse_norms: Whether to `fuse`.
+        compile: Whether to use torch.compile besides: minutes at the first clip of each shape, for some gain after.
+
+    Returns:
+        The model; its `notes`, which are logged too (level INFO), say what was done.
+
+    Raises:
+        ConfigError: If the model is no model of stvid, was optimised before, or the precision or device is unknown.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision: {precision!r} is not one of {', '.join(get_args(Precision))}")
+    if isinstance(model, OptimizedModel):
+        raise ConfigError(f"{type(model.model).__name__} is optimised already: {model.extra_repr()}")
+    if not isinstance(model, VideoModel):
+        raise ConfigError(f"optimize takes a model of stvid, not {type(model).__name__}")
+    notes = []
+    if fuse_norms and model.fused is None:
+        result = fuse(model)
+    else:
+        result = copy.deepcopy(model).eval().requires_grad_(False)
+    if result.fused is not None and (result.fused.fused or result.fused.kept):
+        notes.append(str(result.fused))
+    try:
+        target = next(result.parameters()).device if device is None else torch.device(device)
+        chosen, reason = pick_precision(target) if precision == "auto" else (str(precision), "as asked for")
+        result = result.to(target, DTYPES[chosen])
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise ConfigError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
+    notes.append(f"{chosen} on {target} ({reason})")
+    if target.type == "cuda" and any(_is_depthwise(module) for module in result.modules()):
+        notes.append("convolutions in the default format (in channels_last_3d cuDNN takes the depthwise ones)")
+    else:
+        channels_last(result)
+        notes.append("convolutions in channels_last")
+    if (
+        target.type == "cpu"
+        and not compile
+        and chosen != "fp16"
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    ):
+        packed = [module for module in result.modules() if type(module) is Conv3d]
+        for module in packed:
+            module.pack()
+        notes += [f"weights of {len(packed)} convolutions packed for oneDNN"] if packed else []
+    if compile:
+        result.compile()
+        notes.append("compiled")
+    for note in notes:
+        _log.info("%s: %s", type(model).__name__, note)
+    return OptimizedModel(result, chosen, notes)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv3d) and 1 < module.groups == module.in_channels
+
+
+# --- two streams ------------------------------------------------------------------------------------------------------
+
+
+def late_fusion(results: Sequence[EvaluationResult], *, weights: Sequence[float] | None = None) -> EvaluationResult:
+    """Adds the logits that several models gave for the same videos, view by view.
+
+    That is how the two streams of I3D are joined, one of RGB and one of optical flow (Carreira and Zisserman 2017,
+    section 2.2; deepmind/kinetics-i3d, evaluate_sample.py adds the logits with equal weights):
+
+        rgb = stvid.evaluate(rgb_model, "val.csv")
+        flow = stvid.EvaluationResult.load("runs/flow")
+        stvid.late_fusion([rgb, flow]).metrics
+
+    Args:
+        results: Of evaluations with the same classes, task, views and order of frames. Videos are matched by their row
+            in the manifest, so the manifests list the same videos in the same order; the files may differ.
+        weights: One factor a result; None takes 1 for each.
+
+    Returns:
+        A result with the protocol and the files of the first one. A video that one of the models could not read counts
+        as unreadable.
+
+    Raises:
+        ConfigError: If the results do not fit together.
+        EvaluationError: If no video was read by all models.
+    """
+    from stvid.evaluation.result import ViewAccumulator
+
+    if len(results) < 2:
+        raise ConfigError(f"late_fusion: {len(results)} results; two or more are joined")
+    factors = [1.0] * len(results) if weights is None else list(weights)
+    if len(factors) != len(results):
+        raise ConfigError(f"late_fusion: {len(factors)} weights for {len(results)} results")
+    first = results[0]
+    for other in results[1:]:
+        for name in ("class_names", "task", "views", "temporal"):
+            if getattr(other, name) != getattr(first, name):
+                raise ConfigError(f"late_fusion: the results differ in {name}")
+    places = [{int(index): place for place, index in enumerate(result.indices)} for result in results]
+    joined = ViewAccumulator(first.protocol, task=first.task, temporal=first.temporal, average=first.average)
+    for index, place in places[0].items():
+        label, path = first.labels[place], first.paths[place]
+        if any(index not in other for other in places):
+            joined.add_failure(index, path, "another of the joined models could not read it", labels=label)
+            continue
+        rows = [other[index] for other in places]
+        for result, row in zip(results, rows, strict=True):
+            if (result.labels[row] != label).any():
+                raise ConfigError(
+                    f"late_fusion: video {index} has different labels ({path}, {result.paths[row]}); the manifests "
+                    "must list the same videos in the same order"
+                )
+        logits = sum(factor * result.logits[row] for factor, result, row in zip(factors, results, rows, strict=True))
+        joined.add(index, np.asarray(logits), label, path=path)
+    for number, (path, reason) in enumerate(first.failures):
+        joined.add_failure(-1 - number, path, reason)  # its row is not known; no video has this one
+    return joined.result()

@@ -1,0 +1,120 @@
+"""The proof: one image, repeated over time, is to the video model what the image is to the 2D network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stvid.errors import ConfigError
+from stvid.inflation.anatomy import no_training
+from stvid.inflation.model import InflatedModel
+from stvid.inflation.report import FilterPair, LayerDifference
+from stvid.inflation.temporal import TemporalConv
+
+__all__ = ["check_foldable", "filter_pairs", "still_difference"]
+
+MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
+
+
+@torch.no_grad()
+def still_difference(
+    network: nn.Module, model: InflatedModel, *, unrounded: bool = False, seed: int = 0
+) -> tuple[float, str, list[LayerDifference]]:
+    """Compares a 2D network on two images with the model on each image repeated over time, in float64.
+
+    There are two images, since the logits of an untrained network hardly depend on its input: a difference between the
+    networks is measured against the difference that the image makes. Where it makes none, since the classifier is zero
+    (as a new one is in some networks), both get the same random one.
+
+    Args:
+        network: Before it was inflated, with the weights that the model has.
+        model: The inflated network, with a classifier of the same size.
+        unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel are
+            rounded, which a network can magnify.
+        seed: Of the images, whose values are normally distributed, and of a random classifier.
+
+    Returns:
+        The largest difference of the logits, relative to the largest difference between the logits of the two images;
+        what was compared, in words; and the difference of each block's output, relative to its largest magnitude.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, model.in_chans, *model.img_size, generator=generator).double()
+    clip = images.unsqueeze(2).expand(-1, -1, model.num_frames, -1, -1)
+    flat, video = copy.deepcopy(network).double().cpu(), copy.deepcopy(model).double().cpu()
+    logits = model.anatomy.logits
+    names = [
+        block.name
+        for block in model.anatomy.blocks
+        if not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
+    ]
+    if unrounded:
+        video.load_state_dict(video.transfer(flat.state_dict())[0])
+    compared = "logits"
+    with no_training(flat), no_training(video):
+        expected, blocks = _run_with_outputs(flat, flat, images, names)
+        if torch.equal(expected[0], expected[1]):
+            for name in logits:
+                classifier: Any = flat.get_submodule(name)
+                classifier.weight.copy_(torch.randn(classifier.weight.shape, generator=generator))
+            video.load_state_dict(video.transfer(flat.state_dict())[0])
+            expected, compared = flat(images), "logits of a random classifier"
+        found, folded = _run_with_outputs(video, video.network, clip, names)
+    layers = []
+    for name, output in blocks.items():
+        if name in folded and folded[name].shape[0] % 2 == 0:
+            difference = folded[name].unflatten(0, (2, -1)) - output.unsqueeze(1)
+            layers.append(LayerDifference(name, (difference.abs().max() / output.abs().max()).item()))
+    scale = (expected[0] - expected[1]).abs().max()
+    return ((found - expected).abs().max() / scale).item(), compared, layers
+
+
+@torch.no_grad()
+def check_foldable(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3, name: str) -> None:
+    """Checks that what a network computes for an image does not depend on the batch that the image is in.
+
+    Raises:
+        ConfigError: If it does; then frames cannot be folded into the batch.
+    """
+    parameter = next(network.parameters())
+    images = torch.randn(2, in_chans, *img_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+    with no_training(network):
+        together, alone = network(images), network(images[:1])
+    if (together[:1] - alone).abs().max() > MIXED * together.abs().max():
+        raise ConfigError(
+            f"{name}: the logits of an image depend on the other images in its batch, so frames cannot be folded into "
+            "the batch"
+        )
+
+
+def _run_with_outputs(
+    model: nn.Module, network: nn.Module, x: Tensor, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs.setdefault(name, output)
+
+    with ExitStack() as hooks:
+        for name in names:
+            handle = network.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: keep(name, output)
+            )
+            hooks.callback(handle.remove)
+        return model(x), outputs
+
+
+def filter_pairs(network: nn.Module, model: InflatedModel, *, count: int = 3) -> list[FilterPair]:
+    """Returns the first inflated kernels that have an extent in space, for the picture."""
+    pairs: list[FilterPair] = []
+    for name in model.inflated:
+        part = model.network.get_submodule(name) if name != "head" else None
+        if isinstance(part, TemporalConv) and part.kernel_size[1] > 1 and len(pairs) < count:
+            before: Any = network.get_submodule(name)
+            pairs.append(FilterPair(name, before.weight.detach(), part.weight.detach()))
+    return pairs

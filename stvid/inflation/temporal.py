@@ -1,0 +1,447 @@
+"""What an image network gets to see other frames: layers that work on frames folded into the batch.
+
+The 2D network runs on (B*T, C, H, W), all frames of a clip next to each other. A layer of this file unfolds time, mixes
+the frames and folds again, whatever the network does in between. In channels_last that costs no copy: a tensor
+(B*T, C, H, W) in channels_last and a tensor (B, C, T, H, W) in channels_last_3d are the same memory.
+
+A convolution is replaced by its inflated twin, which keeps the name of its weight. All else is attached to a layer of
+the network by hooks (`attach`), so that no parameter of the 2D network changes its name. Sources: I3D (Carreira &
+Zisserman 2017, arXiv:1705.07750, section 2.4: repeated filters, divided by their number), TSM (Lin et al. 2019,
+arXiv:1811.08383), R(2+1)D (Tran et al. 2018, arXiv:1711.11248), divided space-time attention (Bertasius et al. 2021,
+arXiv:2102.05095).
+
+At the ends of a clip the first and the last frame are repeated (``replicate``): a still video then gives what its frame
+gives in the 2D network. ``zeros`` is the padding of the published networks, which spoils that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvid.models.layers import (
+    Attention,
+    Block,
+    Conv3d,
+    channels_last,
+    init_transformer_weights,
+    resize_grid,
+    takes_onednn,
+)
+
+__all__ = [
+    "ClipTime",
+    "Init",
+    "JointTime",
+    "Padding",
+    "TemporalAttention",
+    "TemporalConv",
+    "TemporalFilter",
+    "TemporalPool",
+    "TemporalShift",
+    "TemporalTransformer",
+    "attach",
+    "speed_up",
+    "taps",
+]
+
+Init = Literal["center", "average"]
+Padding = Literal["replicate", "zeros"]
+
+
+class ClipTime:
+    """Frames of the clips in the current batch, known to all temporal layers of a network.
+
+    Attributes:
+        frames: Frames that enter the network.
+        stride: Product of the strides of the layers that have run, while `recording`; then of all.
+        recording: Whether a trial run finds out after how many strides each layer comes.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.stride = 1
+        self.recording = False
+
+    def at(self, layer: TemporalLayer) -> int:
+        """Returns the frames of a clip where a layer is."""
+        if self.recording:
+            layer.strides_before = self.stride
+            self.stride *= layer.time_stride
+        return -(-self.frames // layer.strides_before)
+
+    def at_end(self) -> int:
+        """Returns the frames of a clip after all layers."""
+        return -(-self.frames // self.stride)
+
+
+class TemporalLayer(nn.Module):
+    """Base of the layers that mix frames.
+
+    Attributes:
+        time: Shared by all layers of a network.
+        strides_before: By how much earlier layers have divided time.
+        time_stride: By how much this one does.
+    """
+
+    time: ClipTime
+    strides_before: int = 1
+    time_stride: int = 1
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B*T, ...) to (B, T, ...)."""
+        return x.unflatten(0, (-1, self.time.at(self)))
+
+
+def taps(weight: Tensor, kernel_size: int, *, init: Init) -> Tensor:
+    """Gives a 2D kernel an axis of time.
+
+    Args:
+        weight: (out, in, kh, kw).
+        kernel_size: Frames that the new kernel sees.
+        init: ``center``: the kernel in the central frame, zeros elsewhere. ``average``: an equal share in every frame.
+
+    Returns:
+        (out, in, kernel_size, kh, kw).
+    """
+    if init == "average":
+        return weight.unsqueeze(2).expand(-1, -1, kernel_size, -1, -1).div(kernel_size)
+    inflated = weight.new_zeros(*weight.shape[:2], kernel_size, *weight.shape[2:])
+    inflated[:, :, kernel_size // 2] = weight
+    return inflated
+
+
+def _repeat_ends(x: Tensor, amount: int) -> Tensor:
+    """Repeats the first and last frame of (B, T, ...)."""
+    return torch.cat((*[x[:, :1]] * amount, x, *[x[:, -1:]] * amount), dim=1) if amount else x
+
+
+class FrameConv(nn.Conv2d):
+    """torch's 2D convolution, by oneDNN on CPUs in float32 whatever the shape, for the reason that `Conv3d` gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W')."""
+        if not takes_onednn(x, self.weight):
+            return super().forward(x)
+        padding: Any = self.padding
+        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+
+
+def speed_up(network: nn.Module) -> None:
+    """Makes the plain convolutions of a network `FrameConv`, and puts weights into the layout of the frames."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = FrameConv
+    channels_last(network)
+
+
+class TemporalConv(Conv3d, TemporalLayer):
+    """The inflated twin of a 2D convolution; (B*T, C, H, W) to (B*ceil(T / time_stride), C', H', W').
+
+    Its weight has the name of the 2D weight and an axis of time more.
+
+    Args:
+        conv: A plain convolution; see `accepts`.
+        time: Of the network.
+        kernel_size: Frames that it sees, odd.
+        init: As in `taps`.
+        padding: At the ends of the clip.
+        time_stride: Step in time.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        time: ClipTime,
+        *,
+        kernel_size: int,
+        init: Init,
+        padding: Padding,
+        time_stride: int = 1,
+    ) -> None:
+        from timm.layers import Conv2dSame
+
+        self.pads_same = isinstance(conv, Conv2dSame)
+        (height, width), (down, right) = conv.kernel_size, conv.stride
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            (kernel_size, height, width),
+            stride=(time_stride, down, right),
+            padding=(kernel_size // 2 if padding == "zeros" else 0, int(conv.padding[0]), int(conv.padding[1])),
+            dilation=(1, conv.dilation[0], conv.dilation[1]),
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        self.time = time
+        self.time_stride = time_stride
+        self.repeated = 0 if padding == "zeros" else kernel_size // 2
+        self.weight = nn.Parameter(taps(conv.weight.detach(), kernel_size, init=init).contiguous())
+        self.weight.requires_grad = conv.weight.requires_grad
+        self.bias = conv.bias
+        self.train(conv.training)
+
+    @staticmethod
+    def accepts(conv: nn.Module) -> bool:
+        """Returns whether a layer computes what its weight, padding, stride, dilation and groups say, and no more."""
+        from timm.layers import Conv2dSame
+
+        return (
+            type(conv) in (nn.Conv2d, Conv2dSame)
+            and conv.padding_mode == "zeros"
+            and not isinstance(conv.padding, str)
+            and not hasattr(conv, "parametrizations")
+            and isinstance(conv._parameters.get("weight"), nn.Parameter)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves over frames and space."""
+        if self.pads_same:
+            from timm.layers import pad_same
+
+            x = pad_same(x, self.kernel_size[1:], self.stride[1:], self.dilation[1:])
+        clip = _repeat_ends(self.unfold(x.permute(0, 2, 3, 1)), self.repeated).permute(0, 4, 1, 2, 3)
+        return super().forward(clip).transpose(1, 2).flatten(0, 1)
+
+
+class TemporalFilter(TemporalLayer):
+    """A convolution over time alone, the identity on a still video at the start; attached to a layer's output.
+
+    Args:
+        dim: Channels.
+        time: Of the network.
+        kernel_size: Frames that it sees, odd.
+        init: ``center``: the identity. ``average``: the mean of the frames.
+        padding: At the ends of the clip.
+        groups: 1, or `dim` for a filter per channel.
+        time_stride: Step in time.
+        channels_first: Whether the layer's output is (B*T, dim, ...); else it is (B*T, ..., dim).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        time: ClipTime,
+        *,
+        kernel_size: int,
+        init: Init,
+        padding: Padding,
+        groups: int = 1,
+        time_stride: int = 1,
+        channels_first: bool = True,
+    ) -> None:
+        super().__init__()
+        self.time = time
+        self.time_stride = time_stride
+        self.groups = groups
+        self.channels_first = channels_first
+        self.padding = kernel_size // 2 if padding == "zeros" else 0
+        self.repeated = 0 if padding == "zeros" else kernel_size // 2
+        identity = torch.eye(dim) if groups == 1 else torch.ones(dim, 1)
+        self.weight = nn.Parameter(taps(identity[:, :, None, None], kernel_size, init=init).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filters over time."""
+        if not self.channels_first:
+            x = x.movedim(-1, 1)
+        clip = _repeat_ends(self.unfold(x.flatten(2).transpose(1, 2)), self.repeated)  # (B, T, pixels, dim)
+        clip = clip.permute(0, 3, 1, 2).unsqueeze(4)
+        stride, padding = (self.time_stride, 1, 1), (self.padding, 0, 0)
+        y = F.conv3d(clip, self.weight, stride=stride, padding=padding, groups=self.groups)
+        y = y.squeeze(4).transpose(1, 2).flatten(0, 1).unflatten(2, x.shape[2:])
+        return y if self.channels_first else y.movedim(1, -1)
+
+
+class TemporalShift(TemporalLayer):
+    """Moves a part of the channels to the next frame and as many to the previous one (TSM); has no parameters.
+
+    Args:
+        time: Of the network.
+        channels_first: Whether the input is (B*T, C, ...); else it is (B*T, ..., C).
+        shift_div: One part in so many goes each way; TSM takes 8.
+        padding: What enters at the ends of the clip; TSM takes zeros.
+    """
+
+    def __init__(self, time: ClipTime, *, channels_first: bool, shift_div: int, padding: Padding) -> None:
+        super().__init__()
+        self.time = time
+        self.channel_axis = 1 if channels_first else -1
+        self.shift_div = shift_div
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shifts; the shape stays."""
+        part = max(1, x.shape[self.channel_axis] // self.shift_div)
+        axis = self.channel_axis + 1 if self.channel_axis > 0 else self.channel_axis
+        clip = self.unfold(x)
+        ahead, behind = clip.narrow(axis, 0, part), clip.narrow(axis, part, part)
+        rest = clip.narrow(axis, 2 * part, x.shape[self.channel_axis] - 2 * part)
+        first, last = behind[:, :1], ahead[:, -1:]
+        if self.padding == "zeros":
+            first, last = torch.zeros_like(first), torch.zeros_like(last)
+        moved = (torch.cat((ahead[:, 1:], last), dim=1), torch.cat((first, behind[:, :-1]), dim=1), rest)
+        return torch.cat(moved, dim=axis).flatten(0, 1)
+
+
+class TemporalPool(TemporalLayer):
+    """The maximum of every `time_stride` frames; a rest at the end is pooled too."""
+
+    def __init__(self, time: ClipTime, *, time_stride: int) -> None:
+        super().__init__()
+        self.time = time
+        self.time_stride = time_stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B*T, ...) to (B*ceil(T / time_stride), ...)."""
+        clip = self.unfold(x)
+        if rest := -clip.shape[1] % self.time_stride:
+            clip = torch.cat((clip, *[clip[:, -1:]] * rest), dim=1)
+        steps = [clip[:, step :: self.time_stride] for step in range(self.time_stride)]
+        return functools.reduce(torch.maximum, steps).flatten(0, 1)
+
+
+class TemporalAttention(TemporalLayer):
+    """Attention over the frames at each place, added to a block's input; nothing is added at the start.
+
+    The first half of divided space-time attention: norm, attention, residual. Its projection starts at zero. Frames are
+    told apart by a table of times.
+
+    Args:
+        dim: Channels.
+        time: Of the network.
+        num_heads: Heads.
+        channels_first: Whether the block's input is (B*T, dim, ...); else it is (B*T, ..., dim).
+    """
+
+    def __init__(self, dim: int, time: ClipTime, *, num_heads: int, channels_first: bool) -> None:
+        super().__init__()
+        self.time = time
+        self.channels_first = channels_first
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads=num_heads)
+        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+        nn.init.trunc_normal_(self.time_embed, std=0.02)
+        self.attn.apply(init_transformer_weights)
+        _zero(self.attn.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds what the frames see of each other; the shape stays."""
+        clip = self.unfold(x)
+        if self.channels_first:
+            clip = clip.movedim(2, -1)
+        columns = clip.flatten(2, -2).transpose(1, 2)  # (B, places, T, dim)
+        columns = columns + _times(self.time_embed, columns.shape[2])
+        mixed = self.attn(self.norm(columns).flatten(0, 1)).view(columns.shape)
+        mixed = mixed.transpose(1, 2).reshape(clip.shape)
+        if self.channels_first:
+            mixed = mixed.movedim(-1, 2)
+        return x + mixed.flatten(0, 1)
+
+
+class JointTime(TemporalLayer):
+    """Lets an attention layer see the tokens of all frames: `join` goes before it and `split` behind it.
+
+    On a still video each token meets as many copies of all others as there are frames, which does not change a softmax.
+
+    Args:
+        dim: Channels of a token.
+        time: Of the network.
+    """
+
+    def __init__(self, dim: int, time: ClipTime) -> None:
+        super().__init__()
+        self.time = time
+        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """(B*T, N, dim) to (B, T*N, dim), with the time of each token."""
+        clip = self.unfold(tokens)
+        return (clip + _times(self.time_embed, clip.shape[1]).transpose(0, 1)).flatten(1, 2)
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """The inverse of `join`, but for the times."""
+        return tokens.unflatten(1, (self.time.at(self), -1)).flatten(0, 1)
+
+
+class TemporalTransformer(TemporalLayer):
+    """A transformer over the features of the frames, whose blocks and times start as the identity, and their mean.
+
+    After VTN (Neimark et al. 2021, arXiv:2102.00719), whose class token is replaced by the mean, so that a still video
+    has the features of its frame at the start.
+
+    Args:
+        dim: Channels of the features.
+        time: Of the network.
+        depth: Blocks.
+        num_heads: Heads.
+    """
+
+    def __init__(self, dim: int, time: ClipTime, *, depth: int, num_heads: int) -> None:
+        super().__init__()
+        self.time = time
+        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+        blocks = [Block(dim, attention=Attention(dim, num_heads=num_heads), mlp_ratio=4.0) for _ in range(depth)]
+        for block in blocks:
+            block.apply(init_transformer_weights)
+            _zero(block.attn.proj)
+            _zero(block.mlp.fc2)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, dim) to (B, dim)."""
+        x = x + _times(self.time_embed, x.shape[1])
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(1)
+
+
+def _zero(linear: nn.Linear) -> None:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+def _times(table: Tensor, frames: int) -> Tensor:
+    """Returns a table of times for a clip of so many frames."""
+    return resize_grid(table, (table.shape[1],), (frames,), mode="linear")
+
+
+class _OnInput:
+    """A hook that can be copied and pickled."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        changed = self.change(inputs[0])  # which can come several times, as query, key and value
+        return tuple(changed if value is inputs[0] else value for value in inputs)
+
+
+class _OnOutput:
+    """A hook that can be copied and pickled."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.change = change
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # torch's attention returns its weights, too
+            return (self.change(output[0]), *output[1:])
+        return self.change(output)
+
+
+def attach(
+    layer: nn.Module,
+    *,
+    before: Callable[[Tensor], Tensor] | None = None,
+    behind: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Lets temporal layers change the first input, or the first output, of a layer of the 2D network."""
+    if before is not None:
+        layer.register_forward_pre_hook(_OnInput(before))
+    if behind is not None:
+        layer.register_forward_hook(_OnOutput(behind))

@@ -1,0 +1,761 @@
+"""Video models of other libraries behind stvid's API: ``torchvision/<name>`` and ``pytorchvideo/<name>``.
+
+A network is built by the library's own function (`torchvision.models.video`; `pytorchvideo.models.hub`, whose models
+are those of PyTorchVideo's model zoo), which also decides which hyperparameters there are. The wrapper adds the rest of
+the API: one clip in, logits out, features, layer groups, recomputed activations, the published protocol, checkpoints.
+
+What a wrapper changes in a network:
+
+- The classifier moves to `head`; all other weights keep the library's names behind ``network.``, and the library's
+  checkpoints load as they are. Those of facebookresearch/SlowFast (``MODEL_ZOO.md``) load where they are of the same
+  network: SlowFast in PyTorchVideo's, MViT in torchvision's. PyTorchVideo's MViT has another epsilon in its pools
+  (1e-5 for 1e-6), and its X3D a norm less (in the shortcut of the first block): there they are refused.
+- A final softmax is left out: the output is logits.
+- A head that averages over windows of a fixed size (7x7 of the last map, from the training crop) does so in larger maps
+  too, as the library does; a smaller map, at which the library fails, is averaged as a whole.
+- PyTorchVideo's `Swish` becomes torch's SiLU, the same function: its backward uses an attribute that torch deprecated.
+  Numpy's numbers in its strides and windows become Python's: torch.compile takes no others.
+- SlowFast's windows are those of SlowFast's own code, which follow from `num_frames` and `img_size` and are at most
+  7x7; they are PyTorchVideo's at the sizes that PyTorchVideo can compute.
+- SlowFast takes one clip, that of the fast pathway. The slow one is a part of it: frames
+  ``linspace(0, T - 1, T / alpha)``, truncated to whole numbers (SlowFast, datasets/utils.py, `pack_pathway_output`).
+
+Not here: PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the clip.
+`pytorchvideo.transforms`, which does not import with a current torchvision, is never imported.
+
+The published numbers stand in tables at the bottom, so that listing them imports neither library: torchvision's are
+those of the weights' ``meta``, PyTorchVideo's those of docs/source/model_zoo.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvid.errors import ConfigError
+from stvid.models.layers import VideoModel, rename_keys, resize_grid, run_blocks
+from stvid.models.registry import ModelInfo
+from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
+
+__all__ = ["LibraryModel", "library_model_info", "library_models"]
+
+Rules = Sequence[tuple[str, str]]
+MODULES = {"pytorchvideo": "pytorchvideo.models.hub", "torchvision": "torchvision.models.video"}
+
+
+class LibraryModel(VideoModel):
+    """A network of another library; a subclass says where the parts of one architecture are.
+
+    Args:
+        network: What the library built.
+        num_classes: Number of logits.
+        in_chans: Channels of the clip.
+        num_frames: Frames of a clip.
+        img_size: (height, width) in pixels.
+
+    Attributes:
+        network: The network without its classifier.
+        classifier: Dotted name that the classifier has in the library's network.
+        minimum: The smallest clip (T, H, W): the strides of the network.
+        groups: What `group_matcher` returns.
+        slowfast_rules: From the keys of facebookresearch/SlowFast to the library's; empty if there is no such layout.
+        refused: Arguments of the library's function that would make another head than the wrapper expects.
+    """
+
+    classifier: ClassVar[str]
+    minimum: tuple[int, int, int]
+    groups: ClassVar[dict[str, Any]]
+    slowfast_rules: ClassVar[Rules] = ()
+    refused: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, network: nn.Module, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.clip_size = (num_frames, *img_size)
+        parent, _, leaf = self.classifier.rpartition(".")
+        classifier = network.get_submodule(self.classifier)
+        setattr(network.get_submodule(parent), leaf, nn.Identity())
+        self.network = network
+        head = _as_linear(classifier)
+        self.num_features = head.in_features
+        self.head = head if num_classes else nn.Identity()
+
+    @classmethod
+    def arguments(
+        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Returns what the library's function calls these.
+
+        Raises:
+            ConfigError: If the architecture cannot be built like this.
+        """
+        if in_chans != 3:
+            raise ConfigError(f"in_chans {in_chans}: the library builds this model for 3 channels only")
+        return {"num_classes": num_classes}
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns what the clip goes through, in order, before the pool; each can be recomputed on its own."""
+        raise TypeError(f"{type(self).__name__} does not implement blocks")
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Returns what the classifier sees, (B, num_features), of the output of `forward_features`."""
+        raise TypeError(f"{type(self).__name__} does not implement pool")
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the features before pooling.
+
+        Args:
+            clip: (B, in_chans, T, H, W).
+
+        Returns:
+            (B, C, T', H', W'), or for MViT the tokens (B, 1 + T'H'W', C) with the class token first. C is
+            `num_features`, but less in X3D, whose head widens the pooled features.
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=self.minimum)
+        return run_blocks(self.blocks(), clip, recompute=self.grad_checkpointing)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes)."""
+        return self.head(self.pool(self.forward_features(clip)))
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Returns the layer groups: the stem, then every block in order."""
+        return self.groups
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Turns the library's layout, and SlowFast's where it is the same network, into our keys."""
+        if any(key.startswith("network.") for key in state):
+            return "stvid", dict(state)
+        name = str(self.recipe.get("name", "library")).partition("/")[0]
+        if self.slowfast_rules and "head.projection.weight" in state:
+            name, state = "SlowFast", rename_keys(state, self.slowfast_rules)
+        own = {}
+        for key, value in state.items():
+            if key.startswith(f"{self.classifier}."):
+                own[f"head{key[len(self.classifier) :]}"] = value.flatten(1) if value.dim() > 2 else value
+            else:
+                own[f"network.{key}"] = value
+        return name, own
+
+
+def _as_linear(layer: nn.Module) -> nn.Linear:
+    """Returns a classifier as a linear layer; S3D's is a convolution of 1x1x1."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
+    linear.load_state_dict({"weight": weight.detach().flatten(1), "bias": bias.detach()}, assign=True)
+    return linear.requires_grad_()
+
+
+class CutAvgPool3d(nn.AvgPool3d):
+    """An average over windows at stride 1, whose window is cut to the map where that is smaller."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to one entry for each position of the window."""
+        window: Any = self.kernel_size
+        return F.avg_pool3d(x, [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)], stride=1)
+
+
+def _cut_window(pool: nn.Module) -> nn.Module:
+    return CutAvgPool3d(pool.kernel_size, stride=1) if isinstance(pool, nn.AvgPool3d) else pool
+
+
+def _modernise(network: nn.Module) -> None:
+    """Replaces what PyTorchVideo took from older libraries: `Swish`, and numpy's numbers in strides and windows."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "Swish":
+                setattr(module, name, nn.SiLU())
+        for name in ("kernel_size", "stride"):
+            value = getattr(module, name, None)
+            if isinstance(value, tuple):
+                setattr(module, name, tuple(int(size) for size in value))
+
+
+# --- torchvision ------------------------------------------------------------------------------------------------------
+
+
+class TorchvisionResNet(LibraryModel):
+    """R3D, MC3 and R(2+1)D of torchvision/models/video/resnet.py."""
+
+    classifier = "fc"
+    minimum = (1, 16, 16)
+    groups: ClassVar[dict[str, Any]] = {"stem": r"^network\.stem", "blocks": [(r"^network\.layer(\d)\.(\d+)", None)]}
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns the stem and every residual block."""
+        network: Any = self.network
+        return [network.stem, *network.layer1, *network.layer2, *network.layer3, *network.layer4]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Takes the mean over time and space."""
+        return features.mean((2, 3, 4))
+
+
+class TorchvisionS3D(LibraryModel):
+    """S3D of torchvision/models/video/s3d.py."""
+
+    classifier = "classifier.1"
+    minimum = (5, 32, 32)
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.features\.0\.",
+        "blocks": [(r"^network\.features\.(\d+)", None)],
+    }
+
+    def __init__(self, network: nn.Module, **arguments: Any) -> None:
+        super().__init__(network, **arguments)
+        network.avgpool = _cut_window(network.get_submodule("avgpool"))
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns the layers of `features`."""
+        network: Any = self.network
+        return list(network.features)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Averages over windows, then over their positions."""
+        network: Any = self.network
+        return network.classifier(network.avgpool(features)).mean((2, 3, 4))
+
+
+class TorchvisionSwin(LibraryModel):
+    """Video Swin of torchvision/models/video/swin_transformer.py."""
+
+    classifier = "head"
+    minimum = (1, 4, 4)
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.patch_embed",
+        "blocks": [
+            (r"^network\.features\.(\d+)\.(\d+)\.", None),
+            (r"^network\.features\.(\d+)\.", None),  # a merging
+            (r"^network\.norm", (99999,)),
+        ],
+    }
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns the patch embedding, then every block and merging."""
+        network: Any = self.network
+        stages = [list(stage) if isinstance(stage, nn.Sequential) else [stage] for stage in network.features]
+        return [network.patch_embed, network.pos_drop, *(block for stage in stages for block in stage)]
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the normalised features of the last stage; see `LibraryModel.forward_features`."""
+        network: Any = self.network
+        return network.norm(super().forward_features(clip)).permute(0, 4, 1, 2, 3)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Takes the mean over time and space."""
+        return features.mean((2, 3, 4))
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the bias tables (Video-Swin-Transformer, configs)."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Turns torchvision's layout into our keys; the index tables, which follow from the window, may be absent."""
+        name, own = super().convert_checkpoint(state)
+        index = {key: value for key, value in self.state_dict().items() if key.endswith("relative_position_index")}
+        return name, {**index, **own}
+
+
+# --- PyTorchVideo -----------------------------------------------------------------------------------------------------
+
+
+class PyTorchVideoNet(LibraryModel):
+    """C2D, I3D, Slow, R(2+1)D, CSN and X3D: a `Net` of stem, stages and head (pytorchvideo/models/net.py)."""
+
+    classifier = "blocks.5.proj"
+    minimum = (1, 32, 32)
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.blocks\.0\.",
+        "blocks": [
+            (r"^network\.blocks\.(\d+)\.res_blocks\.(\d+)\.", None),
+            (r"^network\.blocks\.(\d+)\.", (99999,)),  # the convolutions in the head of X3D
+        ],
+    }
+    refused: ClassVar[tuple[str, ...]] = (
+        "head",
+        "head_activation",
+        "head_output_size",
+        "head_output_with_global_average",
+        "head_pool",
+    )
+
+    def __init__(self, network: nn.Module, **arguments: Any) -> None:
+        super().__init__(network, **arguments)
+        _modernise(network)
+        head: Any = network.get_submodule(self.classifier.rpartition(".")[0])
+        head.activation = None
+        if hasattr(head.pool, "post_conv"):  # X3D: the average stands between two convolutions
+            head.pool.pool = _cut_window(head.pool.pool)
+        elif head.pool is not None:
+            head.pool = _cut_window(head.pool)
+
+    @classmethod
+    def arguments(
+        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Returns what the library's function calls these; none depends on the size of the clip."""
+        return {"model_num_class": num_classes, "input_channel": in_chans}
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns the stem, every residual block, and the pool in time of C2D and I3D."""
+        network: Any = self.network
+        return [part for block in network.blocks[:-1] for part in getattr(block, "res_blocks", [block])]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Applies the library's head: averages over windows, then over their positions."""
+        network: Any = self.network
+        return network.blocks[-1](features)
+
+
+class PyTorchVideoPooledNet(PyTorchVideoNet):
+    """C2D and I3D: a pool in time stands after the first stage and counts as a block."""
+
+    classifier = "blocks.6.proj"
+    minimum = (2, 32, 32)
+
+
+class PyTorchVideoSlowFast(PyTorchVideoNet):
+    """SlowFast (pytorchvideo/models/slowfast.py).
+
+    Attributes:
+        alpha: Frames of the fast pathway for each of the slow one; the stride of the lateral connections.
+    """
+
+    classifier = "blocks.6.proj"
+    refused: ClassVar[tuple[str, ...]] = (*PyTorchVideoNet.refused, "head_pool_kernel_sizes")
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.blocks\.0\.",
+        "blocks": [
+            (r"^network\.blocks\.(\d+)\.multipathway_blocks\.\d\.res_blocks\.(\d+)\.", None),
+            (r"^network\.blocks\.(\d+)\.multipathway_fusion\.", (99999,)),
+        ],
+    }
+    slowfast_rules: ClassVar[Rules] = (
+        *((rf"^s{stage}\.pathway(\d)_", rf"blocks.{stage - 1}.multipathway_blocks.\1.") for stage in range(1, 6)),
+        *((rf"^s{stage}_fuse\.", f"blocks.{stage - 1}.multipathway_fusion.") for stage in range(1, 5)),
+        (r"\.(?:stem\.)?bn\.", ".norm."),
+        (r"\.stem\.", "."),
+        (r"\.conv_f2s\.", ".conv_fast_to_slow."),
+        (r"\.res(\d+)\.", r".res_blocks.\1."),
+        (r"\.branch1\.", ".branch1_conv."),
+        (r"\.branch1_bn\.", ".branch1_norm."),
+        (r"\.branch2\.([abc])_bn\.", r".branch2.norm_\1."),
+        (r"\.branch2\.([abc])\.", r".branch2.conv_\1."),
+        (r"^head\.projection\.", "blocks.6.proj."),
+    )
+
+    def __init__(self, network: nn.Module, **arguments: Any) -> None:
+        super().__init__(network, **arguments)
+        parts: Any = network.get_submodule("blocks")
+        self.alpha = int(parts[0].multipathway_fusion.conv_fast_to_slow.stride[0])
+        self.minimum = (self.alpha, 32, 32)
+        for part in parts[:-2]:
+            part.inplace = False  # else the list that recomputation starts from has changed by then
+        frames, *side = self.clip_size
+        window = min(7, max(1, min(side) // 32))
+        parts[-1].pool = CutAvgPool3d((max(1, frames // self.alpha), window, window), stride=1)
+
+    @classmethod
+    def arguments(
+        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Returns what the library's function calls these."""
+        return {"model_num_class": num_classes, "input_channels": (in_chans, in_chans)}
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the last maps of both pathways at the frames of the slow one.
+
+        Args:
+            clip: (B, in_chans, T, H, W), the clip of the fast pathway; T a multiple of `alpha`.
+
+        Returns:
+            (B, num_features, T/alpha, H/32, W/32): slow channels, then fast ones, each frame of which is the mean of
+            alpha. So one window covers both, whose mean is the library's.
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=self.minimum)
+        frames = clip.shape[2]
+        if frames % self.alpha:
+            raise ValueError(f"SlowFast takes a multiple of {self.alpha} frames, not {frames}")
+        index = torch.linspace(0, frames - 1, frames // self.alpha, dtype=torch.float32, device="cpu").long()
+        pathways: Any = [clip.index_select(2, index.to(clip.device)), clip]
+        network: Any = self.network
+        slow, fast = run_blocks(network.blocks[:-2], pathways, recompute=self.grad_checkpointing)
+        return torch.cat([slow, fast.unflatten(2, (-1, self.alpha)).mean(3)], 1)
+
+
+class PyTorchVideoEfficientX3D(LibraryModel):
+    """X3D for mobile processors (pytorchvideo/models/accelerator/mobile_cpu/efficient_x3d.py)."""
+
+    classifier = "projection.model"
+    refused = ("enable_head", "head_act")
+    minimum = (1, 32, 32)
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.s1\.",
+        "blocks": [(r"^network\.s(\d)\.pathway0_res(\d+)\.", None), (r"^network\.head\.", (99999,))],
+    }
+
+    def __init__(self, network: nn.Module, **arguments: Any) -> None:
+        super().__init__(network, **arguments)
+        _modernise(network)
+
+    def blocks(self) -> list[Callable[[Any], Any]]:
+        """Returns the stem and every residual block."""
+        network: Any = self.network
+        return [network.s1, *network.s2, *network.s3, *network.s4, *network.s5]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Takes the mean over time and space between two convolutions, then drops out."""
+        network: Any = self.network
+        x = network.head(features).flatten(1)
+        return network.dropout(x) if hasattr(network, "dropout") else x
+
+
+# --- MViT, of both libraries ------------------------------------------------------------------------------------------
+
+
+class _MViT(LibraryModel):
+    """What the MViTs share: tables of positions, which fix the size of the clip.
+
+    Attributes:
+        strides: Frames and pixels of a token of the first block.
+    """
+
+    minimum = (1, 1, 1)
+    strides: ClassVar[tuple[int, int, int]] = (2, 4, 4)
+
+    @classmethod
+    def _check_size(cls, num_frames: int, img_size: tuple[int, int]) -> None:
+        if any(size % stride for size, stride in zip((num_frames, *img_size), cls.strides, strict=True)):
+            raise ConfigError(
+                f"{num_frames} frames of {img_size[0]}x{img_size[1]} pixels: this MViT takes multiples of "
+                f"{cls.strides[0]} frames and of {cls.strides[1]} pixels"
+            )
+
+    def _check_clip(self, clip: Tensor, *, channels: int = 3, minimum: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super()._check_clip(clip, channels=channels, minimum=minimum)
+        if tuple(clip.shape[2:]) != self.clip_size:
+            built, given = (f"{t} frames of {h}x{w} pixels" for t, h, w in (self.clip_size, clip.shape[2:]))
+            raise ValueError(
+                f"this MViT was built for {built}, not {given}; build it with other num_frames and img_size"
+            )
+
+    def _run(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        """Takes tokens (B, 1 + T'H'W', C) of a grid (T', H', W') through all blocks."""
+        network: Any = self.network
+        blocks: Any = [functools.partial(_run_block, block) for block in network.blocks]
+        state: Any = (tokens, grid)
+        return run_blocks(blocks, state, recompute=self.grad_checkpointing)[0]
+
+    def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
+        """Resizes the tables of absolute positions linearly; a published one is that of a square.
+
+        The tables of relative positions (MViTv2) keep their length: torchvision resizes them in each forward pass.
+        """
+        own = self.state_dict()[key].shape
+        leaf = key.rpartition(".")[2]
+        cells = table.numel() // table.shape[-1]
+        if "temporal" in leaf:
+            old, new = [cells], [own.numel() // own[-1]]
+        elif "spatial" in leaf:
+            height, width = built["img_size"] if "img_size" in built else [self.strides[1] * math.isqrt(cells)] * 2
+            old = [height // self.strides[1], width // self.strides[2]]
+            new = [self.clip_size[1] // self.strides[1], self.clip_size[2] // self.strides[2]]
+        else:
+            return None
+        if math.prod(old) != cells:
+            return None
+        return resize_grid(table.reshape(1, cells, -1), old, new, mode="linear").reshape(own)
+
+
+def _run_block(block: nn.Module, state: tuple[Tensor, Sequence[int]]) -> tuple[Tensor, Sequence[int]]:
+    return block(*state)
+
+
+class TorchvisionMViT(_MViT):
+    """MViT and MViTv2 of torchvision/models/video/mvit.py."""
+
+    classifier = "head.1"
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.(?:conv_proj|pos_encoding)\.",
+        "blocks": [(r"^network\.blocks\.(\d+)\.", None), (r"^network\.norm\.", (99999,))],
+    }
+    slowfast_rules: ClassVar[Rules] = (
+        (r"^patch_embed\.proj\.", "conv_proj."),
+        (r"^cls_token$", "pos_encoding.class_token"),
+        (r"^pos_embed_(spatial|temporal|class)$", r"pos_encoding.\1_pos"),
+        (r"\.attn\.proj\.", ".attn.project.0."),
+        (r"\.attn\.pool_([qkv])\.", r".attn.pool_\1.pool."),
+        (r"\.attn\.norm_([qkv])\.", r".attn.pool_\1.norm_act.0."),
+        (r"\.mlp\.fc1\.", ".mlp.0."),
+        (r"\.mlp\.fc2\.", ".mlp.3."),
+        (r"^(blocks\.\d+)\.proj\.", r"\1.project."),
+        (r"^head\.projection\.", "head.1."),
+    )
+
+    def __init__(self, network: nn.Module, **arguments: Any) -> None:
+        super().__init__(network, **arguments)
+        frames, *side = (size // stride for size, stride in zip(self.clip_size, self.strides, strict=True))
+        old: Any = network.get_submodule("pos_encoding")
+        if (old.temporal_size, *old.spatial_size) != (frames, *side):  # the builders take one size only
+            new = type(old)(
+                embed_size=old.class_token.numel(),
+                spatial_size=tuple(side),
+                temporal_size=frames,
+                rel_pos_embed=old.spatial_pos is None,
+            )
+            for table in new.parameters():
+                nn.init.trunc_normal_(table, std=0.02)
+            network.pos_encoding = new
+
+    @classmethod
+    def arguments(
+        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Returns what the library's function calls these."""
+        cls._check_size(num_frames, img_size)
+        return super().arguments(num_classes=num_classes, in_chans=in_chans, num_frames=num_frames, img_size=img_size)
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens; see `LibraryModel.forward_features`."""
+        self._check_clip(clip, channels=self.in_chans)
+        network: Any = self.network
+        patches = network.conv_proj(clip)
+        tokens = network.pos_encoding(patches.flatten(2).transpose(1, 2))
+        return network.norm(self._run(tokens, patches.shape[2:]))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Takes the class token."""
+        network: Any = self.network
+        return network.head(features[:, 0].contiguous())
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Turns the layouts of torchvision and SlowFast into our keys."""
+        name, own = super().convert_checkpoint(state)
+        if name == "SlowFast":  # its tables have an axis for the batch, of length 1
+            for key in own:
+                if key.startswith("network.pos_encoding."):
+                    own[key] = own[key].squeeze(0).squeeze(0) if "class" in key else own[key].squeeze(0)
+        return name, own
+
+
+class PyTorchVideoMViT(_MViT):
+    """MViT of pytorchvideo/models/vision_transformers.py."""
+
+    classifier = "head.proj"
+    refused = ("cls_embed_on", "enable_patch_embed", "head", "head_activation", "use_2d_patch")
+    groups: ClassVar[dict[str, Any]] = {
+        "stem": r"^network\.(?:patch_embed|cls_positional_encoding)\.",
+        "blocks": [(r"^network\.blocks\.(\d+)\.", None), (r"^network\.norm_embed\.", (99999,))],
+    }
+
+    @classmethod
+    def arguments(
+        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Returns what the library's function calls these."""
+        cls._check_size(num_frames, img_size)
+        return {
+            "head_num_classes": num_classes,
+            "input_channels": in_chans,
+            "spatial_size": img_size,
+            "temporal_size": num_frames,
+        }
+
+    def _patches(self, clip: Tensor) -> Tensor:
+        network: Any = self.network
+        return network.patch_embed(clip)
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens; see `LibraryModel.forward_features`."""
+        self._check_clip(clip, channels=self.in_chans)
+        network: Any = self.network
+        tokens = network.cls_positional_encoding(self._patches(clip))
+        for layer in (network.pos_drop, network.norm_patch_embed):
+            tokens = tokens if layer is None else layer(tokens)
+        return network.norm_embed(self._run(tokens, network.cls_positional_encoding.patch_embed_shape))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Takes the class token."""
+        network: Any = self.network
+        return network.head(features)
+
+
+class PyTorchVideoImageMViT(PyTorchVideoMViT):
+    """MViT for images: its clips have one frame."""
+
+    strides: ClassVar[tuple[int, int, int]] = (1, 4, 4)
+
+    @classmethod
+    def _check_size(cls, num_frames: int, img_size: tuple[int, int]) -> None:
+        if num_frames != 1:
+            raise ConfigError(f"num_frames {num_frames}: this MViT takes images, that is clips of 1 frame")
+        super()._check_size(num_frames, img_size)
+
+    def _patches(self, clip: Tensor) -> Tensor:
+        return super()._patches(clip[:, :, 0])
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What is known of a model before it is built; see `ModelInfo`."""
+
+    wrapper: type[LibraryModel]
+    protocol: Protocol
+    params: float | None
+    gflops: float | None
+    paper: str
+
+
+_RESNET = "Tran et al. 2018, arXiv:1711.11248"
+_SWIN = "Liu et al. 2022, arXiv:2106.13230"
+_MVIT = "Fan et al. 2021, arXiv:2104.11227"
+_SLOWFAST = "Feichtenhofer et al. 2019, arXiv:1812.03982"
+_X3D = "Feichtenhofer 2020, arXiv:2004.04730"
+
+# torchvision: crop, scale, mean and std of the weights' transforms; frames, rate and clips of their `_docs`; parameters
+# and operations of their `meta`. Swin's operations there are counted for 16 frames, and stand here for 32 (the paper);
+# S3D's are counted for 16 frames, and left out, since it takes 128.
+_TORCHVISION_112 = Protocol(
+    frames=16,
+    stride=1,
+    fps=15,
+    short_side=128,
+    crop=112,
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+    views="5x1",
+)
+_TORCHVISION_S3D = _TORCHVISION_112.replace(frames=128, short_side=256, crop=224, views="1x1")
+_TORCHVISION_MVIT = Protocol(frames=16, stride=1, fps=7.5, short_side=256, crop=224, views="5x1")
+_TORCHVISION_SWIN = Protocol(
+    frames=32, stride=1, fps=15, short_side=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, views="12x1"
+)
+
+# PyTorchVideo: frames x stride, operations and parameters of its model_zoo.md; crops and views of SlowFast's
+# configs/Kinetics/pytorchvideo, by which the zoo was measured (TEST_CROP_SIZE; three crops are scaled to it, a single
+# one to the smaller of TRAIN_JITTER_SCALES; DATA.TARGET_FPS is 30). The zoo counts norms and activations too. The image
+# model is that of SlowFast's configs/ImageNet/MVIT_B_16_CONV.yaml. Clips of the efficient X3D: "10-clip evaluation".
+_ZOO = Protocol(frames=8, stride=8, fps=30, short_side=256, crop=256, views="10x3")
+_ZOO_MVIT = _ZOO.replace(crop=224, views="5x1")
+_ZOO_182 = _ZOO.replace(short_side=182, crop=182)
+_ZOO_356 = _ZOO.replace(short_side=356, crop=356)
+_IMAGE = Protocol(frames=1, stride=1, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+_MOBILE = _ZOO.replace(short_side=182, crop=160, views="10x1")
+
+
+def _clip(protocol: Protocol, frames: int, stride: int) -> Protocol:
+    return protocol.replace(frames=frames, stride=stride)
+
+
+_PUBLISHED: dict[str, dict[str, _Published]] = {
+    "torchvision": {
+        "mc3_18": _Published(TorchvisionResNet, _TORCHVISION_112, 11.7, 43.34, _RESNET),
+        "mvit_v1_b": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 36.61, 70.6, _MVIT),
+        "mvit_v2_s": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 34.54, 64.22, "Li et al. 2022, arXiv:2112.01526"),
+        "r2plus1d_18": _Published(TorchvisionResNet, _TORCHVISION_112, 31.51, 40.52, _RESNET),
+        "r3d_18": _Published(TorchvisionResNet, _TORCHVISION_112, 33.37, 40.7, _RESNET),
+        "s3d": _Published(TorchvisionS3D, _TORCHVISION_S3D, 8.32, None, "Xie et al. 2018, arXiv:1712.04851"),
+        "swin3d_b": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 88.05, 282, _SWIN),
+        "swin3d_s": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 49.82, 166, _SWIN),
+        "swin3d_t": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 28.16, 88, _SWIN),
+    },
+    "pytorchvideo": {
+        "c2d_r50": _Published(PyTorchVideoPooledNet, _ZOO, 24.33, 25.89, "Wang et al. 2018, arXiv:1711.07971"),
+        "csn_r101": _Published(PyTorchVideoNet, _clip(_ZOO, 32, 2), 22.21, 75.62, "Tran et al. 2019, arXiv:1904.02811"),
+        "efficient_x3d_s": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 13, 6), 3.8, None, _X3D),
+        "efficient_x3d_xs": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 4, 12), 3.8, None, _X3D),
+        "i3d_r50": _Published(PyTorchVideoPooledNet, _ZOO, 28.04, 37.53, "Wang et al. 2018, arXiv:1711.07971"),
+        "mvit_base_16": _Published(PyTorchVideoImageMViT, _IMAGE, None, None, _MVIT),
+        "mvit_base_16x4": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 16, 4), 36.61, 70.8, _MVIT),
+        "mvit_base_32x3": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 32, 3), 36.61, 170.37, _MVIT),
+        "r2plus1d_r50": _Published(PyTorchVideoNet, _clip(_ZOO, 16, 4), 28.11, 76.45, _RESNET),
+        "slow_r50": _Published(PyTorchVideoNet, _ZOO, 32.45, 54.52, _SLOWFAST),
+        "slowfast_16x8_r101_50_50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 64, 2), 53.77, 215.61, _SLOWFAST),
+        "slowfast_r101": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 62.83, 127.2, _SLOWFAST),
+        "slowfast_r50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 34.57, 65.71, _SLOWFAST),
+        "x3d_l": _Published(PyTorchVideoNet, _clip(_ZOO_356, 16, 5), 6.15, 26.64, _X3D),
+        "x3d_m": _Published(PyTorchVideoNet, _clip(_ZOO, 16, 5), 3.79, 6.72, _X3D),
+        "x3d_s": _Published(PyTorchVideoNet, _clip(_ZOO_182, 13, 6), 3.79, 2.96, _X3D),
+        "x3d_xs": _Published(PyTorchVideoNet, _clip(_ZOO_182, 4, 12), 3.79, 0.91, _X3D),
+    },
+}
+# Arguments of the libraries' functions that fetch weights.
+_WEIGHT_ARGUMENTS = ("checkpoint_path", "pretrained", "progress", "weights")
+
+
+def library_models(library: str) -> list[str]:
+    """Returns the names of a library's models, whether it is installed or not."""
+    return sorted(_PUBLISHED[library])
+
+
+def library_model_info(library: str, name: str) -> ModelInfo:
+    """Returns the registry entry of one of `library_models`."""
+    known = _PUBLISHED[library][name]
+    build = functools.partial(_build, library, name, known.wrapper)
+    return ModelInfo(f"{library}/{name}", build, known.protocol, known.params, known.gflops, known.paper)
+
+
+def _build(
+    library: str,
+    name: str,
+    wrapper: type[LibraryModel],
+    *,
+    num_classes: int,
+    num_frames: int,
+    img_size: tuple[int, int],
+    in_chans: int = 3,
+    **hyperparameters: Any,
+) -> LibraryModel:
+    """Builds a network of a library and wraps it; `hyperparameters` are those of the library's function."""
+    for key, value in hyperparameters.items():
+        if key in _WEIGHT_ARGUMENTS:
+            raise TypeError(f"{library}/{name} takes no {key!r}: weights are read from a file (checkpoint)")
+        if callable(value):
+            raise TypeError(f"{library}/{name}: {key!r} is an object, which cannot be stored with the weights")
+    fixed = wrapper.arguments(num_classes=num_classes or 1, in_chans=in_chans, num_frames=num_frames, img_size=img_size)
+    for key in hyperparameters:
+        if key in fixed or key in wrapper.refused:
+            raise TypeError(f"{library}/{name} takes no {key!r}: stvid sets the head, the classes and the clip's size")
+    function = getattr(_load_library(library), name)
+    device = torch.empty(0).device
+    with torch.device("cpu"):  # MViT's builders compute with tensors, which fails on the meta device
+        network = function(**fixed, **hyperparameters)
+    return wrapper(
+        network.to(device), num_classes=num_classes, in_chans=in_chans, num_frames=num_frames, img_size=img_size
+    )
+
+
+def _load_library(library: str) -> ModuleType:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what PyTorchVideo imports
+            return importlib.import_module(MODULES[library])
+    except ImportError as error:
+        if importlib.util.find_spec(library) is None:
+            raise ConfigError(f"{library} is not installed: pip install 'stvid[{library}]'") from error
+        raise ConfigError(f"{library} is installed but does not import: {error}") from error

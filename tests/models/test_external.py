@@ -1,0 +1,576 @@
+"""Models of torchvision and PyTorchVideo behind stvid's API, against the libraries themselves and the goldens."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import stvid
+from stvid.cli import main
+from stvid.config import OptimConfig
+from stvid.engine.optim import plan_parameters
+from stvid.errors import CheckpointError, ConfigError, UnknownNameError
+from stvid.models.external import LibraryModel, library_models
+from stvid.models.layers import channels_last
+from stvid.models.registry import model_info
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+needs_pytorchvideo = pytest.mark.skipif(
+    importlib.util.find_spec("pytorchvideo") is None, reason="pytorchvideo is not installed"
+)
+
+
+def load_fill() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = load_fill()
+
+# Sizes that keep the tests quick; the published ones are built in test_published_size.
+TINY_MVIT = {
+    "depth": 3,
+    "patch_embed_dim": 24,
+    "embed_dim_mul": [[1, 2.0]],
+    "atten_head_mul": [[1, 2.0]],
+    "pool_q_stride_size": [[1, 1, 2, 2]],
+}
+SHRINK: dict[str, dict[str, Any]] = {
+    "pytorchvideo/c2d": {"stem_dim_out": 16},
+    "pytorchvideo/csn": {"stem_dim_out": 16},
+    "pytorchvideo/i3d": {"stem_dim_out": 16},
+    "pytorchvideo/mvit": TINY_MVIT,
+    "pytorchvideo/r2plus1d": {"stem_dim_out": 16},
+    "pytorchvideo/slow_": {"stem_dim_out": 16},
+    "pytorchvideo/slowfast": {"stem_dim_outs": [16, 2]},
+    "pytorchvideo/x3d": {"width_factor": 0.5},
+}
+# One of each kind of network is enough in the default run.
+QUICK = {
+    "pytorchvideo/mvit_base_16",
+    "pytorchvideo/mvit_base_16x4",
+    "pytorchvideo/slowfast_r50",
+    "pytorchvideo/x3d_xs",
+    "torchvision/mc3_18",
+    "torchvision/s3d",
+}
+# By how much of itself a printed count of multiply-adds may differ: PyTorchVideo's zoo counts norms too.
+LOOSE_GFLOPS = {"x3d": 0.11, "csn": 0.03}
+
+
+def parameters(names: list[str], quick: set[str] = QUICK) -> list[Any]:
+    """The names, the slow ones and those of a library that may be absent marked."""
+    cases = []
+    for name in names:
+        marks = [needs_pytorchvideo] if name.startswith("pytorchvideo/") else []
+        marks += [] if name in quick else [pytest.mark.slow]
+        cases.append(pytest.param(name, marks=marks))
+    return cases
+
+
+NAMES = [f"{library}/{name}" for library in ("pytorchvideo", "torchvision") for name in library_models(library)]
+MODELS = parameters(NAMES)
+
+
+def small_call(name: str) -> dict[str, Any]:
+    shrink = next((options for prefix, options in SHRINK.items() if name.startswith(prefix)), {})
+    frames = 1 if name.endswith("mvit_base_16") else 8
+    return {"num_classes": 7, "num_frames": frames, "img_size": (32, 48), **shrink}
+
+
+@functools.cache
+def _built(name: str) -> LibraryModel:
+    torch.manual_seed(0)
+    model = stvid.create_model(name, **small_call(name))
+    for module in model.modules():  # residual branches and tables that start at zero pass no gradient on
+        for parameter in module.parameters(recurse=False):
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.5 if isinstance(module, torch.nn.BatchNorm3d) else 0.02)
+    return model.eval()  # type: ignore[return-value]
+
+
+def small_model(name: str) -> tuple[LibraryModel, torch.Tensor]:
+    model = copy.deepcopy(_built(name))
+    torch.manual_seed(1)
+    return model, torch.randn(2, 3, *model.clip_size)
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def test_every_video_model_of_torchvision_is_there() -> None:
+    from torchvision.models import list_models, video
+
+    assert library_models("torchvision") == sorted(list_models(module=video))
+
+
+@needs_pytorchvideo
+def test_every_classifier_of_pytorchvideo_is_there() -> None:
+    stvid.create_model("pytorchvideo/x3d_xs", width_factor=0.5)  # imports it
+    hub = sys.modules["pytorchvideo.models.hub"]
+    functions = {name for name in dir(hub) if callable(getattr(hub, name)) and not name.startswith("_")}
+    assert set(library_models("pytorchvideo")) == functions - {"slow_r50_detection", "slowfast_r50_detection"}
+    assert "pytorchvideo.transforms" not in sys.modules
+
+
+@pytest.mark.parametrize("name", library_models("torchvision"))
+def test_torchvisions_numbers_are_those_of_its_weights(name: str) -> None:
+    from torchvision.models import get_model_weights
+
+    info = model_info(f"torchvision/{name}")
+    weights = get_model_weights(name).DEFAULT
+    transforms, protocol = weights.transforms(), info.protocol
+    assert transforms.crop_size == [protocol.crop] * 2 and min(transforms.resize_size) == protocol.short_side
+    assert tuple(transforms.mean) == protocol.mean and tuple(transforms.std) == protocol.std
+    stated = {key: float(value) for key, value in re.findall(r"`(\w+)=([\d.]+)`", weights.meta["_docs"])}
+    assert (stated["frame_rate"], stated["clip_len"]) == (protocol.fps, protocol.frames) and protocol.stride == 1
+    assert f"{stated['clips_per_video']:g}x1" == protocol.views
+    assert info.params == pytest.approx(weights.meta["num_params"] / 1e6, abs=0.006)
+    if info.gflops is not None:  # torchvision counts 16 frames
+        assert info.gflops == pytest.approx(weights.meta["_ops"] * protocol.frames / 16, rel=0.005)
+
+
+@pytest.mark.parametrize("name", parameters(NAMES, {"torchvision/s3d", "pytorchvideo/x3d_xs", "pytorchvideo/slow_r50"}))
+def test_published_size(name: str) -> None:
+    info = model_info(name)
+    with torch.device("meta"):
+        model = stvid.create_model(name)
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        if info.gflops is not None:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model.eval()(torch.empty(1, 3, info.protocol.frames, info.protocol.crop, info.protocol.crop))
+            family = name.partition("/")[2].split("_")[0]
+            expected = pytest.approx(info.gflops, rel=LOOSE_GFLOPS.get(family, 0.02))
+            assert counter.get_total_flops() / 2e9 == expected
+    if info.params is not None:
+        assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(info.params, abs=0.02)
+    assert model.default_protocol == info.protocol
+
+
+def test_list_models_separates_the_libraries() -> None:
+    assert not [name for name in stvid.list_models() if "/" in name]
+    assert stvid.list_models("torchvision/r[23]*") == ["torchvision/r2plus1d_18", "torchvision/r3d_18"]
+    assert {"pytorchvideo/mvit_base_16x4", "torchvision/mvit_v2_s"} <= set(stvid.list_models("*/mvit_*"))
+    assert stvid.list_models("nothing/*") == []
+
+
+def test_models_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "\ntorchvision\n" in out and "torchvision/mvit_v2_s" in out and "pytorchvideo/x3d_xs" in out
+    assert "torchvision/resnet50" not in out  # image models: too many to list unasked
+    assert main(["models", "x3d_?", "--json"]) == 0
+    records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
+    assert set(records) == {"pytorchvideo/x3d_l", "pytorchvideo/x3d_m", "pytorchvideo/x3d_s"}
+    assert records["pytorchvideo/x3d_m"]["library"] == "pytorchvideo"
+    assert records["pytorchvideo/x3d_m"]["protocol"]["stride"] == 5
+    assert main(["models", "torchvision/r3d"]) == 2
+    assert "torchvision has no 'r3d'; nearest: " in capsys.readouterr().err
+
+
+def test_an_absent_library_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorchvideo", None)
+    monkeypatch.delitem(sys.modules, "pytorchvideo.models", raising=False)
+    monkeypatch.delitem(sys.modules, "pytorchvideo.models.hub", raising=False)
+    with pytest.raises(ConfigError, match=r"pytorchvideo is not installed: pip install 'stvid\[pytorchvideo\]'"):
+        stvid.create_model("pytorchvideo/x3d_m")
+    assert main(["models", "pytorchvideo/x3d_m"]) == 0
+    out = capsys.readouterr().out
+    assert "pytorchvideo/x3d_m" in out and "pip install 'stvid[pytorchvideo]'" in out
+
+
+def test_a_library_that_does_not_import_is_not_called_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import stvid.models.external as external
+
+    (tmp_path / "broken_library.py").write_text("import a_dependency_that_is_absent\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(external.MODULES, "torchvision", "broken_library")
+    with pytest.raises(ConfigError, match=r"torchvision is installed but does not import: .*a_dependency"):
+        stvid.create_model("torchvision/r3d_18")
+
+
+def test_unknown_names_show_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"torchvision has no 'r3d18'; nearest: r3d_18"):
+        stvid.create_model("torchvision/r3d18")
+    with pytest.raises(UnknownNameError, match=r"no library 'torchvisoin'; there are .*torchvision"):
+        stvid.create_model("torchvisoin/r3d_18")
+    with pytest.raises(UnknownNameError, match=r"'x3d_m': no such model; there is pytorchvideo/x3d_m"):
+        stvid.create_model("x3d_m")
+
+
+# --- the same function as the library's -------------------------------------------------------------------------------
+
+
+def library_network(name: str, **options: Any) -> torch.nn.Module:
+    """The library's own network, built by the library alone, with weights under which it is sensitive to its clip."""
+    library, _, own_name = name.partition("/")
+    module = importlib.import_module(
+        {"torchvision": "torchvision.models.video"}.get(library, "pytorchvideo.models.hub")
+    )
+    network = getattr(module, own_name)(**options)
+    return fill.fill_module(network).double().eval()
+
+
+def mvit_options(size: tuple[int, int, int]) -> dict[str, Any]:
+    return {"spatial_size": size[1:], "temporal_size": size[0], "head_num_classes": 7, **TINY_MVIT}
+
+
+# Name, the size that the model is built for, the size of the clip, the library's arguments, the wrapper's.
+SAME: list[tuple[str, tuple[int, int, int], tuple[int, int, int], dict[str, Any], dict[str, Any]]] = [
+    ("torchvision/mc3_18", (4, 32, 32), (5, 37, 53), {"num_classes": 7}, {}),
+    ("torchvision/s3d", (16, 224, 224), (16, 224, 256), {"num_classes": 7}, {}),
+    ("torchvision/swin3d_t", (4, 32, 32), (5, 37, 53), {"num_classes": 7}, {}),
+    ("torchvision/mvit_v1_b", (16, 224, 224), (16, 224, 224), {"num_classes": 7}, {}),
+    (
+        "pytorchvideo/slow_r50",
+        (8, 224, 224),
+        (8, 224, 256),
+        {"model_num_class": 7, "stem_dim_out": 8},
+        {"stem_dim_out": 8},
+    ),
+    (
+        "pytorchvideo/x3d_xs",
+        (4, 160, 160),
+        (4, 160, 224),
+        {"model_num_class": 7, "width_factor": 0.5, "head_activation": None},
+        {"width_factor": 0.5},
+    ),
+    ("pytorchvideo/efficient_x3d_xs", (4, 64, 64), (5, 37, 53), {"num_classes": 7}, {}),
+    ("pytorchvideo/mvit_base_16x4", (4, 32, 48), (4, 32, 48), mvit_options((4, 32, 48)), TINY_MVIT),
+]
+SLOW = ("torchvision/mvit_v1_b", "torchvision/s3d", "torchvision/swin3d_t")
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "size", "theirs", "ours"),
+    [
+        pytest.param(
+            *case,
+            id=case[0],
+            marks=[needs_pytorchvideo] * ("pytorchvideo" in case[0]) + [pytest.mark.slow] * (case[0] in SLOW),
+        )
+        for case in SAME
+    ],
+)
+def test_logits_are_those_of_the_library(
+    name: str, built: tuple[int, int, int], size: tuple[int, int, int], theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    network = library_network(name, **theirs)
+    model = stvid.create_model(name, num_classes=7, num_frames=built[0], img_size=built[1:], **ours)
+    report = stvid.load_checkpoint(model, {"model_state": network.state_dict()})
+    assert report.format == name.partition("/")[0]
+    clip = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(clip)
+        assert not torch.allclose(expected, network(clip.flip(2)), rtol=1e-6)
+        torch.testing.assert_close(model.double().eval()(clip), expected, rtol=1e-9, atol=1e-9)
+
+
+@needs_pytorchvideo
+def test_slowfast_takes_the_slow_clip_from_the_fast_one() -> None:
+    options = {"model_num_class": 7, "stem_dim_outs": (16, 2), "head_pool_kernel_sizes": ((3, 2, 2), (12, 2, 2))}
+    network = library_network("pytorchvideo/slowfast_r50", **options)
+    model = stvid.create_model(
+        "pytorchvideo/slowfast_r50", num_classes=7, num_frames=12, img_size=64, stem_dim_outs=[16, 2]
+    )
+    stvid.load_checkpoint(model, network.state_dict())
+    model.double().eval()
+    clip = torch.randn(1, 3, 12, 96, 64, dtype=torch.float64)  # 3x2 cells: two windows
+    with torch.no_grad():
+        expected = network([clip[:, :, [0, 5, 11]], clip])  # 0, 5.5, 11, truncated
+        torch.testing.assert_close(model(clip), expected, rtol=1e-9, atol=1e-9)
+        other = network([clip[:, :, [0, 4, 8]], clip])
+    assert (expected - other).abs().max() > 1e-3 * expected.abs().max()
+    with pytest.raises(ValueError, match="multiple of 4 frames, not 10"):
+        model(clip[:, :, :10])
+
+
+@needs_pytorchvideo
+def test_logits_are_not_probabilities() -> None:
+    model = stvid.create_model("pytorchvideo/x3d_xs", num_classes=7, width_factor=0.5).eval()
+    with torch.no_grad():
+        model.head.bias.copy_(torch.arange(7.0) - 3)
+        logits = model(torch.randn(2, 3, 4, 64, 64))
+    assert (logits < 0).any() and ((logits.exp().sum(1) - 1).abs() > 0.5).all()
+
+
+# Official layout, and the wrapper that computes it. The quick ones come first.
+CASES = [
+    ("external/ptv_x3d_xs__4x160", "pytorchvideo/x3d_xs"),
+    ("external/slowfast_8x8_r50__32x112", "pytorchvideo/slowfast_r50"),
+    ("tv_r3d_18__8x64", "torchvision/r3d_18"),
+    ("external/mvit_b_16x4__16x224", "torchvision/mvit_v1_b"),
+    ("external/mvitv2_s_16x4__16x224", "torchvision/mvit_v2_s"),
+    ("external/ptv_mvit_b_16x4__16x224", "pytorchvideo/mvit_base_16x4"),
+    ("external/ptv_mvit_b_32x3__32x224", "pytorchvideo/mvit_base_32x3"),
+    ("external/ptv_slowfast_r50_8x8__32x224", "pytorchvideo/slowfast_r50"),
+    ("external/ptv_x3d_m__16x224", "pytorchvideo/x3d_m"),
+    ("external/tv_mvit_v1_b__16x224", "torchvision/mvit_v1_b"),
+    ("external/tv_mvit_v2_s__16x224", "torchvision/mvit_v2_s"),
+    ("ptv_c2d_r50__8x224", "pytorchvideo/c2d_r50"),
+    ("ptv_csn_r101__32x224", "pytorchvideo/csn_r101"),
+    ("ptv_i3d_r50__8x224", "pytorchvideo/i3d_r50"),
+    ("ptv_r2plus1d_r50__16x224", "pytorchvideo/r2plus1d_r50"),
+    ("ptv_slow_r50__8x224", "pytorchvideo/slow_r50"),
+    ("r2plus1d_18__8x64", "torchvision/r2plus1d_18"),
+    ("tv_mc3_18__16x112", "torchvision/mc3_18"),
+    ("tv_s3d__16x224", "torchvision/s3d"),
+    ("tv_swin3d_b__16x112", "torchvision/swin3d_b"),
+    ("tv_swin3d_s__16x112", "torchvision/swin3d_s"),
+    ("tv_swin3d_t__16x112", "torchvision/swin3d_t"),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(
+            *case,
+            id=case[0].rpartition("/")[2],
+            marks=[needs_pytorchvideo] * case[1].startswith("pytorchvideo") + [pytest.mark.slow] * (index > 1),
+        )
+        for index, case in enumerate(CASES)
+    ],
+)
+def test_golden_logits(case: str, name: str) -> None:
+    golden = json.loads((GOLDENS / f"{case}.json").read_text())
+    frames, height, width = golden["input_shape"][2:]
+    model = stvid.create_model(name, num_classes=golden["num_classes"], num_frames=frames, img_size=(height, width))
+    floats = {key: shape for key, shape in golden["state"].items() if key not in golden["int_keys"]}
+    stvid.load_checkpoint(model, {"model_state": fill.fill_state(floats)})
+    assert sum(parameter.numel() for parameter in model.parameters()) == golden["params"]
+    clip = torch.from_numpy(fill.make_input(golden["input_shape"])).double()
+    with torch.no_grad():
+        logits = model.double().eval()(clip).reshape(-1).numpy()
+    assert np.abs(logits - np.array(golden["logits"])).max() < 1e-7 * golden["logits_std"]
+
+
+# --- the API ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: str) -> None:
+    model, clip = small_model(name)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        (model(clip) * torch.arange(7.0)).sum().backward()
+        return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}  # type: ignore[union-attr]
+
+    plain = gradients()
+    # MViTv2: of the last block the class token alone goes on, which neither these tables nor the pool of queries touch.
+    untouched = r"network\.blocks\.15\.attn\.(rel_pos_[thw]|pool_q\.pool\.weight)"
+    idle = [key for key, value in plain.items() if not value.any()]
+    assert [key for key in idle if not (name == "torchvision/mvit_v2_s" and re.fullmatch(untouched, key))] == []
+    model.set_grad_checkpointing()
+    for key, value in gradients().items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-4, atol=1e-5 * float(plain[key].abs().max()))
+
+
+@needs_pytorchvideo
+def test_recomputing_frees_activations() -> None:
+    model, clip = small_model("pytorchvideo/slowfast_r50")
+    kept = []
+    for recompute in (False, True):
+        model.set_grad_checkpointing(recompute)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            model(clip)
+        kept.append(sum(saved))
+    assert kept[1] < 0.3 * kept[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_methods_that_training_relies_on(name: str) -> None:
+    model, clip = small_model(name)
+    features = model.forward_features(clip)
+    assert features.shape[0] == 2 and (model.num_features in features.shape or "x3d" in name)
+    assert model.get_classifier().weight.shape == (7, model.num_features)
+    plan = plan_parameters(model, OptimConfig(layer_decay=0.5))
+    assert plan.keys() == dict(model.named_parameters()).keys()
+    scales = sorted({treatment.lr_scale for treatment in plan.values()}, reverse=True)
+    assert scales[0] == 1.0 and len(scales) > 4
+    assert plan["head.weight"].lr_scale == 1.0 and plan[next(iter(plan))].lr_scale == scales[-1]
+    assert model.no_weight_decay() <= plan.keys()
+    model.train()
+    assert model(clip).shape == (2, 7)
+    model.reset_classifier(3)
+    assert model(clip).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(clip).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
+    model, clip = small_model(name)
+    stvid.save_model(model, tmp_path / "weights.safetensors")
+    again = stvid.load_model(tmp_path / "weights.safetensors")
+    assert again.default_protocol == model.default_protocol and again.recipe == model.recipe
+    with torch.no_grad():
+        torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", parameters(NAMES, {"pytorchvideo/x3d_xs"}))
+def test_export(name: str) -> None:
+    model, clip = small_model(name)
+    program = torch.export.export(model, (clip,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    with torch.no_grad():
+        for batch in (clip, torch.randn(3, *clip.shape[1:])):
+            torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_autocast_and_channels_last(name: str) -> None:
+    model, clip = small_model(name)
+    with torch.no_grad():
+        expected = model(clip)
+        channels_last(model)
+        last = model(clip.contiguous(memory_format=torch.channels_last_3d))
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4 * scale)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = model(clip).float()
+    assert (low - expected).abs().max() < 0.1 * scale + 0.05
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_wrong_clips_are_refused(name: str) -> None:
+    model, clip = small_model(name)
+    with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
+        model(clip[:, :2])
+    with pytest.raises(ValueError, match="pixels"):
+        model(clip[..., :2, :2])
+
+
+@pytest.mark.parametrize(
+    "name", parameters([name for name in NAMES if "pytorchvideo" in name and "efficient" not in name])
+)
+def test_other_channels(name: str) -> None:
+    model = stvid.create_model(name, **small_call(name), in_chans=2).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 2, *model.clip_size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("torchvision/mc3_18", {"in_chans": 2}, ConfigError, "3 channels only"),
+        ("torchvision/mc3_18", {"widht": 2}, TypeError, "widht"),
+        ("torchvision/mc3_18", {"pretrained": True}, TypeError, "'pretrained': weights are read from a file"),
+        ("torchvision/mc3_18", {"stem": torch.nn.Identity}, TypeError, "'stem' is an object"),
+        ("torchvision/mvit_v1_b", {"img_size": (32, 30)}, ConfigError, "32x30 pixels.*multiples of 2 frames and of 4"),
+        pytest.param(
+            "pytorchvideo/x3d_xs", {"widht": 2}, TypeError, "widht", marks=needs_pytorchvideo, id="ptv-unknown"
+        ),
+        ("pytorchvideo/x3d_xs", {"head_activation": None}, TypeError, "takes no 'head_activation'"),
+        ("pytorchvideo/mvit_base_16", {"num_frames": 2}, ConfigError, "clips of 1 frame"),
+    ],
+)
+def test_what_a_library_cannot_build_is_said(
+    name: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        stvid.create_model(name, **options)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@needs_pytorchvideo
+def test_a_published_file_and_a_head_of_another_size(tmp_path: Path) -> None:
+    network = library_network("pytorchvideo/x3d_xs", model_num_class=5, width_factor=0.5).float()
+    torch.save({"model_state": network.state_dict(), "epoch": 3}, tmp_path / "X3D_XS.pyth")
+    model = stvid.create_model("pytorchvideo/x3d_xs", num_classes=7, width_factor=0.5)
+    before = model.head.weight.clone()
+    with pytest.raises(CheckpointError, match="its head has 5 classes, the model 7"):
+        stvid.load_checkpoint(model, tmp_path / "X3D_XS.pyth")
+    report = stvid.load_checkpoint(model, tmp_path / "X3D_XS.pyth", reset_head=True)
+    assert report.reset == ["head.bias", "head.weight"] and torch.equal(model.head.weight, before)
+    torch.testing.assert_close(model.network.blocks[0].conv.conv_t.weight, network.blocks[0].conv.conv_t.weight)
+
+
+def test_torchvisions_file_tells_the_number_of_classes(tmp_path: Path) -> None:
+    network = library_network("torchvision/s3d", num_classes=5).float()
+    torch.save(network.state_dict(), tmp_path / "s3d.pth")
+    model = stvid.load_model(tmp_path / "s3d.pth", name="torchvision/s3d")
+    assert model.num_classes == 5 and model.recipe["name"] == "torchvision/s3d"
+    torch.testing.assert_close(model.head.weight, network.classifier[1].weight.flatten(1))
+
+
+@needs_pytorchvideo
+def test_slowfasts_x3d_is_refused() -> None:
+    model = stvid.create_model("pytorchvideo/x3d_xs", width_factor=0.5)
+    with pytest.raises(CheckpointError, match="another architecture than pytorchvideo/x3d_xs"):
+        stvid.load_checkpoint(model, {"s1.pathway0_stem.conv_xy.weight": torch.zeros(24, 3, 1, 3, 3)})
+
+
+@pytest.mark.parametrize(
+    "name", parameters(["pytorchvideo/mvit_base_16x4", "torchvision/mvit_v1_b"], {"pytorchvideo/mvit_base_16x4"})
+)
+def test_position_tables_are_resized(name: str, tmp_path: Path) -> None:
+    model, _ = small_model(name)
+    stvid.save_model(model, tmp_path / "small.pt")
+    call = {**small_call(name), "num_frames": 12, "img_size": (64, 32)}
+    other = stvid.create_model(name, **call)
+    report = stvid.load_checkpoint(other, tmp_path / "small.pt")
+    assert len(report.resized) == 2
+    prefix = "cls_positional_encoding.pos_embed_{}" if "pytorchvideo" in name else "pos_encoding.{}_pos"
+    for axis, old, new in (("temporal", (4,), (6,)), ("spatial", (8, 12), (16, 8))):
+        key = f"network.{prefix.format(axis)}"
+        before, after = (part.state_dict()[key].squeeze(0) for part in (model, other))
+        mode = "linear" if axis == "temporal" else "bilinear"
+        grid = before.T.reshape(1, -1, *old)
+        expected = torch.nn.functional.interpolate(grid, new, mode=mode, align_corners=True).flatten(2)[0].T
+        torch.testing.assert_close(after, expected)
+
+
+def test_mvitv2_takes_another_size() -> None:
+    model = stvid.create_model("torchvision/mvit_v2_s", num_classes=2, num_frames=4, img_size=(32, 64)).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 4, 32, 64)).shape == (1, 2)
+        with pytest.raises(ValueError, match="built for 4 frames of 32x64 pixels, not 4 frames of 32x32"):
+            model(torch.randn(1, 3, 4, 32, 32))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@needs_pytorchvideo
+def test_training_evaluation_and_prediction(
+    tmp_path: Path, make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = make_dataset(tmp_path / "videos", per_class=2)
+    run = tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {name: pytorchvideo/slowfast_r50, hyperparameters: {stem_dim_outs: [16, 2]}}\n"
+        "optim: {layer_decay: 0.9}\n"
+        "protocol: {frames: 4, stride: 2, short_side: 40, crop: 32, views: 2x1}\n"
+        "data: {batch_size: 2, workers: 0}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu}\n"
+    )
+    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--output={run}"]
+    assert main(["train", "--config", str(config), *sources]) == 0
+    assert main(["test", "--checkpoint", str(run), "--workers=0"]) == 0
+    assert "top1@2x1" in capsys.readouterr().out
+    video = next(videos.rglob("*.mp4"))
+    prediction = stvid.predict(stvid.load_model(run), [video])[0]
+    assert prediction.error is None and prediction.classes

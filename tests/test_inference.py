@@ -1,0 +1,358 @@
+"""Folding norms, settings of a device, late fusion: the outputs stay the same, and nothing is lost silently."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import stvid
+from stvid.errors import CheckpointError, ConfigError, StvidError
+from stvid.evaluation.result import ViewAccumulator
+from stvid.inference import FuseReport, OptimizedModel, pick_precision
+from stvid.models.layers import Conv3d, VideoModel
+from stvid.protocol import Protocol
+
+TINY: dict[str, Any] = {"depth": (1, 1, 1, 1)}
+INFLATED: dict[str, Any] = {"depth": (1, 2, 1, 1), "embed_dim": 32}
+# Every family with batch norms at a small size: options, frames, side, and how many norms follow a convolution.
+FAMILIES: dict[str, tuple[dict[str, Any], int, int, str]] = {
+    "c2d_r50": (INFLATED, 4, 32, "20 of 20"),
+    "i3d_r50": (INFLATED, 4, 32, "20 of 20"),
+    "i3d_nl_r50": (INFLATED, 4, 32, "21 of 21"),
+    "slow_r50": (INFLATED, 4, 32, "20 of 20"),
+    "i3d_inception": ({}, 8, 32, "57 of 57"),
+    "s3d": ({}, 8, 32, "77 of 77"),
+    "r3d_18": (TINY, 4, 32, "12 of 12"),
+    "mc3_18": (TINY, 4, 32, "12 of 12"),
+    "r2plus1d_18": (TINY, 4, 32, "21 of 21"),
+    "r2plus1d_34": (TINY, 4, 32, "21 of 21"),
+    "r2plus1d_50": (TINY, 4, 32, "21 of 21"),
+    "ir_csn_50": (TINY, 4, 32, "17 of 17"),
+    "ip_csn_50": (TINY, 4, 32, "21 of 21"),
+    "p3d_63": (TINY, 16, 32, "20 of 20"),
+    "resnet3d_18": ({**TINY, "shortcut_type": "A"}, 4, 32, "9 of 9"),
+    "resnext3d_50": (TINY, 4, 32, "17 of 17"),
+    "uniformer_xxs": ({}, 4, 64, "0 of 9"),  # its norms come before convolutions
+}
+
+
+def with_statistics(model: nn.Module) -> Any:
+    """Gives all batch norms weights and statistics that are not those of a new one."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.running_mean.normal_(0.0, 0.2, generator=generator)
+            norm.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(norm.bias, 0.0, 0.2, generator=generator)
+    return model
+
+
+def small(name: str, **options: Any) -> tuple[VideoModel, Tensor]:
+    own, frames, side, _ = FAMILIES[name]
+    torch.manual_seed(0)
+    model = stvid.create_model(name, num_classes=5, num_frames=frames, img_size=side, **{**own, **options})
+    return with_statistics(model).eval(), torch.randn(2, 3, frames, side, side)
+
+
+def norms_of(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+# --- fuse -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_fused_model_computes_the_same(name: str) -> None:
+    model, clip = small(name)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        model, clip = model.to(dtype), clip.to(dtype)
+        before = copy.deepcopy(model.state_dict())
+        fused = stvid.fuse(model)
+        assert str(fused.fused).startswith(f"{FAMILIES[name][3]} batch norms")
+        assert set(norms_of(fused)) == set(fused.fused.kept)
+        assert set(norms_of(model)) == {*fused.fused.fused, *fused.fused.kept}
+        with torch.no_grad():
+            expected, found = model(clip), fused(clip)
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        for key, value in model.state_dict().items():  # the original is as it was
+            assert torch.equal(value, before[key])
+
+
+def test_a_model_in_training_mode_is_fused_as_in_evaluation() -> None:
+    model, clip = small("r3d_18")
+    fused = stvid.fuse(model.train())
+    assert model.training and not any(module.training for module in fused.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(fused(clip), model.eval()(clip), rtol=1e-4, atol=1e-5)
+
+
+class Tricky(VideoModel):
+    """Norms of which only the first may be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes, self.num_features = 4, 4
+        self.plain = nn.Sequential(Conv3d(3, 4, 1), nn.BatchNorm3d(4, affine=False))
+        self.read_twice = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm3d(4)])
+        self.viewed = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm2d(4)])
+        self.joined = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm3d(8)])
+        self.shared = nn.ModuleList([Conv3d(8, 4, 1), nn.BatchNorm3d(4), nn.BatchNorm3d(4)])
+        self.without_statistics = nn.Sequential(Conv3d(4, 4, 1), nn.BatchNorm3d(4, track_running_stats=False))
+        self.tied = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm3d(4), Conv3d(4, 4, 1)])
+        self.tied[2].weight = self.tied[0].weight
+        self.changed = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm3d(4)])
+        self.unused = nn.BatchNorm3d(4)
+        self.returned = nn.ModuleList([Conv3d(4, 4, 1), nn.BatchNorm3d(4)])
+        self.recipe = {"num_frames": 2, "img_size": [4, 4]}
+
+    def forward(self, clip: Tensor) -> Any:
+        x = self.plain(clip)
+        conv, norm = self.read_twice
+        y = conv(x)
+        x = norm(y) + y
+        conv, norm = self.viewed
+        x = norm(conv(x).flatten(3)).unflatten(3, x.shape[3:])
+        conv, norm = self.joined
+        x = norm(torch.cat((conv(x), x), 1))
+        conv, first, second = self.shared
+        x = first(conv(x)) + second(conv(-x))
+        x = self.without_statistics(x)
+        conv, norm, other = self.tied
+        x = other(norm(conv(x)))
+        conv, norm = self.changed
+        x = norm(conv(x).mul_(2))
+        conv, norm = self.returned
+        y = conv(x)
+        return norm(y).mean((2, 3, 4)), y
+
+
+def test_a_norm_is_folded_only_where_that_is_right() -> None:
+    torch.manual_seed(0)
+    model = Tricky()
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+            norm.running_mean.normal_()
+    model.double().eval()
+    fused = stvid.fuse(model)
+    assert fused.fused.fused == {"plain.1": "plain.0"}
+    reasons = {name.split(".")[0]: reason for name, reason in fused.fused.kept.items()}
+    for name in ("read_twice", "returned", "changed"):
+        assert "output is used elsewhere" in reasons[name]
+    assert "not a convolution's output" in reasons["viewed"] and "not a convolution's output" in reasons["joined"]
+    assert "more than once" in reasons["shared"]
+    assert "running statistics" in reasons["without_statistics"]
+    assert "weights are used elsewhere" in reasons["tied"]
+    assert "does not run" in reasons["unused"]
+    clip = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for expected, found in zip(model(clip), fused(clip), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_example_clip_serves_as_well() -> None:
+    model, clip = small("r3d_18")
+    assert stvid.fuse(model, clip=clip).fused == stvid.fuse(model).fused
+    with pytest.raises(StvidError, match=r"cannot be followed.*\(B, 3, T, H, W\)"):
+        stvid.fuse(model, clip=clip[:, :2])
+
+
+@pytest.mark.parametrize("change", [stvid.fuse, stvid.optimize])
+def test_what_is_for_inference_only_says_so(change: Callable[..., Any], tmp_path: Path) -> None:
+    model, _ = small("r3d_18")
+    changed = change(model)
+    assert not any(parameter.requires_grad for parameter in changed.parameters())
+    with pytest.raises(StvidError, match=r"cannot be trained: .*stvid\."):
+        changed.train()
+    assert not changed.eval().training
+    with pytest.raises(CheckpointError, match=r"not written: .*save the model it was made from"):
+        stvid.save_model(changed, tmp_path / "weights.pt")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="load it into a plain one"):
+        stvid.load_checkpoint(changed, model.state_dict())
+    with pytest.raises(ConfigError, match="already"):
+        change(changed)
+    with pytest.raises(ConfigError, match="takes a model of stvid"):
+        change(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("change", [stvid.fuse, stvid.optimize])
+def test_what_is_for_inference_only_can_be_exported(change: Callable[..., Any], tmp_path: Path) -> None:
+    model, clip = small("r3d_18")
+    report = stvid.export_model(change(model), tmp_path / "model.pt2")
+    assert report.largest_difference < 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(stvid.load_exported(report.path)(clip), model(clip), rtol=0.03, atol=0.03)
+
+
+def test_the_models_of_other_libraries_are_fused() -> None:
+    pytest.importorskip("torchvision")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("torchvision/mc3_18", {}),
+        ("timm/resnet18", {}),
+        ("timm/mobilenetv3_small_050", {}),  # norms that end with an activation
+    ]
+    for name, options in cases:
+        model = stvid.create_model(name, num_classes=5, num_frames=2, img_size=32, **options)
+        model = with_statistics(model).eval()
+        fused = stvid.fuse(model)
+        assert len(fused.fused.fused) > 10 and not fused.fused.kept
+        clip = torch.randn(1, 3, 2, 32, 32)
+        with torch.no_grad():
+            expected = model(clip)
+            assert (fused(clip) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_report_counts_and_explains() -> None:
+    report = FuseReport({"a.bn": "a.conv"}, {"b.bn": "it does not run", "c.bn": "it does not run"})
+    assert str(report) == ("1 of 3 batch norms folded into their convolutions; 2 kept, it does not run (b.bn, ...)")
+
+
+# --- optimize ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "ir_csn_50", "s3d", "i3d_nl_r50", "uniformer_xxs"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_optimized_model_answers_like_the_original(name: str, precision: Any) -> None:
+    model, clip = small(name)
+    fast = stvid.optimize(model, precision=precision)
+    assert isinstance(fast, OptimizedModel) and fast.precision == precision and fast.input_dtype == torch.float32
+    assert {parameter.dtype for parameter in fast.parameters()} == {
+        torch.float32 if precision == "float32" else torch.bfloat16
+    }
+    assert fast.default_protocol == model.default_protocol and fast.get_classifier().weight.shape[0] == 5
+    with torch.inference_mode():
+        for batch in (clip, clip[:1], clip.contiguous(memory_format=torch.channels_last_3d)):
+            expected, found = model(batch), fast(batch)
+            assert found.dtype == torch.float32
+            tolerance = 1e-5 if precision == "float32" else 0.03
+            assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        assert fast.forward_features(clip).dtype == torch.float32
+        assert torch.equal(copy.deepcopy(fast)(clip), fast(clip))
+
+
+def test_auto_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amx, avx, expected in ((True, True, "bf16"), (False, True, "bf16"), (False, False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        precision, reason = pick_precision(torch.device("cpu"))
+        assert precision == expected and ("AMX" in reason) >= amx
+    assert pick_precision(torch.device("meta"))[0] == "float32"
+    for capability, expected in (((9, 0), "bf16"), ((7, 5), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert pick_precision(torch.device("cuda", 0))[0] == expected
+
+
+def test_wrong_settings_are_refused() -> None:
+    model, _ = small("r3d_18")
+    with pytest.raises(ConfigError, match="'int8' is not one of auto, float32, bf16, fp16"):
+        stvid.optimize(model, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="nowhere"):
+        stvid.optimize(model, device="nowhere")
+
+
+def test_an_optimized_model_is_evaluated(make_video: Any, tmp_path: Path) -> None:
+    """Clips come in float32 whatever the weights are, and the result is that of the original within bf16's rounding."""
+    files = [make_video(f"{number}.mp4", frames=12) for number in range(2)]
+    manifest = tmp_path / "val.csv"
+    manifest.write_text("path,label\n" + "".join(f"{file},class {k}\n" for k, file in enumerate(files)))
+    model, _ = small("r3d_18")
+    model.default_protocol = Protocol(
+        frames=4, stride=2, short_side=32, crop=32, views="2x1", class_names=tuple(f"class {k}" for k in range(5))
+    )
+    expected = stvid.evaluate(model, str(manifest))
+    seen: list[torch.dtype] = []
+    fast = stvid.optimize(model, precision="bf16")
+    fast.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    found = stvid.evaluate(fast, str(manifest))
+    assert set(seen) == {torch.float32}
+    assert np.abs(found.logits - expected.logits).max() < 0.03 * np.abs(expected.logits).max()
+
+
+# --- the convolution under it -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_convolution_is_torchs(groups: int) -> None:
+    torch.manual_seed(0)
+    own = Conv3d(4, 8, (3, 3, 1), stride=(2, 1, 1), padding=(1, 1, 0), groups=groups)
+    plain = nn.Conv3d(4, 8, (3, 3, 1), stride=(2, 1, 1), padding=(1, 1, 0), groups=groups)
+    plain.load_state_dict(own.state_dict())
+    for clip in (torch.randn(1, 4, 5, 6, 7), torch.randn(2, 4, 3, 6, 6)):
+        results = []
+        for conv in (own, plain):
+            x = clip.clone().requires_grad_()
+            conv.zero_grad()
+            conv(x).square().sum().backward()
+            results.append((conv(x).detach(), x.grad, conv.weight.grad, conv.bias.grad))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_weight_follows_no_change_unseen() -> None:
+    conv = Conv3d(4, 8, 3, padding=1).requires_grad_(False)
+    clip = torch.randn(1, 4, 3, 6, 6)
+    expected = conv(clip)
+    conv.pack()
+    torch.testing.assert_close(conv(clip), expected)
+    assert copy.deepcopy(conv).packed is None
+    conv.double()
+    assert conv.packed is None
+    torch.testing.assert_close(conv(clip.double()), expected.double(), rtol=1e-4, atol=1e-5)
+
+
+# --- late fusion ------------------------------------------------------------------------------------------------------
+
+
+def result_of(logits: np.ndarray, *, missing: tuple[int, ...] = (), labels: tuple[int, ...] = (0, 1, 2)) -> Any:
+    names = tuple("abc")
+    accumulator = ViewAccumulator(Protocol(views="2x1", class_names=names))
+    for index, label in enumerate(labels):
+        if index in missing:
+            accumulator.add_failure(index, f"{index}.mp4", "broken", labels=label)
+        else:
+            accumulator.add(index, logits[index], label, path=f"{index}.mp4")
+    return accumulator.result()
+
+
+def test_late_fusion_adds_the_logits() -> None:
+    rng = np.random.default_rng(0)
+    rgb, flow = rng.normal(size=(2, 3, 2, 3)).astype(np.float32)
+    fused = stvid.late_fusion([result_of(rgb), result_of(flow)])
+    np.testing.assert_allclose(fused.logits, rgb + flow, rtol=1e-6)
+    scores = np.exp(rgb + flow) / np.exp(rgb + flow).sum(-1, keepdims=True)
+    top1 = (scores.mean(1).argmax(1) == [0, 1, 2]).mean()
+    assert fused.metrics["top1@2x1"] == pytest.approx(top1)
+    weighted = stvid.late_fusion([result_of(rgb), result_of(flow)], weights=[1.0, 0.5])
+    np.testing.assert_allclose(weighted.logits, rgb + 0.5 * flow, rtol=1e-6)
+
+
+def test_late_fusion_counts_what_one_model_could_not_read() -> None:
+    logits = np.eye(3, dtype=np.float32)[:, None].repeat(2, 1)
+    fused = stvid.late_fusion([result_of(logits, missing=(2,)), result_of(logits, missing=(1,))])
+    assert fused.indices.tolist() == [0]
+    assert [path for path, _ in fused.failures] == ["2.mp4", "1.mp4"]
+    assert fused.metrics["top1@2x1"] == 1.0 and fused.metrics["top1@2x1_low"] == pytest.approx(1 / 3)
+
+
+def test_late_fusion_refuses_what_does_not_fit() -> None:
+    logits = np.eye(3, dtype=np.float32)[:, None].repeat(2, 1)
+    result = result_of(logits)
+    with pytest.raises(ConfigError, match="two or more"):
+        stvid.late_fusion([result])
+    with pytest.raises(ConfigError, match="1 weights for 2 results"):
+        stvid.late_fusion([result, result], weights=[1.0])
+    with pytest.raises(ConfigError, match="video 1 has different labels"):
+        stvid.late_fusion([result, result_of(logits, labels=(0, 2, 2))])
+    other = copy.copy(result)
+    other.class_names = ("x", "y", "z")
+    with pytest.raises(ConfigError, match="differ in class_names"):
+        stvid.late_fusion([result, other])

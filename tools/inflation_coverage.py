@@ -1,0 +1,409 @@
+"""Which image networks can be inflated: every classifier of timm and torchvision, one row for each way to see frames.
+
+    python tools/inflation_coverage.py --output /tmp/coverage            # all; a run that was stopped goes on
+    python tools/inflation_coverage.py --output /tmp/coverage --first    # the smallest model of each file of timm
+    python tools/inflation_coverage.py --output /tmp/coverage --report docs/inflation_coverage.md
+
+A network is built with random weights at the smallest input that it takes, and must, for each of conv, shift and (if it
+has attention) attention: convert; give, for an image repeated over three frames, the logits of the image, to 1e-5 of
+the difference that the image makes; and give other logits for a clip played backwards. For `conv` the kernels start as
+averages, so that the ends of the clip count too. Before the last check the weights that mix frames are perturbed, since
+they start symmetric or at zero; a shift has none. What differs by more in float32 is computed again in float64.
+
+Results are lines of JSON in <output>/results.jsonl. A worker that exceeds the time is killed, and the model counted as
+failed; so is one that needs more memory than allowed. Networks of more parameters than `--largest` are built with a few
+blocks only, and the report says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fnmatch
+import gc
+import json
+import multiprocessing
+import resource
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+MODES = ("conv", "shift", "attention")
+FRAMES = 3
+TOLERANCE = 1e-5
+RESPONSE = 1e-4  # of the logits to the order of the frames, relative like the tolerance
+SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
+SMALL = 250e6  # parameters up to which a network is copied for each mode instead of built again
+SHALLOW = {"depth": 4}
+NOISE = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+PERIOD = 1_000_003  # parameters begin at different places of the noise
+
+
+# --- one network ------------------------------------------------------------------------------------------------------
+
+
+def fill(network: nn.Module) -> None:
+    """Gives every parameter random values, also those that start at zero, so that nothing is hidden behind a zero."""
+    place = 0
+    for name, parameter in network.named_parameters():
+        noise = NOISE[place:]
+        noise = noise.repeat(-(-parameter.numel() // len(noise)))[: parameter.numel()].view(parameter.shape)
+        place = (place + parameter.numel()) % PERIOD
+        fan_in = max(1, parameter[0].numel()) if parameter.dim() >= 2 else 1
+        with torch.no_grad():
+            if parameter.dim() >= 2:
+                parameter.copy_(noise * fan_in**-0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(noise * 0.1)
+            else:
+                parameter.copy_(1 + noise * 0.1)
+
+
+def build(library: str, name: str, size: int, options: dict[str, Any]) -> nn.Module:
+    """Builds a network without its own initialisation, which is slow and replaced by `fill`."""
+    from stvid.inflation.sources import ImageOrigin
+
+    slow = ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_")
+    with ExitStack() as patches:
+        for initialise in slow:
+            patches.enter_context(mock.patch.object(nn.init, initialise, lambda tensor, *args, **kwargs: tensor))
+        network = ImageOrigin(library, name, options=options).build(num_classes=10, img_size=(size, size))
+    fill(network)
+    return network.eval()
+
+
+def parameters(library: str, name: str) -> float:
+    """Counts on the meta device; 0 if the network cannot be built there."""
+    from stvid.inflation.sources import ImageOrigin
+
+    origin = ImageOrigin(library, name)
+    size = origin.settings()["crop"]
+    try:
+        with torch.device("meta"):
+            network = origin.build(num_classes=10, img_size=(size, size))
+    except Exception:
+        return 0
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def smallest(library: str, name: str, options: dict[str, Any]) -> tuple[nn.Module, int]:
+    """Returns a network with the smallest square input that it takes."""
+    from stvid.errors import StvidError
+    from stvid.inflation.sources import ImageOrigin
+
+    native = ImageOrigin(library, name).settings()["crop"]
+    problem: Exception | None = None
+    for size in (*[size for size in SIZES if size < native], native):
+        try:
+            network = build(library, name, size, options)
+            with torch.no_grad():
+                logits = network(torch.randn(2, 3, size, size))
+            if isinstance(logits, Tensor) and logits.isfinite().all() and (logits[0] - logits[1]).abs().max() > 0:
+                return network, size
+            problem = ValueError("logits that are no numbers, or do not depend on the image")
+        except (
+            StvidError,
+            RuntimeError,
+            AssertionError,
+            ValueError,
+            TypeError,
+            IndexError,
+            ZeroDivisionError,
+        ) as error:
+            problem = error
+            if isinstance(error, TypeError) and options:
+                raise
+    raise problem if problem is not None else ValueError("no size")
+
+
+def perturb(model: Any) -> None:
+    """Breaks the symmetry in time of everything that was added."""
+    from stvid.inflation.temporal import TemporalConv
+
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, TemporalConv):
+                part.weight.add_(
+                    torch.randn(part.weight.shape, generator=generator) * part.weight.std().clamp(min=1e-3)
+                )
+        for parameter in model.temporal.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, Any]:
+    """Inflates a network in place and compares."""
+    from stvid.inflation.model import InflatedModel
+
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, size, size, generator=generator)
+    clip = torch.randn(1, 3, FRAMES, size, size, generator=generator)
+    dtype = next(network.parameters()).dtype
+    images, clip = images.to(dtype), clip.to(dtype)
+    options: dict[str, Any] = {"init": "average"} if mode == "conv" else {}
+    with torch.no_grad():
+        expected = network(images)
+        scale = (expected[0] - expected[1]).abs().max()
+        model = InflatedModel(
+            network, num_frames=FRAMES, img_size=(size, size), temporal=mode, source_name=name, **options
+        ).eval()
+        found = torch.cat([model(image[None, :, None].expand(-1, -1, FRAMES, -1, -1)) for image in images])
+        still = ((found - expected).abs().max() / scale).item()
+        if mode != "shift":
+            perturb(model)
+        order = ((model(clip) - model(clip.flip(2))).abs().max() / scale).item()
+    return {"still": still, "order": order, "layers": len(model.inflated)}
+
+
+def check(library: str, name: str, modes: list[str], count: float, largest: float) -> list[dict[str, Any]]:
+    """Returns a record for each mode."""
+    from stvid.inflation.model import has_attention
+
+    base: dict[str, Any] = {"library": library, "name": name}
+    options = SHALLOW if count > largest else {}
+    base["parameters"] = count
+    if options:
+        base["built_with"] = options
+    try:
+        network, size = smallest(library, name, options)
+    except Exception as error:
+        return [{**base, "mode": mode, "problem": f"2D network: {one_line(error)}"} for mode in modes]
+    base["size"] = size
+    base["parameters"] = count or sum(parameter.numel() for parameter in network.parameters())
+    records = []
+    attends = has_attention(network)
+    small = sum(parameter.numel() for parameter in network.parameters()) < SMALL
+    if not small:
+        del network
+    for mode in modes:
+        record = {**base, "mode": mode}
+        started = time.perf_counter()
+        try:
+            if mode == "attention" and not attends:
+                record["skipped"] = "no attention"
+            else:
+                for dtype in (torch.float32, torch.float64):
+                    used = copy.deepcopy(network) if small else build(library, name, size, options)
+                    record.update(measure(used.to(dtype), mode, size, name), dtype=str(dtype).removeprefix("torch."))
+                    del used  # before the next is built
+                    if record["still"] < TOLERANCE:
+                        break
+        except Exception as error:
+            record["problem"] = one_line(error)
+        record["seconds"] = round(time.perf_counter() - started, 2)
+        records.append(record)
+    return records
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def work(pipe: Any, memory: float, largest: float) -> None:
+    """Checks the networks that come through a pipe."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory * 2**30), int(memory * 2**30)))
+    import timm  # noqa: F401
+
+    pipe.send("ready")
+    while (job := pipe.recv()) is not None:
+        try:
+            pipe.send(check(*job, largest))
+        except MemoryError as error:
+            pipe.send(
+                [{"library": job[0], "name": job[1], "mode": mode, "problem": one_line(error)} for mode in job[2]]
+            )
+        gc.collect()
+
+
+class Worker:
+    """A process that can be killed and replaced."""
+
+    def __init__(self, memory: float, largest: float) -> None:
+        self.arguments = (memory, largest)
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process and waits until it has imported everything."""
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, *self.arguments), daemon=True)
+        self.process.start()
+        other.close()
+        self.pipe.recv()
+        self.job: tuple[str, str, list[str], float] | None = None
+
+    def give(self, job: tuple[str, str, list[str], float]) -> None:
+        """Sends a network."""
+        self.job, self.since = job, time.monotonic()
+        self.pipe.send(job)
+
+    def result(self, timeout: float) -> list[dict[str, Any]] | None:
+        """Returns the records of the current network, if they are there or it has failed."""
+        assert self.job is not None
+        library, name, modes, _ = self.job
+        problem = ""
+        try:
+            if self.pipe.poll(0.05):
+                records = self.pipe.recv()
+                self.job = None
+                return records
+            if time.monotonic() - self.since > timeout:
+                problem = f"not done in {timeout:g} seconds"
+        except EOFError:
+            problem = "the process ended, probably for lack of memory"
+        if not problem:
+            return None
+        self.process.kill()
+        self.process.join()
+        self.start()
+        return [{"library": library, "name": name, "mode": mode, "problem": problem} for mode in modes]
+
+
+# --- all networks -----------------------------------------------------------------------------------------------------
+
+
+def count_parameters(path: Path) -> dict[tuple[str, str], float]:
+    """Counts the parameters of all networks, and keeps the counts in a file."""
+    from stvid.inflation.sources import LIBRARIES, image_models
+
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for library in LIBRARIES:
+        for name in image_models(library):
+            if f"{library}:{name}" not in known:
+                known[f"{library}:{name}"] = parameters(library, name)
+    path.write_text(json.dumps(known))
+    return {(library, name): known[f"{library}:{name}"] for library in LIBRARIES for name in image_models(library)}
+
+
+def jobs(counts: dict[tuple[str, str], float], pattern: str, first: bool) -> list[tuple[str, str]]:
+    """Returns libraries and names, the smallest networks first."""
+    import timm
+
+    names = sorted(counts, key=lambda key: counts[key])
+    if first:
+        files = [set(timm.list_models(module=module)) for module in timm.list_modules()]
+        firsts = {next(name for library, name in names if library == "timm" and name in file) for file in files}
+        names = [(library, name) for library, name in names if library == "timm" and name in firsts]
+    return [(library, name) for library, name in names if fnmatch.fnmatch(f"{library}:{name}", pattern)]
+
+
+def read(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Returns the last record of each network and mode."""
+    records = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            records[record["library"], record["name"], record["mode"]] = record
+    return records
+
+
+def failed(record: dict[str, Any]) -> str:
+    """Returns why a record is no success; empty if it is one."""
+    if "problem" in record:
+        return record["problem"]
+    if not record["still"] < TOLERANCE:
+        return f"still video differs by {record['still']:.1e} ({record['dtype']})"
+    if not record["order"] > RESPONSE:
+        return f"does not respond to the order of frames ({record['order']:.1e})"
+    return ""
+
+
+def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> str:
+    """Returns the summary and the failures in Markdown; `total` is the number of networks that there are."""
+    import timm
+    import torchvision
+
+    lines = [
+        "# Which image networks can be inflated",
+        "",
+        f"Written by `python tools/inflation_coverage.py`, with timm {timm.__version__}, torchvision "
+        f"{torchvision.__version__} and torch {torch.__version__}:",
+        f"{len({key[:2] for key in records})} of {total} networks.",
+        "",
+        "| library | temporal | networks | converted, still video equal, order seen | share |",
+        "|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for (library, _, mode), record in sorted(records.items()):
+        if "skipped" not in record:
+            groups[library, mode].append(record)
+    for (library, mode), group in groups.items():
+        good = sum(not failed(record) for record in group)
+        lines.append(f"| {library} | {mode} | {len(group)} | {good} | {100 * good / len(group):.1f}% |")
+    lines += ["", "Failures:", "", "| network | temporal | reason |", "|---|---|---|"]
+    for (library, name, mode), record in sorted(records.items()):
+        if "skipped" not in record and (reason := failed(record)):
+            lines.append(f"| {library}:{name} | {mode} | {reason.replace('|', '/')} |")
+    shallow = sorted({f"{library}:{name}" for (library, name, _), record in records.items() if "built_with" in record})
+    lines += ["", f"Built with {SHALLOW['depth']} blocks, for their size: {', '.join(shallow) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
+    parser.add_argument("--models", default="*", help="pattern of library:name")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--first", action="store_true", help="only the smallest model of each file of timm")
+    parser.add_argument("--again", action="store_true", help="repeat what has failed")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one network")
+    parser.add_argument("--memory", type=float, default=12, help="address space of a worker in GiB")
+    parser.add_argument("--largest", type=float, default=8e8, help="parameters; larger networks are built shallow")
+    parser.add_argument("--report", type=Path, help="write the table to this file and stop")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "results.jsonl"
+    if options.report is not None:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        total = len(count_parameters(options.output / "parameters.json"))
+        options.report.write_text(report(read(path), total))
+        return 0
+    known = read(path)
+    waiting = []
+    counts = count_parameters(options.output / "parameters.json")
+    for library, name in jobs(counts, options.models, options.first):
+        modes = [
+            mode
+            for mode in options.modes.split(",")
+            if (library, name, mode) not in known
+            or (options.again and "skipped" not in known[library, name, mode] and failed(known[library, name, mode]))
+        ]
+        if modes:
+            waiting.append((library, name, modes, counts[library, name]))
+    print(f"{len(waiting)} networks", flush=True)
+    workers = [Worker(options.memory, options.largest) for _ in range(min(options.workers, len(waiting)))]
+    outcome: Counter[str] = Counter()
+    with path.open("a") as file:
+        while waiting or any(worker.job for worker in workers):
+            for worker in workers:
+                if worker.job is None and waiting:
+                    worker.give(waiting.pop(0))
+                if worker.job is None or (records := worker.result(options.timeout)) is None:
+                    continue
+                for record in records:
+                    file.write(json.dumps(record) + "\n")
+                    reason = "" if "skipped" in record else failed(record)
+                    outcome["failed" if reason else "good"] += 1
+                    if reason:
+                        print(f"{record['library']}:{record['name']} {record['mode']}: {reason}", flush=True)
+                file.flush()
+    print(dict(outcome))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
