@@ -28,5 +28,5 @@ def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_list_that_is_not_there(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--out", str(tmp_path / "out")] if command in ("transcode", "shard") else []
     assert main([command, str(tmp_path / "none.csv"), *arguments]) == 1
-    assert capsys.readouterr().err == f"stvid: error: {tmp_path}/none.csv: no such file or folder\n"
+    assert capsys.readouterr().err == f"stvid-prep: error: {tmp_path}/none.csv: no such file or folder\n"
     assert list(tmp_path.iterdir()) == []
