@@ -80,8 +80,8 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
     """
     if not isinstance(model, VideoModel):
         raise ConfigError(f"fuse takes a model of stvid, not {type(model).__name__}")
-    if model.fused is not None:
-        raise ConfigError(f"{type(model).__name__} is fused already: {model.fused}")
+    if model.inference_only:
+        raise ConfigError(f"{type(model).__name__} is fused or optimised already: {model.inference_only}")
     result = copy.deepcopy(model).eval().requires_grad_(False)
     names = {module: name for name, module in result.named_modules()}
     owners = Counter(id(weight) for module in names for weight in module._parameters.values() if weight is not None)
@@ -97,6 +97,8 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
             _fold(conv, norm)
             _replace(result, norm)
             fused[names[norm]] = names[conv]
+    if fused:
+        _run(result, clip)  # fails if the model's own code looks into a norm
     result.fused = FuseReport(fused, kept)
     result.inference_only = "its batch norms are folded into its convolutions (stvid.fuse)"
     _log.info("%s: %s", type(model).__name__, result.fused)
@@ -159,10 +161,8 @@ def _follow(model: VideoModel, clip: Tensor | None) -> dict[nn.Module, nn.Module
             handles.append(module.register_forward_pre_hook(before_norm))
             handles.append(module.register_forward_hook(after_norm, prepend=True))
     try:
-        with torch.no_grad(), consumers:
+        with consumers:
             consumers.use(_run(model, clip))
-    except Exception as error:  # whatever a model's own code raises
-        raise StvidError(f"{type(model).__name__} cannot be followed: {' '.join(str(error).split())[:200]}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -182,14 +182,18 @@ def _follow(model: VideoModel, clip: Tensor | None) -> dict[nn.Module, nn.Module
 
 
 def _run(model: VideoModel, clip: Tensor | None) -> Any:
-    if clip is not None:
-        return model(clip)
-    channels = getattr(model, "in_chans", 3)
-    shape = (2, channels, model.recipe["num_frames"], *model.recipe["img_size"])
-    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    weights = {name: value.to("meta") for name, value in state.items()}
-    return torch.func.functional_call(model, weights, torch.empty(shape, dtype=dtype, device="meta"))
+    """Returns the model's output for the clip, or for one of its own size on the meta device."""
+    try:
+        with torch.no_grad():
+            if clip is not None:
+                return model(clip)
+            shape = (2, getattr(model, "in_chans", 3), model.recipe["num_frames"], *model.recipe["img_size"])
+            dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
+            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            weights = {name: value.to("meta") for name, value in state.items()}
+            return torch.func.functional_call(model, weights, torch.empty(shape, dtype=dtype, device="meta"))
+    except Exception as error:  # whatever a model's own code raises
+        raise StvidError(f"{type(model).__name__} cannot be followed: {' '.join(str(error).split())[:200]}") from error
 
 
 @cache
@@ -328,8 +332,12 @@ def optimize(
     weights in the precision that the device is fastest in. The result takes and returns float32 clips and logits, and
     works where the model did: `stvid.evaluate`, `stvid.predict`, `stvid.export_model`.
 
-    Weights are cast once. Autocast, the other way to low precision, casts them in every forward pass, and stores the
-    activations of norms and sums in float32; give no ``precision`` to `stvid.evaluate` besides.
+    Weights are cast once, while autocast would cast them in every forward pass: give no ``precision`` to
+    `stvid.evaluate` besides.
+
+    On Linux, much of what is left of a CNN's time on the CPU may be page faults of its large activations. torch avoids
+    most of them if the process starts with ``THP_MEM_ALLOC_ENABLE=1``; tools/benchmark_models.py with and without shows
+    by how much here.
 
     Args:
         model: Any model of stvid; it is not changed.
@@ -370,12 +378,7 @@ def optimize(
     else:
         channels_last(result)
         notes.append("convolutions in channels_last")
-    if (
-        target.type == "cpu"
-        and not compile
-        and chosen != "fp16"
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    ):
+    if target.type == "cpu" and not compile and torch.backends.mkldnn.is_available() and chosen != "fp16":
         packed = [module for module in result.modules() if type(module) is Conv3d]
         for module in packed:
             module.pack()

@@ -10,6 +10,7 @@ through `stvid.load_checkpoint`, and the largest difference of the logits is pri
 
 - ``float32``: both as their libraries build them;
 - ``bf16``: both under autocast;
+- ``fused``: `stvid.fuse(model)` against the peer, both in float32 (forward only);
 - ``optimized``: `stvid.optimize(model)` against the peer in float32 (forward only).
 
 A training step is forward, cross-entropy, backward and SGD. The share is that of the rate of a large matrix product
@@ -45,11 +46,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
-from stvid.inference import optimize
+from stvid.inference import fuse, optimize
 from stvid.models.layers import VideoModel
 
 NUM_CLASSES = 400
-DTYPES = ("float32", "bf16", "optimized")
+DTYPES = ("float32", "bf16", "fused", "optimized")
 Call = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -153,13 +154,23 @@ def build_peer(peer: Peer) -> nn.Module:
     return network
 
 
-def build_own(peer: Peer, network: nn.Module) -> VideoModel:
+def create_own(peer: Peer) -> VideoModel:
     frames, height, width = peer.clip
-    model = stvid.create_model(
+    return stvid.create_model(
         peer.model, num_classes=NUM_CLASSES, num_frames=frames, img_size=(height, width), **peer.options
-    )
+    ).eval()
+
+
+def build_own(peer: Peer, network: nn.Module) -> VideoModel:
+    """Builds stvid's with the weights of the peer."""
+    model = create_own(peer)
     stvid.load_checkpoint(model, network.state_dict())
-    return model.eval()
+    return model
+
+
+def prepare(model: VideoModel, dtype: str) -> VideoModel:
+    """Returns what stvid runs in a row of this kind."""
+    return {"fused": fuse, "optimized": optimize}.get(dtype, lambda same: same)(model)
 
 
 # --- what is timed ----------------------------------------------------------------------------------------------------
@@ -236,20 +247,19 @@ def count_multiply_adds(peer: Peer) -> float:
 def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """Times one row of the table."""
     network = build_peer(peer)
-    model: nn.Module = build_own(peer, network)
-    network, model = network.to(device), model.to(device)
+    model = build_own(peer, network).to(device)
+    network = network.to(device)
     torch.manual_seed(1)
     clip = torch.randn(batch, 3, *peer.clip).to(device)
     expected = forward_step(network, peer.call, clip, "float32")()
-    if dtype == "optimized":
-        model = optimize(model)  # type: ignore[arg-type]
+    model = prepare(model, dtype)
     found = forward_step(model, call_plain, clip, dtype)()
     make = train_step if step == "train" else forward_step
     low = torch.bfloat16 if dtype == "bf16" or getattr(model, "precision", "") == "bf16" else torch.float32
     size = 2048
     steps = {
         "stvid": make(model, call_plain, clip, dtype),
-        "peer": make(network, peer.call, clip, "float32" if dtype == "optimized" else dtype),
+        "peer": make(network, peer.call, clip, dtype),
         "matmul": matmul_step(low, device, size),
     }
     seconds = alternate(steps, rounds=rounds, device=device)
@@ -277,15 +287,14 @@ def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, devic
 
 def peak_memory(peer: Peer, side: str, *, batch: int, dtype: str, step: str, device: torch.device) -> float:
     """Returns the largest memory in MB of building one side and running it twice, in this process."""
-    network = build_peer(peer)
-    call = peer.call
+    network: nn.Module
     if side == "stvid":
-        network, call = build_own(peer, network), call_plain
+        network, call = prepare(create_own(peer), dtype), call_plain
+    else:
+        network, call = build_peer(peer), peer.call
     network = network.to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    if dtype == "optimized":
-        network, dtype = (optimize(network) if side == "stvid" else network), "float32"  # type: ignore[arg-type]
     run = (train_step if step == "train" else forward_step)(
         network, call, torch.randn(batch, 3, *peer.clip, device=device), dtype
     )
@@ -310,13 +319,13 @@ def make_table(rows: Sequence[dict[str, Any]], *, memory: bool) -> Table:
     """Returns the printed table: the ratio is how many times as fast (or small) stvid is."""
     table = Table()
     titles = ["model", "peer", "batch", "dtype", "step"]
-    titles += (
-        [] if memory else ["stvid s", "peer s", "ratio", "cpu ratio", "GFLOP/s", "of matmul", "diff / std", "top-1"]
-    )
+    if memory:
+        titles += ["stvid MB", "peer MB", "ratio"]
+    else:
+        titles += ["stvid s", "peer s", "ratio", "cpu ratio", "GFLOP/s", "of matmul", "diff / std", "top-1"]
     for title in titles:
-        table.add_column(
-            title, justify="left" if title in ("model", "peer", "dtype", "step") else "right", no_wrap=True
-        )
+        justify: Any = "left" if title in ("model", "peer", "dtype", "step") else "right"
+        table.add_column(title, justify=justify, no_wrap=True)
     for row in rows:
         cells = [row["model"], row["peer"], str(row["batch"]), row["dtype"], row["step"]]
         if memory:
@@ -365,7 +374,7 @@ def rows_of(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
             continue
         for step in options.step:
             for dtype in options.dtype:
-                if (step, dtype) == ("train", "optimized"):
+                if step == "train" and dtype in ("fused", "optimized"):
                     continue
                 for batch in options.batch:
                     print(f"{peer.model}, batch {batch}, {dtype}, {step} ...", file=sys.stderr, flush=True)

@@ -276,8 +276,10 @@ class Conv3d(nn.Conv3d):
         """(B, C, T, H, W) to (B, C', T', H', W')."""
         padding: Any = self.padding  # numbers: no convolution here names its padding
         settings = (padding, self.stride, self.dilation, self.groups)
-        if self.packed is not None and takes_onednn(x, self.weight, dtypes=(torch.float32, torch.bfloat16)):
-            # An operator of torch.compile's, the only one that takes such weights.
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        low = (torch.float32, torch.bfloat16)
+        if self.packed is not None and not differentiated and takes_onednn(x, self.weight, dtypes=low):
+            # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
             return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *settings, "none", [], "")
         if takes_onednn(x, self.weight):
             # Not in torch's documentation, but in its namespace since 0.4; the gradient is that of conv3d.

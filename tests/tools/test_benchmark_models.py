@@ -71,4 +71,5 @@ def test_the_table_shows_ratios(tool: Any) -> None:
         console.print(tool.make_table([row | speed], memory=False))
         console.print(tool.make_table([row | {"stvid_mb": 400.0, "peer_mb": 600.0, "ratio": 1.5}], memory=True))
     text = capture.get()
+    assert "stvid MB" in text and "stvid s" in text
     assert "2.50" in text and "50%" in text and "DIFFERENT" in text and "1.50" in text
