@@ -184,9 +184,10 @@ AUGMENT = AugmentConfig(resize="random_resized_crop", hflip=0.5, randaugment_mag
 
 def train_stvid(path: str, rng: np.random.Generator) -> torch.Tensor:
     indices = draw_clip(path, rng)
-    with VideoReader(path) as reader:
-        clip = TrainTransform(PROTOCOL, AUGMENT, ["a"])(reader.get_batch(indices), np.zeros(1, np.int64), rng)[0]
-    return normalize(clip, MEAN, STD)
+    transform = TrainTransform(PROTOCOL, AUGMENT, ["a"])
+    with VideoReader(path) as reader:  # as `TrainDataset` does it
+        cut = reader.get_batch(indices, crop=transform.draw_box(reader.height, reader.width, rng))
+    return normalize(transform.make_clip(cut, np.zeros(1, np.int64), rng)[0], MEAN, STD)
 
 
 def _draw_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -360,9 +361,13 @@ def compare(name: str, works: dict[str, Work], videos: Sequence[str]) -> dict[st
     return found
 
 
-def measure(works: dict[str, Work], videos: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, alternating; all sides draw the same random numbers."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+def measure(works: dict[str, Work], videos: Sequence[str], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each piece of work, on the clock and of the processor (N, 2), alternating.
+
+    All sides draw the same random numbers, so the n-th times belong together. The processor's time is that of all
+    threads of this process; it hardly depends on what else the machine does.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     order = list(works)
     for number in range(rounds):
         for position, path in enumerate(videos):
@@ -370,41 +375,60 @@ def measure(works: dict[str, Work], videos: Sequence[str], rounds: int) -> dict[
             for name in order[turn:] + order[:turn]:
                 rng = np.random.default_rng([number, position])
                 torch.manual_seed(number)
-                begin = time.perf_counter()
+                begin, begin_cpu = time.perf_counter(), time.process_time()
                 works[name](path, rng)
-                times[name].append(time.perf_counter() - begin)
-    return times
+                times[name].append((time.perf_counter() - begin, time.process_time() - begin_cpu))
+    return {name: np.array(pairs) for name, pairs in times.items()}
 
 
 def breakdown(videos: Sequence[str], rounds: int) -> dict[str, float]:
-    """Median milliseconds of the parts of a training clip of stvid."""
+    """Median milliseconds of the processor for the parts of a training clip of stvid, and the bytes that it copies."""
+    from stvid.data.av_reader import AvSource
+
     parts: dict[str, list[float]] = {}
+    spent: dict[str, float] = {}
 
-    def lap(part: str, begin: float) -> float:
-        now = time.perf_counter()
-        parts.setdefault(part, []).append(1000 * (now - begin))
-        return now
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            begin = time.process_time()
+            result = work(*arguments, **options)
+            spent[name] = spent.get(name, 0.0) + time.process_time() - begin
+            return result
 
-    for number in range(rounds):
-        for position, path in enumerate(videos):
-            rng = np.random.default_rng([number, position])
-            indices = draw_clip(path, rng)
-            now = time.perf_counter()
-            reader = VideoReader(path)
-            now = lap("open (index cached)", now)
-            reader.get_batch(indices[:1])
-            now = lap("first frame (seek, decode)", now)
-            frames = reader.get_batch(indices)
-            now = lap("16 frames (seek, decode, convert)", now)
-            reader.close()
-            clip = TrainTransform(PROTOCOL, AUGMENT, ["a"])(frames, np.zeros(1, np.int64), rng)[0]
-            now = lap("crop, resize, flip", now)
-            batch = torch.stack([clip])
-            now = lap("collate", now)
-            normalize(batch, MEAN, STD)
-            lap("normalise", now)
-            parts.setdefault("MB decoded", []).append(frames.numel() / 1e6)
-            parts.setdefault("MB in the batch", []).append(batch.numel() / 1e6)
+        return call
+
+    def frames_timed(*arguments: Any) -> Any:
+        steps = feed(*arguments)
+        while (frame := step(lambda: next(steps, None))) is not None:
+            yield frame
+
+    step = timed("seek, read packets, decode", lambda work: work())
+    feed, store = AvSource._feed, AvSource._store
+    AvSource._feed = frames_timed  # type: ignore[method-assign]
+    AvSource._store = timed("convert to RGB, copy", store)  # type: ignore[method-assign]
+    transform = TrainTransform(PROTOCOL, AUGMENT, ["a"])
+    try:
+        for number in range(rounds):
+            for position, path in enumerate(videos):
+                spent.clear()
+                rng = np.random.default_rng([number, position])
+                indices = draw_clip(path, rng)
+                reader = timed("open (index cached)", VideoReader)(path)
+                box = transform.draw_box(reader.height, reader.width, rng)
+                frames = timed("get_batch in all", reader.get_batch)(indices, crop=box)
+                timed("close", reader.close)()
+                label = np.zeros(1, np.int64)
+                clip, _, flipped = timed("resize, mirror", transform.make_clip)(frames, label, rng)
+                batch = timed("collate", torch.stack)([clip])
+                timed("normalise", normalize)(batch, MEAN, STD)
+                for name, seconds in spent.items():
+                    parts.setdefault(name, []).append(1000 * seconds)
+                # The boxes of the frames into one array; the clip scaled, mirrored, and put into the batch.
+                copied = frames.numel() + (2 + flipped) * clip.numel()
+                for name, count in (("MB of frames", frames.numel()), ("MB copied in all", copied)):
+                    parts.setdefault(name, []).append(count / 1e6)
+    finally:
+        AvSource._feed, AvSource._store = feed, store  # type: ignore[method-assign]
     return {part: statistics.median(values) for part, values in parts.items()}
 
 
@@ -468,14 +492,17 @@ def run(videos: Sequence[str], options: argparse.Namespace, *, copies: str) -> N
         print(f"\n{row}")
         differences = compare(row, works, videos) if set(works) & {"pyav", "decord"} else {}
         measure(works, videos, 1)
-        medians = {name: statistics.median(times) for name, times in measure(works, videos, options.rounds).items()}
-        for name, value in medians.items():
-            ratio = "" if name == "stvid" else f"   stvid is {value / medians['stvid']:.2f} times as fast"
+        times = measure(works, videos, options.rounds)
+        medians = {name: np.median(1000 * seconds, axis=0) for name, seconds in times.items()}
+        figures[row] = {}
+        for name, (wall, cpu) in medians.items():
+            faster, cheaper = medians[name] / medians["stvid"]
+            ratio = "" if name == "stvid" else f"   stvid is {faster:.2f} times as fast, {cheaper:.2f} times by CPU"
             note = f"   frames differ by up to {differences[name]}" if differences.get(name) else ""
-            print(f"  {name:<14}{1000 * value:8.1f} ms{ratio}{note}")
-        figures[row] = {name: 1000 * value for name, value in medians.items()}
+            print(f"  {name:<14}{wall:8.1f} ms, CPU {cpu:7.1f} ms{ratio}{note}")
+            figures[row][name] = {"ms": float(wall), "cpu_ms": float(cpu)}
     if options.breakdown:
-        print("\nparts of a training clip")
+        print("\nparts of a training clip (time of the processor)")
         figures["breakdown"] = breakdown(videos, options.rounds)
         for part, value in figures["breakdown"].items():
             print(f"  {part:<36}{value:8.2f}{'' if part.startswith('MB') else ' ms'}")

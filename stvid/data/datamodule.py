@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import random
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -188,12 +190,25 @@ class _WorkerInit:
     def __call__(self, worker: int) -> None:
         # Ctrl-C reaches all processes of the terminal. Only the main one may act on it: it saves a checkpoint first.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # threading.Thread(target=_end_with_parent, daemon=True).start()
         torch.set_num_threads(1)
         # No sample uses global random state; this is for code of users that does (a subclass of a data set).
         state = np.random.SeedSequence([self.seed, self.rank, worker]).generate_state(3)
         random.seed(int(state[0]))
         np.random.seed(int(state[1]))  # noqa: NPY002
         torch.manual_seed(int(state[2]))
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that uses it is killed.
+
+    torch's own watch looks at the parent's number, which in a worker of the forkserver is that of the server; and the
+    server lives as long as one of its workers does. Without this, both stay for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _worker_context() -> BaseContext:

@@ -79,18 +79,28 @@ def _grid(reader: VideoReader, protocol: Protocol, start: float | None, end: flo
         raise VideoError(reader.source_name, str(error)) from error
 
 
-def _decode(reader: VideoReader, indices: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+def _decode(
+    reader: VideoReader, indices: np.ndarray, crop: tuple[int, int, int, int] | None = None
+) -> tuple[torch.Tensor, np.ndarray]:
     """Decodes the frames of several clips, each only once.
 
     Args:
         reader: An open video.
         indices: Frames of each clip, (N, T).
+        crop: Top, left, height and width of the part that is wanted; None is the whole.
 
     Returns:
         Different frames, uint8 (U, H, W, 3); and where each of `indices` is among them, int64 (N, T).
     """
     unique, where = np.unique(indices, return_inverse=True)
-    return reader.get_batch(unique), where.reshape(indices.shape)
+    return reader.get_batch(unique, crop=crop), where.reshape(indices.shape)
+
+
+def _around(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+    """The smallest box that holds all of them."""
+    top, left = (min(box[side] for box in boxes) for side in (0, 1))
+    bottom, right = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
+    return top, left, bottom - top, right - left
 
 
 def _take(frames: torch.Tensor, where: np.ndarray) -> torch.Tensor:
@@ -421,24 +431,24 @@ class TrainDataset(Dataset[TrainSample]):
             jitter = self.augment.temporal_jitter
             indices = np.stack([sample_train(grid, self.protocol, rng=rng if jitter else None) for rng in generators])
             seconds = reader.timestamps[indices]
-            frames, where = _decode(reader, indices)
-        size = self.protocol.crop
-        clips = torch.empty(self.repeats, indices.shape[1], size, size, 3, dtype=torch.uint8)  # colour last in memory
-        targets, boxes, flips = [], [], []
-        for repeat, rng in enumerate(generators):
-            clip, ids, box, flipped = self._transform(_take(frames, where[repeat]), label_ids, rng)
-            clips[repeat] = clip.permute(1, 2, 3, 0)
+            boxes = [self._transform.draw_box(reader.height, reader.width, rng) for rng in generators]
+            above, before, *_ = crop = _around(boxes)
+            frames, where = _decode(reader, indices, crop)
+        clips, targets, flips = [], [], []
+        for (top, left, height, width), order, rng in zip(boxes, where, generators, strict=True):
+            cut = frames[:, top - above : top - above + height, left - before : left - before + width]
+            clip, ids, flipped = self._transform.make_clip(_take(cut, order), label_ids, rng)
+            clips.append(clip.permute(1, 2, 3, 0))  # colour last, as it is in memory
             targets.append(_target(ids, self.manifest, self.multilabel))
-            boxes.append(box)
             flips.append(flipped)
         return TrainSample(
-            clips=clips.permute(0, 4, 1, 2, 3),
+            clips=(torch.stack(clips) if len(clips) > 1 else clips[0].contiguous()[None]).permute(0, 4, 1, 2, 3),
             labels=torch.from_numpy(np.stack(targets)),
             index=index,
             failures=failures,
             indices=indices,
             seconds=seconds,
-            crop_boxes=tuple(boxes),
+            crop_boxes=tuple(CropBox(*box) for box in boxes),
             flipped=tuple(flips),
         )
 

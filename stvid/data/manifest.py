@@ -407,7 +407,7 @@ def _read_csv(table: list[tuple[int, list[str]]], path: str, multilabel: bool) -
         if len(header) != 2 or header[1] in ("label", "labels", "class", "class_name", "category"):
             raise ManifestError(
                 f"{path}, line {line}: {','.join(first)!r} is neither a header ({','.join(_COLUMNS)}) nor a path and a "
-                "label"
+                "label, with a comma between them"
             )
         header = ["path", "label"]
         body = table
@@ -625,6 +625,7 @@ def _build(
     else:
         names = tuple(sorted({label for row in rows for label in row.labels}))
     position = {name: number for number, name in enumerate(names)}
+    root = root if "://" in root else os.path.abspath(root)
     seen: dict[tuple[str, float | None, float | None], str] = {}
     ids: list[int] = []
     paths: list[bytes] = []
@@ -636,7 +637,7 @@ def _build(
         if row.end is not None and row.end <= (row.start or 0):
             raise ManifestError(f"{source}, {row.where}: end ({row.end:g} s) is not after start ({row.start or 0:g} s)")
         path = os.path.normpath(row.path)
-        key = (path, row.start, row.end)
+        key = (os.path.join(root, path), row.start, row.end)  # one row may have it relative, another absolute
         if key in seen:
             raise ManifestError(
                 f"{source}, {row.where}: {row.path!r} is already at {seen[key]}; remove one (several labels of a "
@@ -652,7 +653,7 @@ def _build(
         ids.extend(sorted(position[label] for label in row.labels))
         paths.append(os.fsencode(path))
     return Manifest(
-        root=root if "://" in root else os.path.abspath(root),
+        root=root,
         names=np.frombuffer(b"".join(paths), np.uint8).copy(),
         name_ends=_ends([len(path) for path in paths]),
         ids=np.array(ids, np.int64),

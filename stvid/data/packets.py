@@ -20,6 +20,7 @@ class Units:
     random_access: bool  # decoding can begin here
     skippable: bool  # no other frame refers to it, and it sets nothing that others need
     parameters: bool  # brings parameter sets
+    layer: int = 0  # temporal sub-layer; only those that are skippable and in the highest one may be left out
 
 
 def _nal_units(data: bytes, length_size: int) -> list[tuple[int, int]] | None:
@@ -94,8 +95,8 @@ def _hevc_units(data: bytes, length_size: int) -> Units | None:
     units = _nal_units(data, length_size)
     if not units:
         return None
-    pictures = slices = random_access = 0
-    parameters = False
+    pictures = slices = random_access = layer = 0
+    skippable, parameters = True, False
     for start, end in units:
         header = data[start]
         kind = header >> 1 & 63
@@ -109,12 +110,14 @@ def _hevc_units(data: bytes, length_size: int) -> Units | None:
             slices += 1
             random_access += 16 <= kind <= 21
             pictures += data[start + 2] >> 7  # first_slice_segment_in_pic_flag
-        else:
+            skippable &= kind < 16 and kind % 2 == 0  # no frame of its temporal sub-layer refers to it
+            layer = max(layer, (data[start + 1] & 7) - 1)
+        elif kind not in (35, 38, 39, 40):  # delimiter, filler and SEI may go with their frame
+            skippable = False
             parameters |= kind in (32, 33, 34)
     if not slices or random_access not in (0, slices):
         return None
-    # Sub-layer non-reference frames could be skipped as in H.264, but only where no higher temporal layer uses them.
-    return Units(pictures, random_access > 0, False, parameters)
+    return Units(pictures, random_access > 0, skippable, parameters, layer)
 
 
 def _vp8_units(data: bytes, length_size: int) -> Units | None:

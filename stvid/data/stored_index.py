@@ -4,7 +4,7 @@ A scan costs a few milliseconds for a file whose packets tell their times, and a
 counted (AVI). `stvid-prep index` does it once. The arrays are mapped into memory: all workers share them.
 
 A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
-are read (`decoding`), so a stored index can be out of date, but never give wrong frames.
+are read (`stvid.data.av_reader`), so a stored index can be out of date, but never give wrong frames.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from stvid.data.frame_index import Index, Packets
 from stvid.errors import StvidError
-
-if TYPE_CHECKING:
-    from stvid.data.decoding import Index
 
 __all__ = ["StoredIndex", "index_beside", "index_folder", "write_index"]
 
@@ -107,8 +105,6 @@ class StoredIndex:
 
     def find(self, path: str, size: int) -> Index | None:
         """Returns the index of a video of `size` bytes, None if there is none."""
-        from stvid.data.decoding import Index, Packets
-
         videos, rows, times = self._opened()
         key = np.uint64(_key(os.path.relpath(os.path.abspath(path), os.path.abspath(self.root)), size))
         at = int(np.searchsorted(videos["key"], key))

@@ -19,16 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stvid.data.decoding import (
-    _REFUSED_FORMATS,
-    _check_file,
-    _check_size,
-    _display_turn,
-    _import_backend,
-    _RgbConverter,
-    _turned,
-    _why,
-)
+from stvid.data.av_reader import MAX_READ_ERRORS, REFUSED_FORMATS
+from stvid.data.backends import check_file, check_size, import_backend, why
+from stvid.data.frame_index import DEFAULT_FPS
+from stvid.data.pixels import RgbConverter, display_turn, turned
 from stvid.errors import VideoError
 
 __all__ = ["Frame", "is_live", "stream_frames"]
@@ -41,10 +35,6 @@ TIMEOUT = 30.0
 
 # Times in a file may be out of order (AVI has decode times only); H.264 and HEVC reorder 16 frames at most.
 _REORDER = 16
-# What a file without a rate and without times is shown at, as by `VideoReader`.
-DEFAULT_FPS = 25.0
-# A file that gives this many read errors in a row is taken to be at its end, as by `VideoReader`.
-_MAX_READ_ERRORS = 1000
 
 
 class Frame(NamedTuple):
@@ -113,7 +103,7 @@ class _Stream:
     """An open source that is read once, from its beginning."""
 
     def __init__(self, source: str | _Input, name: str) -> None:
-        self.av = _import_backend("av")
+        self.av = import_backend("av")
         self.name = name
         self.live = isinstance(source, _Input)
         given = source if isinstance(source, _Input) else _file_input(source)
@@ -131,7 +121,7 @@ class _Stream:
         except (self.av.error.FFmpegError, ValueError) as error:
             hint = "; an mp4 in a pipe must have its index first (faststart)" if isinstance(given.file, _Pipe) else ""
             self.close()
-            raise VideoError(name, f"cannot be opened as a video ({_why(error)}{hint})") from error
+            raise VideoError(name, f"cannot be opened as a video ({why(error)}{hint})") from error
         try:
             self._choose_stream()
         except BaseException:
@@ -139,7 +129,7 @@ class _Stream:
             raise
 
     def _choose_stream(self) -> None:
-        if not self.live and set(self.container.format.name.split(",")) & _REFUSED_FORMATS:
+        if not self.live and set(self.container.format.name.split(",")) & REFUSED_FORMATS:
             raise VideoError(self.name, f"{self.container.format.name} is not a video file")
         cover = self.av.stream.Disposition.attached_pic
         videos = [stream for stream in self.container.streams.video if cover not in stream.disposition]
@@ -166,9 +156,9 @@ class _Stream:
                 return
             except (self.av.error.FFmpegError, IndexError) as error:
                 if self.live:
-                    raise VideoError(self.name, f"the stream broke off ({_why(error)})") from error
+                    raise VideoError(self.name, f"the stream broke off ({why(error)})") from error
                 errors += 1
-                if errors > _MAX_READ_ERRORS:
+                if errors > MAX_READ_ERRORS:
                     return
 
     def _decoded(self) -> Iterator[Any]:
@@ -179,7 +169,7 @@ class _Stream:
             try:
                 frames = packet.decode() if packet is not None else self.stream.codec_context.decode(None)
             except self.av.error.FFmpegError as error:
-                reason = f"none of its frames can be decoded ({_why(error)})"
+                reason = f"none of its frames can be decoded ({why(error)})"
                 continue
             for frame in frames:
                 found = True
@@ -189,7 +179,7 @@ class _Stream:
 
     def frames(self) -> Iterator[Frame]:
         """Yields every frame."""
-        convert = _RgbConverter(self.av)
+        convert = RgbConverter(self.av)
         rate = float(self.stream.average_rate or 0)
         step = 1 / rate if 0 < rate < 1e6 else 1 / DEFAULT_FPS
         unit = float(self.stream.time_base or 0)
@@ -204,15 +194,15 @@ class _Stream:
             assert shape is not None
             frame = waiting.popleft()
             try:
-                return Frame(heapq.heappop(times), _turned(convert(frame, *shape), turn))
+                return Frame(heapq.heappop(times), turned(convert(frame, *shape), turn))
             except self.av.error.FFmpegError as error:
-                reason = f"its {frame.format.name} frames cannot be converted to RGB ({_why(error)})"
+                reason = f"its {frame.format.name} frames cannot be converted to RGB ({why(error)})"
                 raise VideoError(self.name, reason) from error
 
         for frame in self._decoded():
             if shape is None:
-                _check_size(self.name, frame.height, frame.width)
-                shape, turn = (frame.height, frame.width), _display_turn(frame)
+                check_size(self.name, frame.height, frame.width)
+                shape, turn = (frame.height, frame.width), display_turn(frame)
             seconds = frame.pts * unit + lost if frame.pts is not None else (0.0 if last is None else last + step)
             if self.live and last is not None and seconds < last:
                 lost += last + step - seconds
@@ -251,9 +241,9 @@ def stream_frames(source: str | os.PathLike[str]) -> Iterator[Frame]:
         try:
             given: Any = _live_input(name)
         except OSError as error:
-            raise VideoError(name, f"cannot be read ({_why(error)})") from error
+            raise VideoError(name, f"cannot be read ({why(error)})") from error
     else:
-        _check_file(name, folder=False)
+        check_file(name, folder=False)
         given = name
     opened = _Stream(given, shown)
     try:

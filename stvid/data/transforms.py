@@ -250,8 +250,26 @@ class TrainTransform:
             source that was cut out; whether the clip was mirrored.
         """
         frames = _channels_second(frames)
-        top, left, height, width = self._draw_box(frames.shape[-2], frames.shape[-1], rng)
-        clip = _resize(frames[..., top : top + height, left : left + width], self.protocol.crop, self.protocol.crop)
+        box = self.draw_box(frames.shape[-2], frames.shape[-1], rng)
+        top, left, height, width = box
+        cut = frames[..., top : top + height, left : left + width]
+        clip, label_ids, flipped = self.make_clip(cut, label_ids, rng)
+        return clip, label_ids, CropBox(*box), flipped
+
+    def make_clip(
+        self, cut: torch.Tensor, label_ids: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, np.ndarray, bool]:
+        """Does all that comes after the box is cut out; with `draw_box` before, the same as a call.
+
+        Args:
+            cut: The part of the frames that `draw_box` named, uint8 (T, H, W, 3) or (T, 3, H, W); not changed.
+            label_ids: Class ids of the video, int64 (any number of them).
+            rng: Source of all random choices.
+
+        Returns:
+            The clip, uint8 (C, T, crop, crop); the class ids; whether the clip was mirrored.
+        """
+        clip = _resize(_channels_second(cut), self.protocol.crop, self.protocol.crop)
         # The number is drawn for every class, so that hflip_keep does not change the other choices of a sample.
         flipped = bool(rng.random() < self.augment.hflip) and self._keep.isdisjoint(label_ids.tolist())
         if flipped:
@@ -266,9 +284,9 @@ class TrainTransform:
             clip = self._rand_augment(clip, rng)
         if rng.random() < self.augment.erasing:
             clip = self._erase(clip, rng)
-        return clip.permute(1, 0, 2, 3), label_ids, CropBox(top, left, height, width), flipped
+        return clip.permute(1, 0, 2, 3), label_ids, flipped
 
-    def _draw_box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def draw_box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draws top, left, height and width of the box to cut, in whole pixels of the source."""
         augment, crop, short = self.augment, self.protocol.crop, min(height, width)
         if augment.resize == "random_resized_crop":

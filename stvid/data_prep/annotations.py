@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stvid.data.manifest import VIDEO_EXTENSIONS, read_class_names, read_manifest
+from stvid.data_prep.files import write_table
 from stvid.errors import ConfigError, ManifestError, nearest
 
 __all__ = ["DATASETS", "Annotated", "convert", "write_list"]
@@ -52,7 +53,13 @@ class _Videos:
         self._found: dict[str, list[str]] = {}
         self._folded: dict[str, str] = {}
         self._unused: set[str] = set()
+        visited: set[str] = set()  # links to folders are followed, but not in circles
         for folder, folders, names in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
             folders.sort()
             if frames:
                 if any(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in names):
@@ -124,7 +131,7 @@ def _kinetics(annotation: Path, root: Path) -> Annotated:
     table = csv.DictReader(io.StringIO(_text(annotation), newline=""), strict=True)
     for column in ("youtube_id", "time_start", "time_end"):
         if column not in (table.fieldnames or ()):
-            raise ManifestError(f"{annotation}: is no annotation of Kinetics: it has no column {column}")
+            raise ManifestError(f"{annotation}: is no CSV of Kinetics: it has no column {column}")
     try:
         rows = [(table.line_num, row) for row in table]
     except csv.Error as error:
@@ -170,15 +177,18 @@ def _official_names(annotation: Path, *names: str) -> list[str]:
 def _ssv2(annotation: Path, root: Path) -> Annotated:
     """Something-Something v2: a JSON list of ``id`` and ``template``, whose brackets do not belong to the class.
 
-    ``labels.json`` or ``something-something-v2-labels.json`` beside it has the official order of the classes.
+    The test list has ids only; the answers to it (``test-answers.csv``) are lines ``id;label``. ``labels.json`` or
+    ``something-something-v2-labels.json`` beside it has the official order of the classes.
     """
+    names = _official_names(annotation, "something-something-v2-labels.json", "labels.json")
+    if annotation.suffix.lower() == ".csv":
+        return _match(_id_label_lines(annotation), _Videos(root), names)
     wanted = []
     for number, row in enumerate(_json_list(annotation), start=1):
         if not str(row.get("id", "")).strip():
             raise ManifestError(f"{annotation}, video {number}: has no id")
         label = str(row.get("template", row.get("label", "")))
         wanted.append((str(row["id"]).strip(), label.replace("[", "").replace("]", "").strip()))
-    names = _official_names(annotation, "something-something-v2-labels.json", "labels.json")
     return _match(wanted, _Videos(root), names)
 
 
@@ -188,16 +198,19 @@ def _ssv1(annotation: Path, root: Path) -> Annotated:
     ``something-something-v1-labels.csv`` beside it has the official order of the classes. `VideoReader` shows a folder
     of images at 25 frames a second; ``stvid-prep transcode --frames_fps 12`` makes videos with the right times of them.
     """
+    names = _official_names(annotation, "something-something-v1-labels.csv")
+    return _match(_id_label_lines(annotation), _Videos(root, frames=True), names)
+
+
+def _id_label_lines(annotation: Path) -> list[tuple[str, str]]:
+    """Reads lines ``id;label``, or ``id`` alone in a test list."""
     wanted = []
     for number, line in _lines(annotation):
         name, _, label = line.partition(";")
         if not name.strip().isdigit():
-            raise ManifestError(
-                f"{annotation}, line {number}: needs 'id;label', as in something-something-v1-train.csv"
-            )
+            raise ManifestError(f"{annotation}, line {number}: needs 'id;label', as something-something-v1-train.csv")
         wanted.append((name.strip(), label.strip()))
-    names = _official_names(annotation, "something-something-v1-labels.csv")
-    return _match(wanted, _Videos(root, frames=True), names)
+    return wanted
 
 
 def _json_list(annotation: Path) -> list[dict[str, object]]:
@@ -311,7 +324,16 @@ DATASETS: dict[str, Callable[..., Annotated]] = {
     "diving48": _diving48,
     "folder": _folder,
 }
-CLASSES = {"kinetics400": 400, "kinetics600": 600, "kinetics700": 700, "ssv1": 174, "ssv2": 174, "ucf101": 101}
+CLASSES = {
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "ssv1": 174,
+    "ssv2": 174,
+    "ucf101": 101,
+    "hmdb51": 51,
+    "diving48": 48,
+}
 
 
 def convert(dataset: str, annotation: Path, root: Path, *, part: str = "train", split: int = 1) -> Annotated:
@@ -369,25 +391,22 @@ def _unwritable(video: str) -> bool:
 
 
 def write_list(path: Path, found: Annotated) -> None:
-    """Writes a CSV that `read_manifest` reads; paths below its folder are written relative to it."""
-    from stvid.checkpoints import write_atomically
+    """Writes a CSV that `read_manifest` reads; paths below its folder are written relative to it.
 
+    Raises:
+        ManifestError: If a name cannot be written so that it is read again.
+        StvidError: If the file cannot be written.
+    """
     base = path.absolute().parent
     timed = any(start is not None or end is not None for _, _, start, end in found.rows)
     labelled = any(label for _, label, _, _ in found.rows)
     header = ["path", *(["label"] if labelled else []), *(["start", "end"] if timed else [])]
-
-    def write(target: Path) -> None:
-        with open(target, "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(header)
-            for video, label, start, end in found.rows:
-                video = os.path.abspath(video)
-                if _unwritable(video):
-                    raise ManifestError(f"{video!r}: its name is not UTF-8 text or has an odd end; rename it")
-                shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
-                times = ["" if value is None else f"{value:g}" for value in (start, end)]
-                table.writerow([shown, *([label] if labelled else []), *(times if timed else [])])
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    rows = []
+    for video, label, start, end in found.rows:
+        video = os.path.abspath(video)
+        if _unwritable(video):
+            raise ManifestError(f"{video!r}: its name is not UTF-8 text or has an odd end; rename it")
+        shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
+        times = ["" if value is None else f"{value:g}" for value in (start, end)]
+        rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
+    write_table(path, header, rows, errors="strict")

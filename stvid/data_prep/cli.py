@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.cli import dispatch
 from stvid.commands.common import parse
+from stvid.data_prep.files import write_lines, write_table
 from stvid.data_prep.jobs import Outcome
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
 
@@ -53,31 +53,6 @@ def _paths(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(manifest[number].path for number in range(len(manifest))))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from stvid.checkpoints import write_atomically
-
-    def write(target: Path) -> None:
-        # a report may name a file whose name is not UTF-8
-        with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(header)
-            table.writerows(rows)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Writes a text file; none without lines."""
-    from stvid.checkpoints import write_atomically
-
-    if not lines:
-        path.unlink(missing_ok=True)
-        return
-    content = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape")
-    write_atomically(path, lambda target: target.write_bytes(content))
-
-
 def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
     """Lists the files that failed; returns the exit code."""
     failed = [outcome for outcome in outcomes if outcome.error]
@@ -85,7 +60,7 @@ def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
         place.unlink(missing_ok=True)
         return 0
     rows = [(outcome.key, outcome.error.removeprefix(f"{outcome.key}: ")) for outcome in failed]
-    _write_csv(place, ("path", "reason"), rows)
+    write_table(place, ("path", "reason"), rows)
     print(f"{len(failed)} of {len(outcomes)} videos failed; they are listed in {place}", file=sys.stderr)
     return 1
 
@@ -103,16 +78,21 @@ def manifest(argv: Sequence[str]) -> int:
     parser.add_argument("annotation", type=str, help="Official file (HMDB51: folder of the split files).")
     parser.add_argument("--root", type=str | None, help="Folder of the videos; default that of the annotation.")
     parser.add_argument("--out", type=str, required=True, help="The CSV to write.")
-    parser.add_argument("--part", type=Literal["train", "test"], default="train", help="HMDB51: which part.")
-    parser.add_argument("--split", type=Literal[1, 2, 3], default=1, help="HMDB51: which split.")
+    parser.add_argument("--part", type=Literal["train", "test"] | None, help="HMDB51: which part; default train.")
+    parser.add_argument("--split", type=Literal[1, 2, 3] | None, help="HMDB51: which split; default 1.")
     options = parse(parser, argv)
+    for option in ("part", "split"):
+        if options.dataset != "hmdb51" and getattr(options, option) is not None:
+            raise ConfigError(f"--{option}: only for hmdb51; {options.dataset} has a file for each")
+    if options.dataset == "folder" and options.root:
+        raise ConfigError("--root: has no meaning for a folder per class; leave it out")
     annotation = Path(options.annotation)
     root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
-    found = convert(options.dataset, annotation, root, part=options.part, split=options.split)
+    found = convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
     out = Path(options.out)
     write_list(out, found)
     names = out.with_name(f"{out.stem}_classes.txt")
-    _write_lines(names, found.class_names)
+    write_lines(names, found.class_names)
     total = len(found.rows) + len(found.missing)
     print(f"{len(found.rows)} of {total} annotated videos are there: {out}; {len(found.class_names)} classes: {names}")
     if found.repeated:
@@ -122,7 +102,7 @@ def manifest(argv: Sequence[str]) -> int:
         print(f"{options.dataset} has {expected} classes, the annotation {len(found.class_names)}", file=sys.stderr)
     for kind, values in (("missing", found.missing), ("unexpected", found.unexpected)):
         place = out.with_name(f"{out.stem}_{kind}.txt")
-        _write_lines(place, values)
+        write_lines(place, values)
         if values:
             print(f"{len(values)} {kind}: {place}", file=sys.stderr)
     return 0
@@ -157,7 +137,7 @@ def scan(argv: Sequence[str]) -> int:
         if entry.start is not None or entry.end is not None:
             parts.setdefault(entry.path, []).append((entry.start or 0.0, entry.end))
     found = findings(outcomes, parts, shortest=options.shortest)
-    _write_csv(out, ("path", "kind", "detail"), found)
+    write_table(out, ("path", "kind", "detail"), found)
     kinds = {kind: sum(1 for row in found if row[1] == kind) for kind in dict.fromkeys(row[1] for row in found)}
     summary = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing is wrong"
     print(f"{len(outcomes)} videos: {summary}; {out}")
@@ -426,7 +406,7 @@ def check_leakage(argv: Sequence[str]) -> int:
     hashes = {outcome.key: outcome.result["hashes"] for outcome in outcomes if not outcome.error}
     first, second = ([path for path in side if path in hashes] for side in sides)
     pairs = near_duplicates([hashes[p] for p in first], [hashes[p] for p in second], threshold=options.threshold)
-    _write_csv(out, ("train", "test", "distance"), [(first[a], second[b], f"{d:.2f}") for a, b, d in pairs])
+    write_table(out, ("train", "test", "distance"), [(first[a], second[b], f"{d:.2f}") for a, b, d in pairs])
     print(f"{len(first)} and {len(second)} videos: {len(pairs)} near-duplicate pairs; {out}")
     code = _report_failures(outcomes, out.with_name(f"{out.stem}_failed.csv"))
     return 1 if pairs else code

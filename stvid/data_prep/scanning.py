@@ -107,8 +107,8 @@ def findings(
         if outcome.error:
             found.append((path, "unreadable", outcome.error.removeprefix(f"{path}: ")))
             continue
-        if facts["bad_packets"]:
-            found.append((path, "damaged", f"{facts['bad_packets']} packets cannot be decoded"))
+        if bad := facts["bad_packets"]:
+            found.append((path, "damaged", f"{bad} packet{'s' if bad > 1 else ''} cannot be decoded"))
         if facts["seconds"] < shortest:
             found.append((path, "short", f"{facts['seconds']:g} s, {facts['frames']} frames"))
         for start, end in parts.get(path, ()):

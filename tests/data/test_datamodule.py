@@ -33,6 +33,16 @@ from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.protocol import Protocol
 
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")  # ended, not yet collected
+
+
 PROTOCOL = Protocol(frames=4, stride=2, short_side=64, crop=64)
 AUGMENT = AugmentConfig(randaugment_magnitude=7.0, erasing=0.5)
 
@@ -458,6 +468,38 @@ class TestWorkers:
         assert result.returncode != 0
         assert "exit code 1" in result.stderr.splitlines()[-1]
         assert "if __name__ == '__main__':" in result.stderr.splitlines()[-1]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals of POSIX")
+    def test_workers_end_with_a_killed_process(self, manifest: Manifest, tmp_path: Path) -> None:
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import multiprocessing, time\n"
+            "from stvid.data.datamodule import make_eval_loader\n"
+            "from stvid.data.dataset import EvalDataset\n"
+            "from stvid.data.manifest import Manifest, VideoEntry\n"
+            "from stvid.protocol import Protocol\n"
+            "if __name__ == '__main__':\n"
+            f"    paths = {[entry.path for entry in manifest]!r}\n"
+            "    videos = Manifest.from_entries([VideoEntry(path, ('a',)) for path in paths])\n"
+            "    data = EvalDataset(videos, Protocol(), views='1x1')\n"
+            "    batches = iter(make_eval_loader(data, batch_size=1, workers=2))\n"
+            "    next(batches)\n"
+            "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+            "    time.sleep(120)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        with subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            process.kill()
+        assert len(workers) == 2
+        deadline = time.monotonic() + 30
+        while any(is_running(pid) for pid in workers):
+            assert time.monotonic() < deadline, "workers outlive the process that used them"
+            time.sleep(0.2)
 
     def test_leaving_early_ends_the_workers(self, manifest: Manifest) -> None:
         data = EvalDataset(manifest, PROTOCOL, views="1x1")

@@ -24,7 +24,7 @@ from stvid.data.dataset import (
 )
 from stvid.data.decoding import VideoReader
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
-from stvid.data.transforms import CropBox, normalize, test_crops
+from stvid.data.transforms import CropBox, TrainTransform, normalize, test_crops
 from stvid.errors import ConfigError, ManifestError, MissingFileError, StvidError, VideoError
 from stvid.protocol import Protocol
 
@@ -177,10 +177,10 @@ class TestTrainDataset:
                 opened.append(source)
                 super().__init__(source, **options)  # type: ignore[arg-type]
 
-            def get_batch(self, indices: np.ndarray) -> torch.Tensor:
+            def get_batch(self, indices: np.ndarray, *, crop: tuple[int, int, int, int]) -> torch.Tensor:
                 assert len(set(indices.tolist())) == len(indices), "no frame is decoded twice"
                 batches.append(len(indices))
-                return super().get_batch(indices)
+                return super().get_batch(indices, crop=crop)
 
         monkeypatch.setattr(dataset_module, "VideoReader", Counting)
         sample = make_train(manifest, repeats=5)[1]
@@ -240,8 +240,42 @@ class TestTrainDataset:
         assert sample.index == 1
         assert sample.failures[0][0] == path and "no frame" in sample.failures[0][1]
 
+    @pytest.mark.parametrize("repeats", [1, 3])
+    @pytest.mark.parametrize("resize", ["random_resized_crop", "short_side_jitter", "none"])
+    def test_only_the_boxes_of_the_clips_are_read(
+        self, resize: str, repeats: int, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = make_video("wide.mp4", width=98, height=64, frames=30)
+        manifest = Manifest.from_entries([VideoEntry(str(path), ("a",))])
+        augment = AugmentConfig(resize=resize, hflip=0.5, jitter=(48, 60), randaugment_magnitude=0, erasing=0.0)
+        protocol = PROTOCOL.replace(crop=40, short_side=48)
+        asked: list[tuple[int, int, int, int]] = []
+        original = VideoReader.get_batch
+
+        def record(
+            self: VideoReader, indices: np.ndarray, *, crop: tuple[int, int, int, int] | None = None
+        ) -> torch.Tensor:
+            asked.extend([crop] if crop is not None else [])
+            return original(self, indices, crop=crop)
+
+        monkeypatch.setattr(VideoReader, "get_batch", record)
+        dataset = TrainDataset(manifest, protocol, augment, seed=3, repeats=repeats)
+        sample = dataset[0]
+        boxes = np.array(sample.crop_boxes, int)
+        top, left, height, width = asked[0]
+        assert (top, left) == (boxes[:, 0].min(), boxes[:, 1].min())
+        assert top + height == (boxes[:, 0] + boxes[:, 2]).max() and left + width == (boxes[:, 1] + boxes[:, 3]).max()
+        with VideoReader(path) as reader:
+            for clip, indices, box, flipped in zip(
+                sample.clips, sample.indices, boxes.tolist(), sample.flipped, strict=True
+            ):
+                cut = reader.get_batch(indices)[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+                quiet = TrainTransform(protocol, dataclasses.replace(augment, hflip=float(flipped)), ["a"])
+                expected = quiet.make_clip(cut, np.zeros(1, np.int64), np.random.default_rng(0))[0]
+                assert torch.equal(clip, expected)
+
     def test_bugs_are_not_taken_for_bad_videos(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(self: VideoReader, indices: np.ndarray) -> torch.Tensor:
+        def fail(self: VideoReader, indices: np.ndarray, *, crop: object = None) -> torch.Tensor:
             raise ValueError("a bug")
 
         monkeypatch.setattr(VideoReader, "get_batch", fail)

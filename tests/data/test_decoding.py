@@ -16,8 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stvid.data import decoding
+from stvid.data import av_reader, backends
+from stvid.data.av_reader import AvSource
 from stvid.data.decoding import VideoReader, available_backends
+from stvid.data.frame_index import index_cache
+from stvid.data.pixels import RgbConverter
 from stvid.errors import MissingFileError, StvidError, UnknownNameError, VideoError
 
 MakeVideo = Callable[..., Path]
@@ -46,6 +49,13 @@ KINDS = {
     "hevc mp4": {"codec": "libx265"},
     "hevc open GOP": {"codec": "libx265", "open_gop": True, "bframes": 3, "frames": 40},
     "hevc mkv": {"codec": "libx265", "name": "a.mkv"},
+    "hevc temporal layers": {
+        "codec": "libx265",
+        "frames": 40,
+        "options": {
+            "x265-params": "bframes=3:b-adapt=0:keyint=20:temporal-layers=3:pools=1:frame-threads=1:log-level=none"
+        },
+    },
     "vp9": {"codec": "libvpx-vp9", "name": "a.webm", "frames": 40},
     "vp9 odd size": {"codec": "libvpx-vp9", "name": "a.webm", "width": 65, "height": 49},
     "vp9 with alpha": {"codec": "libvpx-vp9", "name": "a.webm", "pix_fmt": "yuva420p"},
@@ -64,9 +74,9 @@ COUNTED = {
 
 @pytest.fixture(autouse=True)
 def _fresh_cache() -> Iterator[None]:
-    decoding._cache.clear()
+    index_cache.clear()
     yield
-    decoding._cache.clear()
+    index_cache.clear()
 
 
 def plain_decode(path: Path) -> np.ndarray:
@@ -97,7 +107,7 @@ def check_exact(path: Path, frame_number: FrameNumber | None = None, **options: 
     """Compares every order of access to a plain decode, bit for bit; returns how the frames were found."""
     expected = plain_decode(path)
     for indices in orders(len(expected)):
-        decoding._cache.clear()
+        index_cache.clear()
         with VideoReader(path, **options) as reader:
             assert len(reader) == len(expected) == len(reader.timestamps)
             frames = reader.get_batch(indices)
@@ -171,17 +181,18 @@ def test_frames_cut_off_by_an_edit_list_do_not_count(make_video: MakeVideo, tmp_
         assert reader.timestamps[0] == pytest.approx(0.0)
 
 
-def test_only_what_is_needed_is_decoded(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_only_what_is_needed_is_decoded(codec: str, make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the last key frame on, without the frames that nothing refers to: that is the point of the time stamps."""
     sent: list[int] = []
-    feed = decoding._AvSource._feed
+    feed = AvSource._feed
 
-    def counting(self: decoding._AvSource, packets: object, first: int, send: list[bool]) -> Iterator[object]:
+    def counting(self: AvSource, packets: object, first: int, send: list[bool]) -> Iterator[object]:
         sent.append(sum(send))
         return feed(self, packets, first, send)
 
-    monkeypatch.setattr(decoding._AvSource, "_feed", counting)
-    with VideoReader(make_video(frames=60, gop=20, bframes=3)) as reader:
+    monkeypatch.setattr(AvSource, "_feed", counting)
+    with VideoReader(make_video(codec=codec, frames=60, gop=20, bframes=3)) as reader:
         sent.clear()
         reader.get_batch([40])
         assert sent == [1]  # the third key frame
@@ -250,29 +261,29 @@ def test_a_truncated_file_gives_what_is_left(name: str, make_video: MakeVideo, t
 def test_damage_that_only_decoding_shows(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan promises a frame that the decoder then refuses: the reader counts anew, and says so if it must."""
     path = make_video(bframes=0, frames=20)
-    feed = decoding._AvSource._feed
+    feed = AvSource._feed
 
-    def refusing(self: decoding._AvSource, packets: object, first: int, send: list[bool]) -> Iterator[object]:
+    def refusing(self: AvSource, packets: object, first: int, send: list[bool]) -> Iterator[object]:
         if len(send) > 1:  # not the first frame, which is read when the file is opened
             raise av.error.InvalidDataError(1, "made by the test")
         return feed(self, packets, first, send)
 
-    decode_all = decoding._AvSource._decode_all
+    decode_all = AvSource._decode_all
 
-    def shorter(self: decoding._AvSource, problems: list[str]) -> Iterator[object]:
+    def shorter(self: AvSource, problems: list[str]) -> Iterator[object]:
         for number, frame in enumerate(decode_all(self, problems)):
             if number != 12:
                 yield frame
         problems.append("made by the test")
 
     expected = plain_decode(path)
-    monkeypatch.setattr(decoding._AvSource, "_feed", refusing)
-    monkeypatch.setattr(decoding._AvSource, "_decode_all", shorter)
+    monkeypatch.setattr(AvSource, "_feed", refusing)
+    monkeypatch.setattr(AvSource, "_decode_all", shorter)
     with VideoReader(path) as reader:
         assert len(reader) == 20
         np.testing.assert_array_equal(reader.get_batch([13, 5]).numpy(), expected[[14, 5]])
         assert len(reader) == 19 and "made by the test" in reader.index_method and reader.bad_packets == 1
-    decoding._cache.clear()
+    index_cache.clear()
     with VideoReader(path) as reader, pytest.raises(VideoError, match="only 19 frames"):
         reader.get_batch([19])
     with VideoReader(path) as reader:  # the next reader knows
@@ -553,15 +564,15 @@ def test_a_playlist_is_not_followed(make_video: MakeVideo, tmp_path: Path) -> No
 
 def test_absurd_sizes_are_refused(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(width=96, height=72)
-    monkeypatch.setattr(decoding, "MAX_SIDE", 95)
+    monkeypatch.setattr(backends, "MAX_SIDE", 95)
     with pytest.raises(VideoError, match="96 x 72 pixels, more than"):
         VideoReader(path)
-    monkeypatch.setattr(decoding, "MAX_SIDE", 96)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 96 * 72 - 1)
+    monkeypatch.setattr(backends, "MAX_SIDE", 96)
+    monkeypatch.setattr(backends, "MAX_PIXELS", 96 * 72 - 1)
     with pytest.raises(VideoError, match="96 x 72 pixels, more than"):
         VideoReader(path)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 96 * 72)
-    monkeypatch.setattr(decoding, "MAX_FRAMES", 19)
+    monkeypatch.setattr(backends, "MAX_PIXELS", 96 * 72)
+    monkeypatch.setattr(av_reader, "MAX_FRAMES", 19)
     for video in (path, make_video("a.avi", codec="mpeg4")):
         with pytest.raises(VideoError, match="more than 19 frames"):
             VideoReader(video)
@@ -622,7 +633,7 @@ def test_no_file_and_no_thread_is_left(make_video: MakeVideo, make_audio: Callab
     use()
     files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     for _ in range(5):
-        decoding._cache.clear()
+        index_cache.clear()
         use()
     assert len(os.listdir("/proc/self/fd")) == files
     assert len(os.listdir("/proc/self/task")) == threads
@@ -640,7 +651,7 @@ def test_memory_stays_flat_over_thousands_of_reads(make_video: MakeVideo) -> Non
     sizes = []
     for number in range(5000):
         if number % 1000 == 0:
-            decoding._cache.clear()
+            index_cache.clear()
         with VideoReader(paths[number % len(paths)]) as reader:
             reader.get_batch([11, 3])
         if number in (999, 4999):
@@ -679,7 +690,7 @@ def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: Mak
     path = make_video(bframes=3, frames=40)
     with VideoReader(path) as reader:
         expected = reader.get_batch([30, 2, 11])
-    feed = decoding._AvSource._feed
+    feed = AvSource._feed
     calls = []
 
     def misled(self: Any, *arguments: Any) -> Iterator[Any]:
@@ -687,7 +698,7 @@ def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: Mak
         frames = list(feed(self, *arguments))
         return iter(frames[1:] if self.quick else frames)
 
-    monkeypatch.setattr(decoding._AvSource, "_feed", misled)
+    monkeypatch.setattr(AvSource, "_feed", misled)
     with VideoReader(path) as reader:
         assert torch.equal(reader.get_batch([30, 2, 11]), expected)
         assert reader.index_method == "time stamps"
@@ -698,8 +709,8 @@ def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: Mak
 
 def test_a_file_is_scanned_once_until_it_changes(make_video: MakeVideo, tmp_path: Path, monkeypatch) -> None:
     scans = []
-    scan = decoding._AvSource._index_by_scan
-    monkeypatch.setattr(decoding._AvSource, "_index_by_scan", lambda self: (scans.append(1), scan(self))[1])
+    scan = AvSource._index_by_scan
+    monkeypatch.setattr(AvSource, "_index_by_scan", lambda self: (scans.append(1), scan(self))[1])
     path = make_video(to=tmp_path)
     for _ in range(3):
         with VideoReader(path) as reader:
@@ -712,14 +723,79 @@ def test_a_file_is_scanned_once_until_it_changes(make_video: MakeVideo, tmp_path
 
 
 def test_the_cache_is_bounded(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding._cache, "limit", 6000)
+    monkeypatch.setattr(index_cache, "limit", 6000)
     for frames in range(20, 30):
         VideoReader(make_video(frames=frames)).close()
-        assert decoding._cache.used == sum(index.nbytes for index in decoding._cache.entries.values()) <= 6000
-    assert 1 <= len(decoding._cache.entries) < 10
+        assert index_cache.used == sum(index.nbytes for index in index_cache.entries.values()) <= 6000
+    assert 1 <= len(index_cache.entries) < 10
 
 
 # ------------------------------------------------------------------------------------------------------------- backends
+
+
+CROPPED = {
+    "even": {"width": 98, "height": 64},
+    "odd width": {"width": 97, "height": 64, "pix_fmt": "yuv444p"},
+    "odd height": {"width": 64, "height": 49, "codec": "libvpx-vp9", "name": "a.webm"},
+    "full range": {"width": 64, "height": 48, "pix_fmt": "yuvj420p"},
+    "10 bit": {"pix_fmt": "yuv420p10le"},
+    "turned": {"width": 98, "height": 64, "rotation": 90},
+    "turned and mirrored": {"width": 98, "height": 64, "rotation": 270, "mirrored": True},
+    "upside down": {"width": 98, "height": 64, "rotation": 180},
+    "counted": {"codec": "mpeg4", "name": "a.avi"},
+}
+
+
+@pytest.mark.parametrize("kind", CROPPED)
+def test_a_crop_is_a_part_of_the_whole(kind: str, make_video: MakeVideo) -> None:
+    rng = np.random.default_rng(0)
+    with VideoReader(make_video(**CROPPED[kind])) as reader:
+        whole = reader.get_batch([3, 1])
+        for _ in range(8):
+            height, width = int(rng.integers(1, reader.height + 1)), int(rng.integers(1, reader.width + 1))
+            top, left = int(rng.integers(reader.height - height + 1)), int(rng.integers(reader.width - width + 1))
+            part = reader.get_batch([3, 1], crop=(top, left, height, width))
+            assert torch.equal(part, whole[:, top : top + height, left : left + width])
+        assert reader.get_batch([], crop=(0, 0, 2, 3)).shape == (0, 2, 3, 3)
+        for crop in ((-1, 0, 2, 2), (0, 0, 0, 2), (0, 0, reader.height + 1, 2), (0, reader.width - 1, 2, 2)):
+            with pytest.raises(ValueError, match="is not within frames of"):
+                reader.get_batch([0], crop=crop)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (30, 31), (64, 98)])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
+def test_what_is_cut_before_it_is_converted(size: tuple[int, int], pix_fmt: str) -> None:
+    rng = np.random.default_rng(1)
+    height, width = size
+    for matrix in (1, 2, 5):
+        frame = av.VideoFrame(width, height, pix_fmt)
+        for plane in frame.planes:
+            plane.update(rng.bytes(plane.buffer_size))
+        frame.colorspace, frame.color_range = matrix, 2 if pix_fmt == "yuvj420p" else 1
+        convert = RgbConverter(av)
+        whole = convert(frame, height, width).copy()
+        for _ in range(20):
+            rows, columns = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+            top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+            part = convert(frame, height, width, (top, left, rows, columns))
+            np.testing.assert_array_equal(part, whole[top : top + rows, left : left + columns])
+
+
+def test_frames_backend_reads_a_list_of_images(tmp_path: Path, draw_frame, frame_number: FrameNumber) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.fromarray(draw_frame(number, 64, 48)).save(tmp_path / "images" / f"{number}.png")
+    listed = tmp_path / "list.txt"
+    listed.write_text("images/3.png\n\nimages/1.png\r\nimages/2.png\n")
+    with VideoReader(listed, backend="frames") as reader:
+        assert [frame_number(frame) for frame in reader.get_batch([2, 0, 1])] == [2, 3, 1]
+        assert reader.duration == pytest.approx(3 / 25)
+    listed.write_text("\n")
+    with pytest.raises(VideoError, match="names no images"):
+        VideoReader(listed, backend="frames")
+    listed.write_text("gone.png\n")
+    with pytest.raises(VideoError, match=r"gone\.png: is no readable image"):
+        VideoReader(listed, backend="frames")
 
 
 def test_frames_backend_reads_a_folder_of_images(tmp_path: Path, draw_frame, frame_number: FrameNumber) -> None:
@@ -738,6 +814,8 @@ def test_frames_backend_reads_a_folder_of_images(tmp_path: Path, draw_frame, fra
         (tmp_path / "frame_4.png").write_bytes(b"nothing")
         with pytest.raises(VideoError, match=r"frame_4.png: is no readable image"):
             reader.get_batch([3])
+        part = reader.get_batch([5], crop=(10, 20, 7, 9))
+        assert torch.equal(part, reader.get_batch([5])[:, 10:17, 20:29])
 
 
 def test_frames_backend_errors(tmp_path: Path, make_video: MakeVideo) -> None:

@@ -431,6 +431,14 @@ def test_subset_and_pickle() -> None:
         assert copy[0] in rows and copy.class_names == manifest.class_names
 
 
+def test_a_video_that_is_listed_by_a_relative_and_an_absolute_path(tmp_path: Path) -> None:
+    text = f"path,label\nvideos/a.mp4,run\n{tmp_path}/videos/a.mp4,jump\n"
+    with pytest.raises(ManifestError, match=r"line 3: .*a\.mp4' is already at line 2"):
+        read_manifest(write(tmp_path / "list.csv", text))
+    with pytest.raises(ManifestError, match="with a comma between them"):
+        read_manifest(write(tmp_path / "list.csv", "path;label\na.mp4;run\n"))
+
+
 def test_from_entries_checks_too() -> None:
     with pytest.raises(ManifestError, match=r"<entries>, entry 1: 'a' is already at entry 0"):
         Manifest.from_entries([VideoEntry("a"), VideoEntry("a")])

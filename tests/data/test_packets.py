@@ -35,7 +35,7 @@ def test_every_packet_is_one_frame(codec: str, name: str, length_size: int, make
     units = [PARSERS[kind](data, size) for data, _ in found]
     assert all(unit is not None and unit.frames == 1 for unit in units)
     assert [unit.random_access for unit in units if unit] == [key for _, key in found]
-    if codec == "libx264":  # two B-frames between references: nothing refers to at least one of them
+    if codec in ("libx264", "libx265"):  # two B-frames between references: nothing refers to at least one of them
         assert sum(unit.skippable for unit in units if unit) >= 5
     assert not units[0] or not units[0].skippable
 
@@ -64,6 +64,22 @@ def test_lengths_must_add_up() -> None:
     for broken in (b"\x00\x00\x00\x05" + nal, b"\x00\x00\x00\x03" + nal, b"\xff\xff\xff\xff" + nal, b"\x00\x00", b""):
         assert h264(broken, 4) is None
     assert h264(nal, 0) is None  # no start code
+
+
+def test_pictures_of_hevc_that_their_sub_layer_does_not_refer_to() -> None:
+    hevc = PARSERS["hevc"]
+    start = b"\x00\x00\x01"
+
+    def picture(kind: int, layer: int = 0) -> bytes:
+        return start + bytes([kind << 1, layer + 1, 0x80, 0x11])
+
+    assert hevc(picture(0), 0) == Units(1, False, True, False)  # TRAIL_N
+    assert hevc(picture(1), 0) == Units(1, False, False, False)  # TRAIL_R
+    assert hevc(picture(8, 2), 0) == Units(1, False, True, False, 2)  # RASL_N of the third sub-layer
+    assert hevc(picture(19), 0) == Units(1, True, False, False)  # IDR
+    assert hevc(picture(0) + picture(1), 0) == Units(2, False, False, False)
+    assert hevc(start + b"\x4e\x01\x05\x80" + picture(0), 0) == Units(1, False, True, False)  # SEI
+    assert hevc(start + b"\x44\x01\x05\x80" + picture(0), 0) == Units(1, False, False, True)  # PPS
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])

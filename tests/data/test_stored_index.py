@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stvid.data import decoding
+from stvid.data.av_reader import AvSource
 from stvid.data.dataset import EvalDataset
-from stvid.data.decoding import VideoReader, scan
+from stvid.data.decoding import Index, VideoReader, scan
+from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
 from stvid.data.stored_index import StoredIndex, index_folder, write_index
 from stvid.errors import StvidError
@@ -19,7 +20,7 @@ from stvid.protocol import Protocol
 MakeVideo = Callable[..., Path]
 
 
-def entry(path: Path) -> tuple[str, int, decoding.Index]:
+def entry(path: Path) -> tuple[str, int, Index]:
     return str(path), path.stat().st_size, scan(path)
 
 
@@ -40,13 +41,13 @@ def test_stored_indices_give_the_same_reader_without_a_scan(videos: list[Path], 
         with VideoReader(path) as reader:
             facts = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
             expected.append((facts, reader.timestamps, reader.get_batch([17, 2, 2])))
-    decoding._cache.clear()
+    index_cache.clear()
 
     def refuse(*_: object) -> None:
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr(decoding._AvSource, "_index_by_scan", refuse)
-    monkeypatch.setattr(decoding._AvSource, "_index_by_counting", refuse)
+    monkeypatch.setattr(AvSource, "_index_by_scan", refuse)
+    monkeypatch.setattr(AvSource, "_index_by_counting", refuse)
     index = pickle.loads(pickle.dumps(StoredIndex(tmp_path / "index")))
     assert len(index) == 4
     for path, (facts, timestamps, frames) in zip(videos, expected, strict=True):
@@ -81,13 +82,13 @@ def test_an_index_that_is_out_of_date_gives_no_wrong_frames(make_video: MakeVide
             stream.write(bytes(size - file.stat().st_size))
     write_index(tmp_path / "index", [entry(path)], root=tmp_path)
     shutil.copy(other, path)
-    decoding._cache.clear()
+    index_cache.clear()
     with VideoReader(path) as reader:
         expected = reader.get_batch([19, 3])
-    decoding._cache.clear()
+    index_cache.clear()
     with VideoReader(path, index=StoredIndex(tmp_path / "index")) as reader:
         assert torch.equal(reader.get_batch([19, 3]), expected)
-    decoding._cache.clear()
+    index_cache.clear()
 
 
 def test_datasets_take_the_index_that_lies_beside_their_list(videos: list[Path], tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_datasets_take_the_index_that_lies_beside_their_list(videos: list[Path],
     protocol = Protocol(frames=4, stride=2, short_side=32, crop=32)
     assert EvalDataset(read_manifest(table), protocol, views="1x1").stored_index is None
     write_index(index_folder(table), map(entry, videos), root=tmp_path)
-    decoding._cache.clear()
+    index_cache.clear()
     dataset = EvalDataset(read_manifest(table), protocol, views="1x1")
     assert dataset.stored_index is not None
     assert all(dataset[number].clips is not None for number in range(len(videos)))

@@ -184,7 +184,7 @@ HEAD = "label,youtube_id,time_start,time_end\n"
 @pytest.mark.parametrize(
     ("dataset", "file", "text", "message"),
     [
-        ("kinetics400", "a.csv", "label,id\na,b\n", "a.csv: is no annotation of Kinetics: it has no column youtube_id"),
+        ("kinetics400", "a.csv", "label,id\na,b\n", "a.csv: is no CSV of Kinetics: it has no column youtube_id"),
         ("kinetics400", "a.csv", HEAD + "a,there,x,10\n", "a.csv, line 2: time_start is 'x', not a number of seconds"),
         ("kinetics400", "a.csv", HEAD + "a,there,inf,10\n", "a.csv, line 2: time_start is 'inf', not a number"),
         ("kinetics400", "a.csv", HEAD + "a,there\n", "a.csv, line 2: time_start is None, not a number"),
@@ -248,3 +248,45 @@ def test_the_command_writes_list_classes_and_what_is_missing(
     (tmp_path / "v/more.mp4").unlink()
     assert main([*arguments, "--out", str(lists / "train.csv")]) == 0
     assert not (lists / "train_unexpected.txt").exists()
+
+
+def test_the_answers_to_something_something_v2(tmp_path: Path) -> None:
+    touch(tmp_path, "7.webm", "8.webm")
+    answers = write(tmp_path / "test-answers.csv", "7;Holding something\r\n8;Throwing something, twice\r\n")
+    found = convert("ssv2", answers, tmp_path)
+    assert listed(found, tmp_path) == [("7.webm", "Holding something"), ("8.webm", "Throwing something, twice")]
+
+
+def test_folders_that_link_in_a_circle(tmp_path: Path) -> None:
+    touch(tmp_path, "videos/a/7.webm")
+    (tmp_path / "videos" / "a" / "again").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "b").symlink_to(tmp_path / "videos" / "a")
+    found = convert("ssv2", write(tmp_path / "train.json", '[{"id": "7", "label": "x"}]'), tmp_path / "videos")
+    assert (listed(found, tmp_path), found.unexpected) == ([("videos/a/7.webm", "x")], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ssv2", "--part", "test"], "--part: only for hmdb51; ssv2 has a file for each"),
+        (["ucf101", "--split", "1"], "--split: only for hmdb51"),
+        (["folder", "--root", "."], "--root: has no meaning for a folder per class"),
+    ],
+)
+def test_options_that_mean_nothing_here(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, *options = arguments
+    assert main(["manifest", dataset, str(tmp_path), *options, "--out", str(tmp_path / "out.csv")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_list_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "7.webm")
+    annotation = write(tmp_path / "train.json", '[{"id": "7", "label": "x"}]')
+    (tmp_path / "out.csv").mkdir()
+    assert main(["manifest", "ssv2", str(annotation), "--out", str(tmp_path / "out.csv")]) == 1
+    assert capsys.readouterr().err == (f"stvid-prep: error: {tmp_path}/out.csv: cannot be written (Is a directory)\n")
+    touch(tmp_path, "file")
+    assert main(["manifest", "ssv2", str(annotation), "--out", str(tmp_path / "file" / "out.csv")]) == 1
+    assert "file/out.csv: cannot be written (" in capsys.readouterr().err

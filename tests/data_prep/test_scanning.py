@@ -13,7 +13,9 @@ import torch
 
 from stvid.config import AugmentConfig
 from stvid.data import decoding
+from stvid.data.av_reader import AvSource
 from stvid.data.dataset import EvalDataset, TrainDataset
+from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
 from stvid.data_prep.cli import main
 from stvid.data_prep.jobs import Outcome
@@ -135,14 +137,14 @@ def test_training_uses_the_index(
     (folder / "left" / "broken.mp4").unlink()
     assert main(["index", str(folder)]) == 0
     assert not (tmp_path / "v.index.failed.csv").exists()
-    decoding._cache.clear()
+    index_cache.clear()
 
     def refuse(*_: object) -> None:
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr(decoding._AvSource, "_index_by_scan", refuse)
+    monkeypatch.setattr(AvSource, "_index_by_scan", refuse)
     dataset = TrainDataset(read_manifest(folder), protocol, AugmentConfig(), seed=0)
     assert dataset.stored_index is not None and len(dataset.stored_index) == 4
     assert all(torch.equal(dataset[number].clips, clips) for number, clips in enumerate(expected))
-    decoding._cache.clear()
+    index_cache.clear()
     assert EvalDataset(read_manifest(folder), protocol, views="1x1")[0].error is None
