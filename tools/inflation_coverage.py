@@ -22,6 +22,7 @@ import copy
 import fnmatch
 import gc
 import json
+import math
 import multiprocessing
 import resource
 import sys
@@ -52,12 +53,17 @@ PERIOD = 1_000_003  # parameters begin at different places of the noise
 
 def fill(network: nn.Module) -> None:
     """Gives every parameter random values, also those that start at zero, so that nothing is hidden behind a zero."""
+    from timm.layers import CondConv2d
+
+    # A convolution that is mixed from several keeps each as one row.
+    convs = ((name, module) for name, module in network.named_modules() if isinstance(module, CondConv2d))
+    mixed = {f"{name}.weight": conv.weight_shape for name, conv in convs}
     place = 0
     for name, parameter in network.named_parameters():
         noise = NOISE[place:]
         noise = noise.repeat(-(-parameter.numel() // len(noise)))[: parameter.numel()].view(parameter.shape)
         place = (place + parameter.numel()) % PERIOD
-        fan_in = max(1, parameter[0].numel()) if parameter.dim() >= 2 else 1
+        fan_in = max(1, math.prod(mixed.get(name, parameter.shape)[1:]))
         with torch.no_grad():
             if parameter.dim() >= 2:
                 parameter.copy_(noise * fan_in**-0.5)
@@ -173,7 +179,14 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
     if options:
         base["built_with"] = options
     try:
-        network, size = smallest(library, name, options)
+        try:
+            network, size = smallest(library, name, options)
+        except TypeError:
+            if not options:
+                raise
+            del base["built_with"]  # a network whose depth is no option is built whole
+            options = {}
+            network, size = smallest(library, name, options)
     except Exception as error:
         return [{**base, "mode": mode, "problem": f"2D network: {one_line(error)}"} for mode in modes]
     base["size"] = size

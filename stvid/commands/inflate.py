@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from stvid.commands.common import parse, parser_for
@@ -11,6 +12,9 @@ from stvid.errors import ConfigError, StvidError
 
 __all__ = ["run"]
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")  # that `save_model` writes
+# What `--hyperparameters` must not hold, since an option says it.
+OWN_OPTIONS = {name: name for name in ("weights", "pretrained", "num_classes", "img_size")} | {"num_frames": "frames"}
 GENERIC = ("temporal", "kernel_size", "layers", "padding")  # options that have no meaning with --to
 
 
@@ -69,16 +73,28 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="Print a row for each copied tensor too.")
     options = parse(parser, argv)
     source = getattr(options, "from")
+    if options.to is None and Path(source).is_file():
+        raise ConfigError(
+            f"--from {source}: is a file; name what becomes of it (--to i3d_r50), or the network that it is of "
+            f"(--from timm:<name> --weights {source})"
+        )
+    hyperparameters = options.hyperparameters or {}
+    for name in hyperparameters:
+        if name in OWN_OPTIONS or getattr(options, name, None) is not None:
+            raise ConfigError(f"--hyperparameters: {name} has an option of its own, --{OWN_OPTIONS.get(name, name)}")
     shared: dict[str, Any] = {
         "weights": options.weights,
         "pretrained": options.pretrained,
         "num_classes": options.num_classes,
         "img_size": options.img_size,
-        **(options.hyperparameters or {}),
+        **hyperparameters,
     }
     if options.init is not None:
         shared["init"] = options.init
     given = {name: value for name in GENERIC if (value := getattr(options, name)) is not None}
+
+    if options.out is not None and Path(options.out).suffix not in SUFFIXES:  # now, not after the proof
+        raise ConfigError(f"--out {options.out}: the suffix must be one of {', '.join(SUFFIXES)}")
 
     from stvid.checkpoints import save_model
 

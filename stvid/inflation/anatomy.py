@@ -180,11 +180,12 @@ def examine(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3,
             logits = _run(network, images, name)
     layers = [site for site in sites.values() if _is_weighted(network.get_submodule(site.name))]
     anatomy = Anatomy(sites=sites, num_classes=num_classes)
+    anatomy.blocks = _blocks_that_ran(network, sites)
     anatomy.classifiers = _averaged(outputs, logits)
     made = [site.name for site in layers if _makes_logits(network.get_submodule(site.name), num_classes)]
-    anatomy.logits = anatomy.classifiers or list(outputs) or made[-1:]
+    last = set(anatomy.behind_blocks())  # VOLO classifies its patches too, and adds the largest of their logits
+    anatomy.logits = anatomy.classifiers or [name for name in made if name in last or name in outputs] or made[-1:]
     anatomy.layers = [site for site in layers if site.name not in anatomy.logits]
-    anatomy.blocks = _blocks_that_ran(network, sites)
     return anatomy
 
 

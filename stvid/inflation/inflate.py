@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,11 @@ def inflate_with_report(
         raise ConfigError(
             f"{type(source).__name__}: is no 2D network; give a torch module, timm:<name> or torchvision:<name>"
         )
-    height_width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    height_width = _height_width(size)
+    if num_classes is not None and (
+        isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0
+    ):
+        raise ConfigError(f"num_classes {num_classes!r}: must be a whole number; 0 leaves the classifier out")
 
     state = None
     if weights is not None:
@@ -151,7 +156,7 @@ def inflate_with_report(
             raise ConfigError(
                 f"{name}: was trained without a classifier; say for how many classes it gets one (num_classes)"
             )
-        network = origin.build(num_classes=classes, img_size=height_width, pretrained=pretrained)
+        network = _built(origin, num_classes=classes, img_size=height_width, pretrained=pretrained)
         fresh_head = not own_classes
         if state is not None:
             network, dropped, fresh_head = _with_weights(
@@ -215,6 +220,24 @@ def inflate_with_report(
         filters=filters,
     )
     return Inflated(model, report)
+
+
+def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise ConfigError(f"img_size {img_size!r}: must be a positive whole number of pixels, or (height, width)")
+    return sides[0], sides[1]
+
+
+def _built(origin: ImageOrigin, *, num_classes: int, img_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
+    """Builds a named network; an option that neither it nor `InflatedModel` has is named, with the nearest."""
+    try:
+        return origin.build(num_classes=num_classes, img_size=img_size, pretrained=pretrained)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in origin.options:
+            raise
+        raise TypeError(f"{origin} has no option {unknown[1]!r}{nearest(unknown[1], _model_options())}") from error
 
 
 def _with_weights(
@@ -326,7 +349,7 @@ def _build(
                 f"{origin} takes no {key!r} here: stvid.inflate does, or give a checkpoint of the 2D network"
             )
     origin = ImageOrigin(origin.library, origin.name, options=rest)
-    network = origin.build(num_classes=num_classes, img_size=img_size)
+    network = _built(origin, num_classes=num_classes, img_size=img_size)
     model = InflatedModel(network, num_frames=num_frames, img_size=img_size, source_name=str(origin), **own)
     model.origin = origin
     return model

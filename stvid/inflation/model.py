@@ -12,14 +12,15 @@ see other frames; which and how is the choice of `temporal`:
   attention layer (TimeSformer's ``divided_space_time`` and ``joint_space_time``).
 - ``head``: a transformer over the frames' features (VTN).
 
-At the start the model computes for a still video what the 2D network computes for its frame: `stvid.inflation.proof`.
+Which layers these are is found in placement.py, what they become is in temporal.py. At the start the model computes for
+a still video what the 2D network computes for its frame: `stvid.inflation.proof`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import Site, examine, find_blocks, no_training
+from stvid.inflation.anatomy import examine, no_training
+from stvid.inflation.placement import add_attention, add_convs, add_shifts, has_attention, replace
 from stvid.inflation.report import COPIED, TensorRule
 from stvid.inflation.sources import ImageOrigin
 from stvid.inflation.temporal import (
@@ -37,13 +39,8 @@ from stvid.inflation.temporal import (
     Init,
     JointTime,
     Padding,
-    TemporalAttention,
-    TemporalConv,
     TemporalFilter,
-    TemporalPool,
-    TemporalShift,
     TemporalTransformer,
-    attach,
     speed_up,
     taps,
 )
@@ -54,8 +51,6 @@ __all__ = ["InflatedModel", "Temporal", "describe_taps", "has_attention"]
 Temporal = Literal["none", "shift", "conv", "attention", "head"]
 AttentionType = Literal["divided_space_time", "joint_space_time"]
 ShiftPlace = Literal["residual", "in_place"]
-# Convolutions of a block's shortcut, by the names that timm, torchvision and others give them.
-SHORTCUT = re.compile(r"downsample|shortcut|skip|\bsc\b|identity|proj_sc")
 # Which options belong to which mode.
 MODE_OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -159,8 +154,14 @@ class InflatedModel(VideoModel):
             if is_given and option not in MODE_OPTIONS[temporal]:
                 modes = [mode for mode, options in MODE_OPTIONS.items() if option in options]
                 raise ConfigError(f"{option} has no meaning with temporal={temporal}, only with {', '.join(modes)}")
-        if shift_div < 2:
-            raise ConfigError(f"shift_div {shift_div}: must be at least 2")
+        for option, number, least in (
+            ("shift_div", shift_div, 2),
+            ("head_depth", head_depth, 1),
+            *([("head_num_heads", head_num_heads, 1)] if head_num_heads is not None else []),
+            *((f"temporal_strides {pattern!r}", step, 1) for pattern, step in _mapping(temporal_strides).items()),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigError(f"{option} {number!r}: must be a whole number of at least {least}")
 
         self.in_chans = in_chans
         self.num_frames = num_frames
@@ -177,23 +178,25 @@ class InflatedModel(VideoModel):
         self.temporal = nn.ModuleDict()
         self._take_classifier()
         if temporal == "shift":
-            self._add_shifts(layers, shift_div=shift_div, padding=padding, in_place=shift_place == "in_place")
+            add_shifts(self, layers, shift_div=shift_div, padding=padding, in_place=shift_place == "in_place")
         elif temporal == "conv":
-            self._add_convs(
-                layers, kernel_size, padding=padding, strides=dict(temporal_strides or {}), factorized=factorized
+            add_convs(
+                self, layers, kernel_size, padding=padding, strides=_mapping(temporal_strides), factorized=factorized
             )
         elif temporal == "attention":
-            self._add_attention(layers, joint=attention_type == "joint_space_time")
+            add_attention(self, layers, joint=attention_type == "joint_space_time")
         elif temporal == "head":
             if not self.anatomy.classifiers:
                 raise ConfigError(
                     f"temporal head: the classifier of {source_name} is no linear layer at its end, so there are no "
                     "features that a transformer could take"
                 )
-            heads = head_num_heads or max(1, self.num_features // 64)
-            self.temporal["head"] = TemporalTransformer(
-                self.num_features, self.time, depth=head_depth, num_heads=math.gcd(heads, self.num_features)
-            )
+            heads = head_num_heads or math.gcd(max(1, self.num_features // 64), self.num_features)
+            if self.num_features % heads:
+                raise ConfigError(
+                    f"head_num_heads {heads}: does not divide the {self.num_features} features of a frame"
+                )
+            self.temporal["head"] = TemporalTransformer(self.num_features, self.time, depth=head_depth, num_heads=heads)
             self.inflated.append("head")
         speed_up(self)
         if temporal_strides or attention_type == "joint_space_time":
@@ -223,156 +226,10 @@ class InflatedModel(VideoModel):
         self.head = head.train(found[0].training)
         for index, name in enumerate(names):
             if len(names) == 1:
-                _replace(self.network, name, nn.Identity())
+                replace(self.network, name, nn.Identity())
             else:
                 before, behind = sum(widths[:index]), sum(widths[index + 1 :])
-                _replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
-
-    def _at(self, site: Site) -> nn.Module:
-        return self.network.get_submodule(site.name)
-
-    def _choose(self, sites: Sequence[Site], layers: str | Sequence[str] | None, what: str) -> list[Site]:
-        """Returns the sites whose names were asked for."""
-        if layers is None:
-            return list(sites)
-        if isinstance(layers, str):
-            pattern = _compiled(layers, "layers")
-            chosen = [site for site in sites if pattern.search(site.name)]
-            if not chosen:
-                raise ConfigError(f"layers {layers!r}: matches no {what} of {self.source_name}{_examples(sites)}")
-            return chosen
-        by_name = {site.name: site for site in sites}
-        for name in layers:
-            if name not in by_name:
-                raise ConfigError(f"layers: {self.source_name} has no {what} {name!r}{_examples(sites)}")
-        return [by_name[name] for name in layers]
-
-    def _first_layers(self, sites: Sequence[Site]) -> list[Site]:
-        """Returns the first layer in each block, shortcuts left out; without blocks all layers but the first."""
-        if not self.anatomy.blocks:
-            return list(sites[1:])
-        first: dict[str, Site] = {}
-        for site in sites:
-            block = self.anatomy.block_of(site.name)
-            if block is not None and not SHORTCUT.search(site.name.removeprefix(block.name)):
-                first.setdefault(block.name, site)
-        return list(first.values())
-
-    def _add_shifts(
-        self, layers: str | Sequence[str] | None, *, shift_div: int, padding: Padding, in_place: bool
-    ) -> None:
-        seen = [site for site in self.anatomy.layers if site.sees_frames and site.channels >= shift_div]
-        if in_place:
-            seen = [block for block in self.anatomy.blocks if block.channels >= shift_div]
-            chosen = self._choose(seen, layers, "block")
-        else:
-            chosen = self._choose(seen, layers, "layer") if layers is not None else self._first_layers(seen)
-        if not chosen:
-            raise ConfigError(f"temporal shift: {self.source_name} has no layer that sees whole frames behind its stem")
-        for site in chosen:
-            shift = TemporalShift(self.time, channels_first=site.channels_first, shift_div=shift_div, padding=padding)
-            attach(self._at(site), before=shift)
-            self.inflated.append(site.name)
-
-    def _add_convs(
-        self,
-        layers: str | Sequence[str] | None,
-        kernel_size: int | Mapping[str, int],
-        *,
-        padding: Padding,
-        strides: dict[str, int],
-        factorized: bool,
-    ) -> None:
-        seen = [site for site in self.anatomy.layers if site.sees_frames]
-        # without any convolution the first linear layer is one: it embeds patches, with a stride that is its kernel
-        convs = [site for site in seen if isinstance(self._at(site), nn.Conv2d)] or seen[:1]
-        chosen = self._choose(convs, layers, "convolution") if layers is not None else self._default_convs(convs)
-        if not chosen:
-            raise ConfigError(
-                f"temporal conv: {self.source_name} has no convolution that sees whole frames; take shift, attention "
-                "or head"
-            )
-        sizes = kernel_size if isinstance(kernel_size, Mapping) else {"": kernel_size}
-        for option, patterns in (("kernel_size", sizes), ("temporal_strides", strides)):
-            for pattern in patterns:
-                _compiled(pattern, option)
-        used: set[str] = set()
-        for site in chosen:
-            size = _looked_up(sizes, site.name, default=3)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
-                raise ConfigError(f"kernel_size {size!r}: must be an odd positive number of frames")
-            stride = _looked_up(strides, site.name, default=1)
-            used.update(pattern for pattern in strides if re.search(pattern, site.name))
-            options: dict[str, Any] = {
-                "kernel_size": size,
-                "init": self.init,
-                "padding": padding,
-                "time_stride": stride,
-            }
-            conv: Any = self._at(site)
-            if TemporalConv.accepts(conv) and not factorized:
-                _replace(self.network, site.name, TemporalConv(conv, self.time, **options))
-            else:
-                width = conv.out_channels if site.channels_first else conv.out_features
-                groups = width if getattr(conv, "groups", 1) == width else 1
-                behind = TemporalFilter(width, self.time, groups=groups, channels_first=site.channels_first, **options)
-                self._attach(site, behind, behind=behind)
-            self.inflated.append(site.name)
-        for pattern, stride in strides.items():
-            if pattern in used:
-                continue
-            pooled = [site for name, site in self.anatomy.sites.items() if re.search(pattern, name)]
-            if not pooled:
-                raise ConfigError(f"temporal_strides {pattern!r}: matches no module of {self.source_name}")
-            for site in pooled:
-                attach(self._at(site), behind=TemporalPool(self.time, time_stride=stride))
-
-    def _default_convs(self, convs: Sequence[Site]) -> list[Site]:
-        """Returns the network's first convolution and that of every second block of each stage."""
-        chosen = list(convs[:1])
-        first = self._first_layers(convs)
-        if not self.anatomy.blocks:
-            return chosen + first[1::2]
-        stages: dict[str, list[Site]] = {}
-        for site in first:
-            block = self.anatomy.block_of(site.name)
-            assert block is not None
-            stages.setdefault(block.name.rpartition(".")[0], []).append(site)
-        for stage in stages.values():
-            chosen += [site for site in stage[::2] if site not in chosen]
-        return chosen
-
-    def _add_attention(self, layers: str | Sequence[str] | None, *, joint: bool) -> None:
-        if joint:
-            seen = [site for site in self.anatomy.sites.values() if site.sees_frames and not site.channels_first]
-            tokens = [site for site in seen if _heads(self._at(site)) and not _most_heads(self._at(site), below=True)]
-            chosen = self._choose(tokens, layers, "attention layer")
-        else:
-            blocks = [block for block in self.anatomy.blocks if _most_heads(self._at(block))]
-            chosen = self._choose(blocks, layers, "transformer block")
-        if not chosen:
-            raise ConfigError(
-                f"temporal attention: {self.source_name} has no {'attention layer' if joint else 'transformer block'} "
-                "that sees whole frames; take conv, shift or head"
-            )
-        for site in chosen:
-            if joint:
-                both = JointTime(site.channels, self.time)
-                self._attach(site, both, before=both.join, behind=both.split)
-            else:
-                temporal = TemporalAttention(
-                    site.channels,
-                    self.time,
-                    num_heads=math.gcd(_most_heads(self._at(site)), site.channels),
-                    channels_first=site.channels_first,
-                )
-                self._attach(site, temporal, before=temporal)
-            self.inflated.append(site.name)
-
-    def _attach(self, site: Site, layer: nn.Module, **places: Callable[[Tensor], Tensor]) -> None:
-        """Attaches a layer that has weights, and registers them under the site's name with dashes."""
-        self.temporal[site.name.replace(".", "-")] = layer.to(next(self.network.parameters()))
-        attach(self._at(site), **places)
+                replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
 
     def _find_strides(self, img_size: tuple[int, int]) -> None:
         """Runs one clip, so that each layer knows how many frames are left of a clip where it is."""
@@ -454,7 +311,7 @@ class InflatedModel(VideoModel):
                 if isinstance(old, nn.Conv2d)
                 else nn.Linear(old.in_features, num_classes, **settings)
             )
-            _replace(self.network, name, new.train(old.training))
+            replace(self.network, name, new.train(old.training))
         self.num_classes = self.num_features = num_classes
         self.recipe = {**self.recipe, "num_classes": num_classes}
 
@@ -468,10 +325,10 @@ class InflatedModel(VideoModel):
                 block.forward = partial(_recomputed, block, self.time)
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the network's own choice, and the tables of times."""
+        """Returns the network's own choice, and the tables of times and distances."""
         own = getattr(self.network, "no_weight_decay", None)
         names = {f"network.{name}" for name in own()} if own is not None else set()
-        return names | {name for name, _ in self.named_parameters() if name.endswith("time_embed")}
+        return names | {name for name, _ in self.named_parameters() if name.endswith(("time_embed", "time_bias"))}
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: what is before the blocks, every block with what is attached in it, the rest."""
@@ -591,46 +448,10 @@ def _merged_classifier(parts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, T
     return weight, torch.stack(biases).sum(0) / len(parts) if biases else None
 
 
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module in the place of another, under all names that this has."""
-    old = network.get_submodule(name)
-    for other, found in list(network.named_modules(remove_duplicate=False)):
-        if found is old:
-            parent, _, leaf = other.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, module)
-
-
-def _heads(module: nn.Module) -> int:
-    """Returns the number of heads of an attention layer, 0 for anything else."""
-    heads = getattr(module, "num_heads", 0)
-    return heads if isinstance(heads, int) and not isinstance(heads, bool) else 0
-
-
-def _most_heads(module: nn.Module, *, below: bool = False) -> int:
-    """Returns the largest number of heads in a module, or in what is below it."""
-    return max((_heads(part) for part in module.modules() if not (below and part is module)), default=0)
-
-
-def _compiled(pattern: str, option: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{option} {pattern!r}: is no regular expression ({error})") from error
-
-
-def _looked_up(options: Mapping[str, int], name: str, *, default: int) -> int:
-    """Returns the value of the first pattern that is found in a name."""
-    return next((value for pattern, value in options.items() if re.search(pattern, name)), default)
-
-
-def has_attention(network: nn.Module) -> bool:
-    """Returns whether blocks of a network have attention layers, known by their number of heads."""
-    return any(_most_heads(network.get_submodule(name)) for name in find_blocks(network))
-
-
-def _examples(sites: Sequence[Site]) -> str:
-    names = [site.name for site in sites[:6]]
-    return f"; there are {', '.join(names)}{', ...' if len(sites) > 6 else ''}" if names else ""
+def _mapping(strides: object) -> Mapping[str, Any]:
+    if strides is not None and not isinstance(strides, Mapping):
+        raise ConfigError(f"temporal_strides {strides!r}: must map patterns of names to steps in time")
+    return strides or {}
 
 
 @contextmanager

@@ -109,6 +109,8 @@ def inflate_parent(
         raise ConfigError(f"{to}: has no known 2D parent; those that have one: {', '.join(models_with_parent())}")
     if init is not None and init not in get_args(Init):
         raise ConfigError(f"init {init!r}: choose one of {', '.join(get_args(Init))}")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
+        raise ConfigError(f"num_classes {num_classes!r}: must be a whole number; 0 leaves the classifier out")
     network, name = _read_source(source, weights=weights, pretrained=pretrained)
     if network.kind != kind:
         raise ConfigError(
@@ -177,6 +179,10 @@ def _read_source(
     source: Source, *, weights: str | os.PathLike[str] | Mapping[str, Any] | None, pretrained: bool
 ) -> tuple[ImageNetwork, str]:
     """Returns the 2D network and what to call it in messages."""
+    if not isinstance(source, str | os.PathLike) and (weights is not None or pretrained):
+        raise ConfigError(
+            f"{type(source).__name__}: has its weights; weights and pretrained are for timm:<name> and such"
+        )
     if isinstance(source, Mapping):
         return recognise_network(unwrap(source), name="mapping"), "mapping"
     if isinstance(source, nn.Module):
@@ -184,10 +190,16 @@ def _read_source(
         return recognise_network(source.state_dict(), module=source, name=name), name
     name = str(source)
     if not name.startswith(tuple(f"{library}:" for library in LIBRARIES)):
+        if weights is not None or pretrained:
+            raise ConfigError(
+                f"{name}: is a file of weights itself; weights and pretrained are for timm:<name> and such"
+            )
         return recognise_network(unwrap(read_checkpoint(name)), name=name), name
     origin = ImageOrigin(*parse_source(name))
     side = origin.settings()["crop"]
-    module = origin.build(num_classes=0, img_size=(side, side), pretrained=pretrained and weights is None)
+    if pretrained and weights is not None:
+        raise ConfigError("give either weights or pretrained, not both")
+    module = origin.build(num_classes=0, img_size=(side, side), pretrained=pretrained)
     if weights is None:
         return recognise_network(module.state_dict(), module=module, name=name), name
     content, name = (weights, "mapping") if isinstance(weights, Mapping) else (read_checkpoint(weights), str(weights))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import ExitStack
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -55,58 +56,80 @@ def still_difference(
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
     compared = "logits"
+    blocks: dict[str, Tensor] = {}
+    furthest: dict[str, float] = {}
+
+    def compare(name: str, output: Tensor, image: int) -> None:
+        expected = blocks.get(name)
+        if expected is not None and len(expected) == len(images):
+            difference = ((output - expected[image]).abs().max() / expected.abs().max()).item()
+            furthest[name] = max(difference, furthest.get(name, 0.0))
+
     with no_training(flat), no_training(video):
-        expected, blocks = _run_with_outputs(flat, flat, images, names)
+        with _watching(flat, names, blocks.__setitem__):
+            expected = flat(images)
         if torch.equal(expected[0], expected[1]):
             for name in logits:
                 classifier: Any = flat.get_submodule(name)
                 classifier.weight.copy_(torch.randn(classifier.weight.shape, generator=generator))
             video.load_state_dict(video.transfer(flat.state_dict())[0])
             expected, compared = flat(images), "logits of a random classifier"
-        found, folded = _run_with_outputs(video, video.network, clip, names)
-    layers = []
-    for name, output in blocks.items():
-        if name in folded and folded[name].shape[0] % 2 == 0:
-            difference = folded[name].unflatten(0, (2, -1)) - output.unsqueeze(1)
-            layers.append(LayerDifference(name, (difference.abs().max() / output.abs().max()).item()))
+        logits_of = []
+        for image in range(len(images)):  # one at a time, since memory in float64 is short
+            with _watching(video.network, names, functools.partial(compare, image=image)):
+                logits_of.append(video(clip[image : image + 1]))
+    found = torch.cat(logits_of)
+    layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]
     scale = (expected[0] - expected[1]).abs().max()
     return ((found - expected).abs().max() / scale).item(), compared, layers
 
 
 @torch.no_grad()
 def check_foldable(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3, name: str) -> None:
-    """Checks that what a network computes for an image does not depend on the batch that the image is in.
+    """Checks that what a network computes for an image depends on the image alone, and that it leaves the image as is.
 
     Raises:
-        ConfigError: If it does; then frames cannot be folded into the batch.
+        ConfigError: If not; then frames cannot be folded into the batch.
     """
     parameter = next(network.parameters())
     images = torch.randn(2, in_chans, *img_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+    given = images.clone()
+
+    def differs(first: Tensor, second: Tensor) -> bool:
+        return (first - second).abs().max().item() > MIXED * first.abs().max().item()
+
     with no_training(network):
-        together, alone = network(images), network(images[:1])
-    if (together[:1] - alone).abs().max() > MIXED * together.abs().max():
-        raise ConfigError(
-            f"{name}: the logits of an image depend on the other images in its batch, so frames cannot be folded into "
-            "the batch"
-        )
+        together = network(given)
+        if not torch.equal(given, images):
+            raise ConfigError(f"{name}: overwrites the images that it is given; let it work on a copy")
+        if differs(together, network(images)):
+            raise ConfigError(
+                f"{name}: gives other logits for the same images the second time, also in evaluation mode"
+            )
+        if differs(together[:1], network(images[:1])):
+            raise ConfigError(
+                f"{name}: the logits of an image depend on the other images in its batch, so frames cannot be folded "
+                "into the batch"
+            )
 
 
-def _run_with_outputs(
-    model: nn.Module, network: nn.Module, x: Tensor, names: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    outputs: dict[str, Tensor] = {}
+@contextmanager
+def _watching(network: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Shows the first output of each of these modules."""
+    seen: set[str] = set()
 
-    def keep(name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            outputs.setdefault(name, output)
+    def show(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and name not in seen:
+            seen.add(name)
+            see(name, output)
 
     with ExitStack() as hooks:
         for name in names:
             handle = network.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: keep(name, output)
+                lambda module, inputs, output, name=name: show(name, output)
             )
             hooks.callback(handle.remove)
-        return model(x), outputs
+        yield
 
 
 def filter_pairs(network: nn.Module, model: InflatedModel, *, count: int = 3) -> list[FilterPair]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stvid.checkpoints import write_atomically
+from stvid.errors import StvidError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,36 +162,52 @@ class InflationReport:
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as one file that needs no other: all tensors, the layers' differences, the filters."""
         text = self.to_html()
-        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+        try:
+            write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise StvidError(f"{path}: the report cannot be written ({error.strerror or error})") from error
 
     def to_html(self) -> str:
         """Returns what `save_html` writes."""
         title = html.escape(f"{self.source} → {self.target}")
-        parts = [f"<h1>{title}</h1>", f"<p>{html.escape(self.verdict())}</p>"]
-        if self.filters:
-            parts += ["<h2>Filters</h2>", "<p>Each column is a filter, on its own scale.</p>"]
-            parts += [_draw_filters(pair) for pair in self.filters]
+        kind = "good" if self.exact else "fair" if self.as_promised else "bad"
+        parts = [f"<h1>{title}</h1>", f'<p class="verdict {kind}">{html.escape(self.verdict())}</p>']
+        counted = [_row("td", rule, str(count)) for rule, count in self.counts().items()]
+        parts += ["<h2>What became of the tensors</h2>", _table(_row("th", "rule", "tensors"), counted)]
         if self.layers:
-            parts += ["<h2>Differences of layers</h2>", _draw_layers(self.layers)]
-        counted = "".join(_row("td", rule, str(count)) for rule, count in self.counts().items())
-        parts += ["<h2>Rules</h2>", f"<table>{_row('th', 'rule', 'tensors')}{counted}</table>"]
-        rows = "".join(
-            _row("td", rule.source, rule.target, rule.rule, rule.source_shape, _shape(rule)) for rule in self.rules
-        )
-        head = _row("th", "tensor 2D", "tensor 3D", "rule", "shape 2D", "shape 3D")
-        parts += ["<h2>Tensors</h2>", f"<table>{head}{rows}</table>"]
+            about = f"Of each block's output on a still video, relative; the dashed line is {EXACT:g}."
+            parts += ["<h2>Differences of layers</h2>", f"<p>{about}</p>", _draw_layers(self.layers)]
+        if self.filters:
+            about = "A column is a filter, on a scale of its own: the 2D kernel, then what it is in each frame."
+            parts += ["<h2>Filters</h2>", f"<p>{about}</p>", *(_draw_filters(pair) for pair in self.filters)]
+        rows = [_row("td", rule.source, rule.target, rule.rule, rule.source_shape, _shape(rule)) for rule in self.rules]
+        head = _row("th", "2D", "3D", "rule", "shape 2D", "shape 3D")
+        parts += [f"<h2>All {len(self.rules)} tensors</h2>", _table(head, rows)]
         return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-            + "\n".join(parts)
-            + "</html>\n"
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{title}</title><style>{_STYLE}</style>" + "\n".join(parts) + "</html>\n"
         )
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
-    "table{border-collapse:collapse;font-size:13px}td,th{text-align:left;padding:2px 10px;border-bottom:1px solid #ddd}"
-    "img{image-rendering:pixelated}svg text{font:12px system-ui,sans-serif}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222;background:#fff}"
+    "h1{font-size:1.5em;overflow-wrap:anywhere}h2{font-size:1.15em;margin-top:2em}"
+    ".verdict{padding:.5em .8em;border-left:5px solid;background:#f4f4f4}"
+    ".good{border-color:#3a7}.fair{border-color:#d93}.bad{border-color:#c33}"
+    ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px}"
+    "td,th{text-align:left;vertical-align:top;padding:2px 16px 2px 0;border-bottom:1px solid #ddd}"
+    "td:nth-child(3){min-width:16em}td:nth-last-child(-n+2){white-space:nowrap}"
+    "svg{width:100%;max-width:44em}svg text{font:11px system-ui,sans-serif;fill:#222}"
+    "figure{margin:0 0 1.5em}figure div{display:flex;gap:8px}"
+    "figure ol{list-style:none;margin:0;padding:0;display:flex;flex-direction:column;justify-content:space-around;"
+    "font-size:12px;white-space:nowrap}"
+    "img{image-rendering:pixelated;min-width:0;max-width:100%}figcaption{font-size:13px;overflow-wrap:anywhere}"
 )
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _both_names(rule: TensorRule) -> str:
@@ -206,31 +224,28 @@ def _row(cell: str, *texts: str) -> str:
 
 
 def _draw_layers(layers: Sequence[LayerDifference]) -> str:
-    """Returns bars on a logarithmic scale from 1e-9 to 1, in SVG; the line is `EXACT`."""
-    height, left, width = 16, 330, 540
+    """Returns bars on a logarithmic scale from 1e-16 to 1, in SVG; the line is `EXACT`."""
+    height, width = 30, 500
 
     def place(value: float) -> float:
-        exponent = torch.tensor(max(value, 1e-9)).log10().item()
-        return left + width * min(max((exponent + 9) / 9, 0.0), 1.0)
+        return width * min(max(1 + math.log10(max(value, 1e-16)) / 16, 0.0), 1.0)
 
     parts = []
     for index, layer in enumerate(layers):
-        top = index * height + 4
-        right = place(layer.relative)
-        colour = "#3a7" if layer.relative < EXACT else "#c63"
+        top = index * height
+        colour = "#3a7" if layer.relative < EXACT else "#d93"
         parts.append(
-            f'<text x="{left - 6}" y="{top + 11}" text-anchor="end">{html.escape(layer.name[-46:])}</text>'
-            f'<rect x="{left}" y="{top}" width="{max(right - left, 1):.1f}" height="{height - 4}" fill="{colour}"/>'
-            f'<text x="{right + 5:.1f}" y="{top + 11}">{layer.relative:.1e}</text>'
+            f'<text x="0" y="{top + 12}">{html.escape(layer.name[-60:])}</text>'
+            f'<text x="{width}" y="{top + 12}" text-anchor="end">{layer.relative:.1e}</text>'
+            f'<rect x="0" y="{top + 16}" width="{max(place(layer.relative), 1):.1f}" height="8" fill="{colour}"/>'
         )
-    bottom = len(layers) * height + 4
-    line = place(EXACT)
+    bottom, line = len(layers) * height, place(EXACT)
     parts.append(f'<line x1="{line:.1f}" x2="{line:.1f}" y1="0" y2="{bottom}" stroke="#888" stroke-dasharray="4 3"/>')
-    return f'<svg width="{left + width + 80}" height="{bottom + 4}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {bottom}" role="img" aria-label="differences">{"".join(parts)}</svg>'
 
 
 def _draw_filters(pair: FilterPair) -> str:
-    """Returns the first filters in a row each, as a PNG: the 2D kernel and the taps, on one scale of grey or RGB."""
+    """Returns the first filters in a column each, as a PNG: 2D kernel and taps, on one scale of grey or RGB."""
     from PIL import Image
 
     source, target = pair.source[:DRAWN_FILTERS].float().cpu(), pair.target[:DRAWN_FILTERS].float().cpu()
@@ -247,7 +262,11 @@ def _draw_filters(pair: FilterPair) -> str:
     Image.fromarray(pixels).save(buffer, format="PNG")
     encoded = base64.b64encode(buffer.getvalue()).decode()
     shapes = f"{tuple(pair.source.shape)} → {tuple(pair.target.shape)}"
+    count = pair.target.shape[2]
+    offsets = [index - (count - 1) // 2 for index in range(count)]
+    labels = ["2D", *(f"t{offset:+d}" if offset else "t" for offset in offsets)]
     return (
-        f'<figure><img src="data:image/png;base64,{encoded}" alt="filters of {html.escape(pair.name)}">'
-        f"<figcaption>{html.escape(pair.name)}, {shapes}; first row: 2D; below: taps in time</figcaption></figure>"
+        f"<figure><figcaption>{html.escape(pair.name)}, {shapes}</figcaption>"
+        f"<div><ol>{''.join(f'<li>{label}</li>' for label in labels)}</ol>"
+        f'<img src="data:image/png;base64,{encoded}" alt="filters of {html.escape(pair.name)}"></div></figure>'
     )

@@ -32,11 +32,14 @@ def parse_source(source: str) -> tuple[str, str]:
     """
     library, _, name = source.replace("/", ":", 1).partition(":")
     if library not in LIBRARIES or not name:
-        raise UnknownNameError(f"{source}: is no 2D network; name one as timm:<name> or torchvision:<name>")
+        full = [f"{library}:{source}" for library in LIBRARIES if source in image_models(library)]
+        hint = " or ".join(full) if full else "timm:<name> or torchvision:<name>"
+        raise UnknownNameError(f"{source!r}: is no 2D network; name one as {hint}")
     names = image_models(library)
     if name.split(".")[0] not in names:
         if library == "torchvision" and (task := _other_task(name)):
-            raise UnknownNameError(f"{source}: is a {task} model; only image classifiers can be inflated")
+            article = "an" if task[0] in "aeiou" else "a"
+            raise UnknownNameError(f"{source}: is {article} {task} model; only image classifiers can be inflated")
         raise UnknownNameError(f"{source}: {library} has no such image classifier{nearest(name, names)}")
     return library, name
 
@@ -121,11 +124,13 @@ class ImageOrigin:
 
         Raises:
             TypeError: If the library's function does not take an option.
-            ConfigError: If the network cannot be built at this size.
+            ConfigError: If the network cannot be built at this size, or never has a classifier and was to get one.
         """
+        if num_classes < 0:
+            raise ConfigError(f"num_classes {num_classes}: must be a whole number; 0 leaves the classifier out")
         make = self._build_timm if self.library == "timm" else self._build_torchvision
         try:
-            return make(num_classes, img_size, pretrained)
+            network = make(num_classes, img_size, pretrained)
         except TypeError:
             raise  # names an option that the library's function does not take
         except Exception as error:
@@ -137,6 +142,13 @@ class ImageOrigin:
             raise ConfigError(
                 f"{self}: cannot be built for images of {img_size[0]}x{img_size[1]}: {message}"
             ) from error
+        if num_classes and getattr(network, "num_classes", num_classes) == 0:
+            others = [name for name in image_models(self.library) if name != self.name]
+            raise ConfigError(
+                f"{self}: is an encoder without a classifier: it returns features, and there are no logits to keep"
+                f"{nearest(self.name, others)}"
+            )
+        return network
 
     def _build_timm(self, num_classes: int, img_size: tuple[int, int], pretrained: bool) -> nn.Module:
         import timm

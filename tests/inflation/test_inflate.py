@@ -25,7 +25,7 @@ from stvid.inflation.anatomy import find_blocks
 from stvid.inflation.inflate import inflate_with_report
 from stvid.inflation.model import InflatedModel, has_attention
 from stvid.inflation.proof import still_difference
-from stvid.inflation.temporal import TemporalConv
+from stvid.inflation.temporal import FrameAttention, TemporalConv
 
 _spec = importlib.util.spec_from_file_location("timm_models", Path(__file__).parent / "timm_models.py")
 assert _spec is not None and _spec.loader is not None
@@ -111,10 +111,6 @@ def test_still_video_and_order(module: str) -> None:
     if module not in timm_models.SMALLEST:
         pytest.skip("a file that timm 1.0.31 does not have; tools/inflation_coverage.py covers it")
     name, size = timm_models.SMALLEST[module]
-    if module == "gemma4_vit":
-        with pytest.raises(ConfigError, match="not logits"):  # an encoder, which returns tokens
-            stvid.inflate(f"timm:{name}", num_frames=3, num_classes=7, img_size=size)
-        return
     options = {} if timm.get_pretrained_cfg(name).input_size[1] == size else {"img_size": size}
     try:
         network = timm.create_model(name, num_classes=7, **options)
@@ -238,6 +234,29 @@ def test_strides_in_time() -> None:
         InflatedModel(
             Tiny(), num_frames=8, img_size=(16, 16), temporal="conv", layers="conv1", temporal_strides={"conv1": 2}
         )
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9])
+def test_heads_start_at_neighbouring_frames(frames: int) -> None:
+    attention = FrameAttention(3 * frames, frames=5, num_heads=3)
+    with torch.no_grad():
+        for parameter in (attention.qkv.weight, attention.qkv.bias, attention.proj.bias):
+            parameter.zero_()
+        attention.qkv.weight[-3 * frames :] = torch.eye(3 * frames)  # the values are the tokens
+        attention.proj.weight.copy_(torch.eye(3 * frames))
+        shares = attention(torch.eye(frames).repeat(1, 3).unsqueeze(0)).view(frames, 3, frames)
+    assert torch.allclose(shares.sum(2), torch.ones(frames, 3))
+    if frames == 5:
+        looks_at = shares.argmax(2).t().tolist()  # one before, one behind, two before, within the clip
+        assert looks_at == [[0, 0, 1, 2, 3], [1, 2, 3, 4, 4], [0, 0, 0, 1, 2]]
+
+
+def test_double_precision_is_computed_in_parts() -> None:
+    network = fill(Tiny())
+    options: dict[str, Any] = {"layers": "stem|conv1", "temporal_strides": {"^stem$": 2}, "padding": "zeros"}
+    model = perturb(InflatedModel(network, num_frames=7, img_size=(16, 16), temporal="conv", **options).eval())
+    clip = torch.randn(2, 3, 7, 16, 16)
+    assert torch.allclose(copy.deepcopy(model).double()(clip.double()).float(), model(clip), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["timm:test_vit", pytest.param("torchvision:vit_b_16", marks=pytest.mark.slow)])
@@ -411,6 +430,27 @@ def test_two_classifiers_become_one() -> None:
     assert "head.weight + head_dist.weight" in sources
 
 
+class Labelling(Tiny):
+    """Classifies its places too, and adds the largest logits, as VOLO does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.blocks(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.fc(places.mean(1)) + 0.5 * self.aux(places).amax(1)
+
+
+def test_a_second_classifier_of_the_places() -> None:
+    network = fill(Labelling())
+    assert inflate_with_report(network, num_frames=2, img_size=16).report.exact
+    new = inflate_with_report(network, num_frames=2, num_classes=3, img_size=16)
+    assert new.report.exact and new.model(torch.randn(1, 3, 2, 16, 16)).shape == (1, 3)
+    dropped = {rule.source for rule in new.report.rules if rule.rule.startswith("dropped")}
+    assert dropped == {"fc.weight", "fc.bias", "aux.weight", "aux.bias"}
+
+
 def test_every_tensor_has_one_rule() -> None:
     network = Tiny()
     report = inflate_with_report(network, num_frames=2, img_size=16, init="average").report
@@ -504,7 +544,10 @@ def test_auxiliary_classifiers_are_dropped_by_name(tmp_path: Path) -> None:
         ("torchvision:fasterrcnn_resnet50_fpn", "detection model"),
         ("torchvision:deeplabv3_resnet50", "segmentation model"),
         ("torchvision:swin3d_t", "video model"),
+        ("torchvision:raft_small", "an optical flow model"),
         ("resnet50.pth", "timm:<name>"),
+        ("resnet50", "timm:resnet50 or torchvision:resnet50"),
+        ("timm:", "'timm:': is no 2D network"),
     ],
 )
 def test_unknown_sources(source: str, message: str) -> None:
@@ -523,6 +566,20 @@ def test_unknown_sources(source: str, message: str) -> None:
         ({"temporal": "shift", "kernel_size": 5}, "no meaning with temporal=shift"),
         ({"temporal": "attention"}, "no transformer block"),
         ({"shift_dib": 3}, "shift_dib"),
+        ({"num_classes": -1}, "num_classes -1: must be a whole number"),
+        ({"img_size": 0}, "img_size 0"),
+        ({"img_size": (16,)}, r"img_size \(16,\)"),
+        ({"img_size": "large"}, "img_size 'large'"),
+        ({"img_size": 16.0}, r"img_size 16\.0"),
+        ({"layers": 3}, "layers 3: must be a regular expression"),
+        ({"temporal": "shift", "shift_div": 1}, "shift_div 1: must be a whole number of at least 2"),
+        ({"temporal": "shift", "shift_div": "a"}, "shift_div 'a'"),
+        ({"temporal": "head", "head_depth": 0}, "head_depth 0"),
+        ({"temporal": "head", "head_num_heads": 3}, "does not divide the 8 features"),
+        ({"temporal_strides": 2}, "temporal_strides 2: must map"),
+        ({"temporal_strides": {"stem": 0}}, "temporal_strides 'stem' 0"),
+        ({"kernel_size": {"no_such": 5}}, "kernel_size 'no_such': matches no chosen convolution"),
+        ({"kernel_size": {"": "3"}}, "kernel_size '3': must be an odd"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
@@ -530,11 +587,43 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         stvid.inflate(Tiny(), **{"num_frames": 4, "img_size": 16, **options})
 
 
+def test_an_option_of_neither_names_the_nearest() -> None:
+    for make in (
+        lambda: stvid.inflate("timm:test_resnet", num_frames=2, img_size=64, shift_dib=4),
+        lambda: stvid.create_model("timm/test_resnet", num_frames=2, img_size=64, shift_dib=4),
+    ):
+        with pytest.raises(TypeError, match="timm:test_resnet has no option 'shift_dib'; nearest: shift_div"):
+            make()
+
+
+@pytest.mark.slow
+def test_an_encoder_without_a_classifier_names_the_network_with_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"qwen3_vit_88m_enc: is an encoder without a classifier.*nearest: qwen3_vit_88m"
+    ):
+        stvid.inflate("timm:qwen3_vit_88m_enc", num_frames=2, num_classes=7, img_size=64)
+
+
 class Mixing(Tiny):
     """Depends on the other images of a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean(0, keepdim=True))
+
+
+class Overwriting(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class Counting(Tiny):
+    """Computes something else each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
 
 
 class Boxes(Tiny):
@@ -554,6 +643,10 @@ def test_proof_of_a_network_whose_classifier_is_zero() -> None:
 def test_networks_that_cannot_be_folded() -> None:
     with pytest.raises(ConfigError, match="other images in its batch"):
         stvid.inflate(fill(Mixing()), num_frames=4, img_size=16)
+    with pytest.raises(ConfigError, match="overwrites the images"):
+        stvid.inflate(fill(Overwriting()), num_frames=4, img_size=16)
+    with pytest.raises(ConfigError, match="other logits for the same images"):
+        stvid.inflate(fill(Counting()), num_frames=4, img_size=16)
     with pytest.raises(ConfigError, match="returns a list"):
         stvid.inflate(Boxes(), num_frames=4, img_size=16)
     with pytest.raises(ConfigError, match="does not take images"):
@@ -576,5 +669,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--layers", "nothing"]) == 2
     assert "matches no convolution" in capsys.readouterr().err
     assert main(["inflate", "--from", "timm:test_resnot"]) == 2
+    for wrong, message in (
+        (["--out", "x.foo"], "--out x.foo: the suffix must be one of"),
+        (["--hyperparameters", '{"num_classes": 3}'], "num_classes has an option of its own, --num_classes"),
+        (["--from", str(out)], "is a file; name what becomes of it"),
+        (["--to", "i3d_r50", "--from", str(out), "--pretrained"], "is a file of weights itself"),
+    ):
+        assert main([*arguments[:3], *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, "--report", str(out / "page.html")]) == 1  # the folder is a file
+    assert "the report cannot be written" in capsys.readouterr().err
     assert main(["inflate", "--help"]) == 0
     assert "--kernel_size" in capsys.readouterr().out

@@ -531,6 +531,8 @@ def test_another_depth_names_the_models_that_fit() -> None:
         (resnet, "swin3d_t", {}, ConfigError, "is a ResNet, swin3d_t descends from a Swin.*i3d_r50"),
         (resnet, "i3d_r50", {**ONES, "init": "mean"}, ConfigError, "init 'mean': choose one of center, average"),
         (resnet, "i3d_r50", {**ONES, "num_frame": 3}, TypeError, "num_frame"),
+        (resnet, "i3d_r50", {**ONES, "num_classes": -1}, ConfigError, "num_classes -1: must be a whole number"),
+        (resnet, "i3d_r50", {**ONES, "weights": "x.pth"}, ConfigError, "ResNet: has its weights"),
         (resnet, "i3d_r50", {**ONES, "num_frames": 1}, ConfigError, "i3d_r50: .* at least 2 frames"),
         (resnet, "resnet3d_50", {**ONES, "shortcut_type": "C"}, ConfigError, "resnet3d_50: shortcut_type 'C'"),
         (resnet, "resnet3d_18", ONES, CheckpointError, "bottlenecks does not become.*the model has basic blocks"),

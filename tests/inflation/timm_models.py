@@ -32,7 +32,7 @@ SMALLEST = {
     "fastvit": ("fastvit_t8", 64),
     "focalnet": ("focalnet_tiny_srf", 64),
     "gcvit": ("gcvit_xxtiny", 64),
-    "gemma4_vit": ("gemma4_vit_167m_enc", 96),
+    "gemma4_vit": ("gemma4_vit_167m", 96),
     "ghostnet": ("ghostnet_050", 64),
     "hardcorenas": ("hardcorenas_b", 64),
     "hgnet": ("hgnetv2_b0", 64),
