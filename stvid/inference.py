@@ -30,6 +30,7 @@ __all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "late_fusion", "
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PLAIN_CONVS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, Conv3d.forward)  # they pad by `padding` alone
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +59,12 @@ class FuseReport:
 
 
 def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
-    """Folds every batch norm that follows a convolution into it; the outputs stay the same.
+    """Folds every batch norm that stands beside a convolution into it; the outputs stay the same.
 
     In evaluation mode a batch norm is one factor and one summand a channel, which the convolution before it can apply
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). Which norm follows which convolution is found by following the
-    tensors through one forward pass. A norm is folded only if its input is a convolution's output, which nothing else
-    sees, and if both run once.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), or else one without padding after it (as in UniFormer). Which
+    norm stands beside which convolution is found by following the tensors through one forward pass. A norm is folded
+    only if nothing else sees the tensor between the two, and if both run once.
 
     Args:
         model: Any model of stvid; it is not changed.
@@ -85,18 +86,22 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
     result = copy.deepcopy(model).eval().requires_grad_(False)
     names = {module: name for name, module in result.named_modules()}
     owners = Counter(id(weight) for module in names for weight in module._parameters.values() if weight is not None)
-    pairs = _follow(result, clip)
+    before, after = _follow(result, clip)
     fused: dict[str, str] = {}
     kept: dict[str, str] = {}
     for norm in [module for module in names if isinstance(module, _BatchNorm)]:
-        conv = pairs.get(norm, "it does not run")
+        conv = before.get(norm, "it does not run")
         reason = conv if isinstance(conv, str) else _refusal(conv, norm, owners)
-        if isinstance(conv, str) or reason is not None:
-            kept[names[norm]] = str(reason)
+        if not isinstance(conv, str) and reason is None:
+            _fold_back(conv, norm)
+        elif norm in after and _refusal(after[norm], norm, owners, ahead=True) is None:
+            conv = after[norm]
+            _fold_ahead(conv, norm)
         else:
-            _fold(conv, norm)
-            _replace(result, norm)
-            fused[names[norm]] = names[conv]
+            kept[names[norm]] = str(reason)
+            continue
+        _replace(result, norm)
+        fused[names[norm]] = names[conv]
     if fused:
         _run(result, clip)  # fails if the model's own code looks into a norm
     result.fused = FuseReport(fused, kept)
@@ -131,30 +136,42 @@ class _Consumers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _follow(model: VideoModel, clip: Tensor | None) -> dict[nn.Module, nn.Module | str]:
-    """Runs the model once; returns for each batch norm the convolution whose output it alone takes, or a reason."""
+def _follow(
+    model: VideoModel, clip: Tensor | None
+) -> tuple[dict[nn.Module, nn.Module | str], dict[nn.Module, nn.Module]]:
+    """Runs the model once.
+
+    Returns:
+        For each batch norm the convolution whose output it alone takes, or a reason; and for those that have one, the
+        convolution that alone takes the norm's output.
+    """
     consumers = _Consumers()
     makers: dict[int, nn.Module] = {}
     runs: dict[nn.Module, int] = {}
-    inputs: dict[nn.Module, Tensor | None] = {}  # of each norm, if a convolution made it
+    inputs: dict[nn.Module, Tensor | None] = {}  # of each norm and convolution, if one of them made it
+
+    def before_any(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        runs[module] = runs.get(module, 0) + 1
+        inputs[module] = consumers.watched.get(id(arguments[0]))
 
     def after_conv(conv: nn.Module, _: Any, output: Any) -> None:
-        runs[conv] = runs.get(conv, 0) + 1
         makers[id(output)] = conv
         consumers.watch(output)
 
     def before_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        runs[norm] = runs.get(norm, 0) + 1
-        inputs[norm] = consumers.watched.get(id(arguments[0]))
+        before_any(norm, arguments)
         consumers.use(arguments[0])
         consumers.norm = norm
 
-    def after_norm(*_: Any) -> None:
+    def after_norm(norm: nn.Module, _: Any, output: Any) -> None:
         consumers.norm = None
+        makers[id(output)] = norm
+        consumers.watch(output)
 
     handles = []
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            handles.append(module.register_forward_pre_hook(before_any))
             # Before hooks of others, which may replace the output.
             handles.append(module.register_forward_hook(after_conv, prepend=True))
         elif isinstance(module, _BatchNorm):
@@ -166,19 +183,23 @@ def _follow(model: VideoModel, clip: Tensor | None) -> dict[nn.Module, nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[nn.Module, nn.Module | str] = {}
-    for norm, tensor in inputs.items():
-        if tensor is None:
-            found[norm] = "its input is not a convolution's output"
-            continue
-        conv = makers[id(tensor)]
-        if runs[norm] > 1 or runs[conv] > 1:
-            found[norm] = "it or its convolution runs more than once"
-        elif consumers.uses[id(tensor)] > 1:
-            found[norm] = "the convolution's output is used elsewhere too"
+    before: dict[nn.Module, nn.Module | str] = {}
+    after: dict[nn.Module, nn.Module] = {}
+    for module, tensor in inputs.items():
+        maker = None if tensor is None else makers[id(tensor)]
+        alone = maker is not None and runs[module] == runs[maker] == 1 and consumers.uses[id(tensor)] == 1
+        if not isinstance(module, _BatchNorm):
+            if alone and isinstance(maker, _BatchNorm):
+                after[maker] = module
+        elif maker is None or isinstance(maker, _BatchNorm):
+            before[module] = "its input is not a convolution's output"
+        elif alone:
+            before[module] = maker
+        elif runs[module] > 1 or runs[maker] > 1:
+            before[module] = "it or its convolution runs more than once"
         else:
-            found[norm] = conv
-    return found
+            before[module] = "the convolution's output is used elsewhere too"
+    return before, after
 
 
 def _run(model: VideoModel, clip: Tensor | None) -> Any:
@@ -208,9 +229,13 @@ def _known_forwards() -> tuple[frozenset[Callable[..., Any]], frozenset[Callable
     return frozenset(convs), frozenset({nn.BatchNorm3d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward})
 
 
-def _refusal(conv: Any, norm: Any, owners: Mapping[int, int]) -> str | None:
-    """Returns why a norm cannot be folded into the convolution before it; None if it can."""
+def _refusal(conv: Any, norm: Any, owners: Mapping[int, int], *, ahead: bool = False) -> str | None:
+    """Returns why a norm cannot be folded into the convolution before it, or `ahead` of it; None if it can."""
     convs, norms = _known_forwards()
+    if ahead and (type(conv).forward not in PLAIN_CONVS or any(conv.padding)):
+        return f"{type(conv).__name__} pads its input"
+    if ahead and hasattr(norm, "act"):
+        return "an activation stands between"
     if type(norm).forward not in norms:
         return f"{type(norm).__name__} is not known to be an affine map"
     if type(conv).forward not in convs or hasattr(conv, "parametrizations"):
@@ -222,19 +247,40 @@ def _refusal(conv: Any, norm: Any, owners: Mapping[int, int]) -> str | None:
     return None
 
 
-def _fold(conv: Any, norm: Any) -> None:
-    """Multiplies the norm's factors into the convolution's weight and puts its summands into the bias, in float64."""
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Returns the factor and the summand that a norm has for each channel, in float64."""
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _fold_back(conv: Any, norm: Any) -> None:
+    """Changes a convolution so that it does what the norm after it does to its output."""
+    scale, shift = _affine(norm)
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
-    weight = conv.weight.double() * scale.view(-1, *[1] * (conv.weight.dim() - 1))
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+    _set_weights(conv, conv.weight.double() * scale.view(-1, *[1] * (conv.weight.dim() - 1)), shift)
+
+
+def _fold_ahead(conv: Any, norm: Any) -> None:
+    """Changes a convolution without padding so that it does what the norm before it does to its input."""
+    scale, shift = (
+        part.view(conv.groups, 1, -1).expand(-1, conv.out_channels // conv.groups, -1).flatten(0, 1)
+        for part in _affine(norm)
+    )  # (out_channels, in_channels / groups): what each output sees
+    weight = conv.weight.double()
+    bias = (weight.flatten(2).sum(2) * shift).sum(1)
+    if conv.bias is not None:
+        bias = bias + conv.bias.double()
+    _set_weights(conv, weight * scale.view(*scale.shape, *[1] * (weight.dim() - 2)), bias)
+
+
+def _set_weights(conv: Any, weight: Tensor, bias: Tensor) -> None:
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
 def _replace(model: nn.Module, norm: Any) -> None:

@@ -1,7 +1,8 @@
 """One attention for all transformers: `attend`, with a choice of kernels that compute the same function.
 
-- ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device. Inference in
-  bfloat16 on a CPU goes through blocks of queries instead: torch's kernel for CPUs takes as long there as in float32.
+- ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device. On CPUs two cases
+  go through blocks of queries instead: inference in bfloat16 without AMX, where torch's kernel takes as long as in
+  float32; and the gradient where the bias takes one too (Video Swin): torch has no kernel for it and keeps all scores.
 - ``xformers``: memory_efficient_attention, where its operator answers for this dtype, device and shape; it is an
   error to ask for it where it does not.
 - ``math``: softmax(q k^T) v written out, the reference of the tests. The only one whose memory grows with N x N.
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stvid.errors import UnknownNameError, nearest
 
@@ -145,10 +147,10 @@ def attend(
         if _recorder is not None:
             _recorder(weights)
         out = F.dropout(weights, p=drop_rate, training=drop_rate > 0) @ v
-    elif not drop_rate and _blocks_are_faster(q, k, v, bias):
-        out = _attend_in_blocks(q, k, v, bias, scale)
+    elif bias is not None and not drop_rate and _has_no_fused_gradient(bias):
+        out = _BiasedAttention.apply(q, k, v, bias.view(*[1] * (4 - bias.dim()), *bias.shape), scale)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
+        out = _attend_fused(q, k, v, bias, drop_rate, scale)
     return out.transpose(1, 2) if layout == "BMHK" else out
 
 
@@ -168,33 +170,100 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_
         ) from error
 
 
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_rate: float, scale: float) -> Tensor:
+    """The backend ``sdpa`` on (B, heads, N, head_dim)."""
+    if not drop_rate and _blocks_are_faster(q, k, v, bias):
+        return _attend_in_blocks(q, k, v, bias, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
+
+
 def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
     """Whether to leave torch's fused kernel for CPUs, whose matrix products in bfloat16 are as slow as in float32.
 
-    ``python tools/benchmark_attention.py --backends`` prints both; measured on processors with AVX-512. Elsewhere
-    oneDNN may have no matrix product in bfloat16. Gradients need the fused kernel: blocks would keep every score.
+    That is so on processors with AVX-512 but not AMX: with it the fused kernel takes a third of the time of blocks.
+    ``python tools/benchmark_attention.py --backends`` prints both. Elsewhere oneDNN may have no matrix product in
+    bfloat16. Gradients need the fused kernel: blocks would keep every score.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return False
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (q, *others)):
         return False
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+    with_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", bool)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not with_amx()
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attention of as many queries at a time as give `BLOCK_SCORES` scores, (B, heads, N, head_dim) to the same."""
-    batch, heads, queries, dim = q.shape
+def _has_no_fused_gradient(bias: Tensor) -> bool:
+    """Whether torch would write the attention out because the bias takes a gradient: its kernel for CPUs has none."""
+    differentiated = torch.is_grad_enabled() and bias.requires_grad
+    return differentiated and bias.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yields the clips and the queries of blocks of at most `BLOCK_SCORES` scores, all queries of a clip in turn."""
+    batch, heads, queries, _ = q.shape
     row = heads * k.shape[2]
     clips = min(batch, max(1, BLOCK_SCORES // (row * queries)))
     block = min(queries, max(1, BLOCK_SCORES // (row * clips)))
-    out = q.new_empty(batch, queries, heads, dim).transpose(1, 2)
     for first in range(0, batch, clips):
-        some = slice(first, first + clips)
-        keys, values = k[some].transpose(-2, -1).contiguous(), v[some].contiguous()
         for start in range(0, queries, block):
-            rows = slice(start, start + block)
-            scores = (q[some, :, rows] * scale) @ keys
-            if bias is not None:
-                scores += bias.expand(batch, -1, queries, -1)[some, :, rows]
-            out[some, :, rows] = scores.softmax(dim=-1) @ values
+            yield slice(first, first + clips), slice(start, start + block)
+
+
+def _part(bias: Tensor, some: slice, rows: slice) -> Tensor:
+    """Returns what a bias (1 or B, 1 or heads, 1 or N, 1 or M) has for some clips and queries; a view."""
+    return bias[some if bias.shape[0] > 1 else slice(None), :, rows if bias.shape[2] > 1 else slice(None)]
+
+
+def _weights(q: Tensor, keys: Tensor, bias: Tensor | None, some: slice, rows: slice) -> Tensor:
+    """Returns the attention weights of one block; the queries are scaled, the keys (clips, heads, head_dim, M)."""
+    scores = q @ keys
+    if bias is not None:
+        scores += _part(bias, some, rows)
+    return scores.softmax(dim=-1)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of a few queries at a time, see `_blocks`; (B, heads, N, head_dim) to the same."""
+    batch, heads, queries, dim = q.shape
+    out = q.new_empty(batch, queries, heads, dim).transpose(1, 2)
+    for some, rows in _blocks(q, k):
+        if rows.start == 0:
+            keys, values = k[some].transpose(-2, -1).contiguous(), v[some].contiguous()
+        out[some, :, rows] = _weights(q[some, :, rows] * scale, keys, bias, some, rows) @ values
     return out
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """`_attend_fused` with a gradient for the bias; it computes the weights again, block by block, and keeps none."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+        return _attend_fused(q.detach(), k.detach(), v.detach(), bias.detach(), 0.0, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        q, k, v, bias, ctx.scale = inputs
+        ctx.save_for_backward(q, k, v, bias, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        q, k, v, bias, out = ctx.saved_tensors
+        sums = torch.promote_types(q.dtype, torch.float32)  # of what several blocks add to
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v, grad_bias = (torch.zeros(x.shape, dtype=sums) for x in (k, v, bias))
+        for some, rows in _blocks(q, k):
+            if rows.start == 0:
+                keys, values = k[some].contiguous(), v[some].transpose(-2, -1).contiguous()
+                turned = keys.transpose(-2, -1).contiguous()
+            queries, part = q[some, :, rows] * ctx.scale, grad[some, :, rows].contiguous()
+            weights = _weights(queries, turned, bias, some, rows)
+            grad_v[some] += weights.transpose(-2, -1) @ part
+            scores = part @ values  # the gradient of the weights, and then that of the scores
+            scores -= (part * out[some, :, rows]).sum(-1, keepdim=True)
+            scores *= weights
+            grad_q[some, :, rows] = (scores @ keys) * ctx.scale
+            grad_k[some] += scores.transpose(-2, -1) @ queries
+            share = _part(grad_bias, some, rows)
+            share += scores.to(sums).sum_to_size(share.shape)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias.to(bias.dtype), None

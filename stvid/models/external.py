@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from stvid.errors import ConfigError
 from stvid.models.layers import VideoModel, rename_keys, resize_grid, run_blocks
 from stvid.models.registry import ModelInfo
+from stvid.models.video_resnet import TORCHVISION
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["LibraryModel", "library_model_info", "library_models"]
@@ -640,17 +641,7 @@ _X3D = "Feichtenhofer 2020, arXiv:2004.04730"
 # torchvision: crop, scale, mean and std of the weights' transforms; frames, rate and clips of their `_docs`; parameters
 # and operations of their `meta`. Swin's operations there are counted for 16 frames, and stand here for 32 (the paper);
 # S3D's are counted for 16 frames, and left out, since it takes 128.
-_TORCHVISION_112 = Protocol(
-    frames=16,
-    stride=1,
-    fps=15,
-    short_side=128,
-    crop=112,
-    mean=(0.43216, 0.394666, 0.37645),
-    std=(0.22803, 0.22145, 0.216989),
-    views="5x1",
-)
-_TORCHVISION_S3D = _TORCHVISION_112.replace(frames=128, short_side=256, crop=224, views="1x1")
+_TORCHVISION_S3D = TORCHVISION.replace(frames=128, short_side=256, crop=224, views="1x1")
 _TORCHVISION_MVIT = Protocol(frames=16, stride=1, fps=7.5, short_side=256, crop=224, views="5x1")
 _TORCHVISION_SWIN = Protocol(
     frames=32, stride=1, fps=15, short_side=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, views="12x1"
@@ -674,11 +665,11 @@ def _clip(protocol: Protocol, frames: int, stride: int) -> Protocol:
 
 _PUBLISHED: dict[str, dict[str, _Published]] = {
     "torchvision": {
-        "mc3_18": _Published(TorchvisionResNet, _TORCHVISION_112, 11.7, 43.34, _RESNET),
+        "mc3_18": _Published(TorchvisionResNet, TORCHVISION, 11.7, 43.34, _RESNET),
         "mvit_v1_b": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 36.61, 70.6, _MVIT),
         "mvit_v2_s": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 34.54, 64.22, "Li et al. 2022, arXiv:2112.01526"),
-        "r2plus1d_18": _Published(TorchvisionResNet, _TORCHVISION_112, 31.51, 40.52, _RESNET),
-        "r3d_18": _Published(TorchvisionResNet, _TORCHVISION_112, 33.37, 40.7, _RESNET),
+        "r2plus1d_18": _Published(TorchvisionResNet, TORCHVISION, 31.51, 40.52, _RESNET),
+        "r3d_18": _Published(TorchvisionResNet, TORCHVISION, 33.37, 40.7, _RESNET),
         "s3d": _Published(TorchvisionS3D, _TORCHVISION_S3D, 8.32, None, "Xie et al. 2018, arXiv:1712.04851"),
         "swin3d_b": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 88.05, 282, _SWIN),
         "swin3d_s": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 49.82, 166, _SWIN),

@@ -43,6 +43,7 @@ from stvid.models.layers import (
     run_blocks,
 )
 from stvid.models.registry import register_model
+from stvid.models.video_resnet import TORCHVISION
 from stvid.protocol import Protocol
 
 __all__ = ["InceptionVideo"]
@@ -186,7 +187,7 @@ class InceptionVideo(VideoModel):
         self.num_classes = num_classes
         self.num_features = 1024
         self.in_chans = in_chans
-        self.min_frames = 1 if same_padding else 8  # torch's last pool needs two positions
+        self.min_frames = 1 if same_padding else 5  # torch's last pool needs two positions, which 5 frames give
         options: dict[str, Any] = {"same_padding": same_padding, "norm_momentum": norm_momentum}
         self.conv1 = make_conv(in_chans, 64, 7, 2, separable=separable, **options)
         self.pool1 = MaxPool((1, 3, 3), (1, 2, 2), same_padding=same_padding)
@@ -210,7 +211,7 @@ class InceptionVideo(VideoModel):
         """Returns the last block.
 
         Args:
-            clip: (B, in_chans, T, H, W), H and W at least 32; S3D needs 8 frames.
+            clip: (B, in_chans, T, H, W), H and W at least 32; S3D needs 5 frames.
 
         Returns:
             (B, 1024, T/8, H/32, W/32); rounded up, but for the last halving of S3D.
@@ -292,16 +293,7 @@ _I3D = Protocol(
 )
 # torchvision: the transforms of the weights (resize 256, crop 224, mean and std of transforms/_presets.py) and their
 # _docs (15 frames per second, one clip of 128 frames). Its operations are counted for 16 frames.
-_S3D = Protocol(
-    frames=128,
-    stride=1,
-    fps=15,
-    short_side=256,
-    crop=224,
-    mean=(0.43216, 0.394666, 0.37645),
-    std=(0.22803, 0.22145, 0.216989),
-    views="1x1",
-)
+_S3D = TORCHVISION.replace(frames=128, short_side=256, crop=224, views="1x1")
 
 
 @register_model(

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.models import vision_transformer as timm_vit
@@ -28,7 +29,7 @@ from stvid.errors import ConfigError
 from stvid.models.attention import attend
 from stvid.models.layers import Block, VideoModel
 
-__all__ = ["merge_as_built", "merge_schedule", "merge_tokens", "token_sources"]
+__all__ = ["draw_sources", "merge_as_built", "merge_schedule", "merge_tokens", "token_sources"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -139,6 +140,44 @@ def token_sources(model: nn.Module) -> Tensor:
     if place is None:
         raise ConfigError("no sources of tokens: call merge_tokens(model, ..., trace_source=True), then run the model")
     return place
+
+
+def draw_sources(
+    frame: np.ndarray, sources: Tensor | np.ndarray, *, line: Sequence[int] = (255, 255, 255)
+) -> np.ndarray:
+    """Draws on a frame which patches were merged: each token in the mean colour of its patches, with a line around.
+
+    For a model that merges within frames:
+
+        stvid.merge_tokens(model, r=8, trace_source=True)
+        model(clip)
+        picture = draw_sources(frame, token_sources(model)[0, 1:].view(14, 14))  # without the class token
+
+    Args:
+        frame: uint8 (H, W, 3).
+        sources: Whole numbers (rows, columns), one a patch, equal where patches are one token; see `token_sources`.
+        line: Colour of the lines.
+
+    Returns:
+        uint8 array (H, W, 3).
+
+    Raises:
+        ConfigError: If the frame or the sources have another shape or type.
+    """
+    places = np.asarray(sources)
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ConfigError(f"draw_sources: a frame is uint8 (H, W, 3), not {frame.dtype} {frame.shape}")
+    if places.ndim != 2 or not np.issubdtype(places.dtype, np.integer) or not places.size:
+        raise ConfigError(f"draw_sources: sources are whole numbers (rows, columns), not {places.dtype} {places.shape}")
+    row, column = (np.arange(side) * cells // side for side, cells in zip(frame.shape[:2], places.shape, strict=True))
+    _, token = np.unique(places[row[:, None], column], return_inverse=True)
+    token = token.reshape(frame.shape[:2])
+    pixels = np.bincount(token.ravel())
+    sums = [np.bincount(token.ravel(), weights=frame[..., channel].ravel()) for channel in range(3)]
+    drawn = np.rint(np.stack(sums, axis=1) / pixels[:, None]).astype(np.uint8)[token]
+    drawn[1:][token[1:] != token[:-1]] = line
+    drawn[:, 1:][token[:, 1:] != token[:, :-1]] = line
+    return drawn
 
 
 def _plain_blocks(model: nn.Module) -> tuple[Sequence[nn.Module], int]:

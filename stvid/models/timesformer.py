@@ -264,51 +264,33 @@ _TRANSFORMERS = (
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_ONE = "the paper prints one number for all, that of 174 classes"
-_PAPER = "Bertasius et al. 2021, arXiv:2102.05095"
+_ALL: dict[str, Any] = {
+    "params": 121.4,
+    "paper": "Bertasius et al. 2021, arXiv:2102.05095",
+    "formats": ("facebookresearch/TimeSformer", "transformers Timesformer"),
+    "note": "the paper prints one number for all, that of 174 classes",
+}
 # Official code: configs/Kinetics/TimeSformer_divST_*.yaml (1 clip of 3 crops; DATA.TARGET_FPS is 30), and
 # timesformer/datasets/kinetics.py, which scales the short side to TEST_CROP_SIZE when there are several crops.
-# The paper prints 121.4M parameters, which is the base model with the 174 classes of Something-Something v2.
 
 
 def _k400(frames: int, stride: int, crop: int) -> Protocol:
     return Protocol(frames=frames, stride=stride, fps=30, short_side=crop, crop=crop, views="1x3")
 
 
-@register_model(
-    protocol=_k400(8, 32, 224),
-    params=121.4,
-    gflops=196.7,
-    paper=_PAPER,
-    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
-    note=_ONE,
-)
+@register_model(protocol=_k400(8, 32, 224), gflops=196.7, **_ALL)
 def timesformer_base(**kwargs: Any) -> TimeSformer:
     """TimeSformer, 8 x 224."""
     return TimeSformer(**kwargs)
 
 
-@register_model(
-    protocol=_k400(16, 16, 448),
-    params=121.4,
-    gflops=1703,
-    paper=_PAPER,
-    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
-    note=_ONE,
-)
+@register_model(protocol=_k400(16, 16, 448), gflops=1703, **_ALL)
 def timesformer_hr(**kwargs: Any) -> TimeSformer:
     """TimeSformer-HR, 16 x 448."""
     return TimeSformer(**kwargs)
 
 
-@register_model(
-    protocol=_k400(96, 4, 224),
-    params=121.4,
-    gflops=2380,
-    paper=_PAPER,
-    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
-    note=_ONE,
-)
+@register_model(protocol=_k400(96, 4, 224), gflops=2380, **_ALL)
 def timesformer_l(**kwargs: Any) -> TimeSformer:
     """TimeSformer-L, 96 x 224."""
     return TimeSformer(**kwargs)

@@ -46,7 +46,7 @@ from stvid.models.layers import (
 from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
-__all__ = ["VideoResNet"]
+__all__ = ["TORCHVISION", "VideoResNet"]
 
 ConvName = Literal["3d", "2d", "2+1d", "1+2d", "ir", "ip"]
 Size3d = tuple[int, int, int]
@@ -306,7 +306,7 @@ _CSN_PAPER = "Tran et al. 2019, arXiv:1904.02811"
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # torchvision: transforms of the weights (resize 128x171, crop 112, mean and std in transforms/_presets.py), 16 frames
 # at 15 frames per second, 5 clips of a video (_docs of the weights).
-_TORCHVISION = Protocol(
+TORCHVISION = Protocol(
     frames=16,
     stride=1,
     fps=15,
@@ -318,7 +318,7 @@ _TORCHVISION = Protocol(
 )
 # VMZ: the weights named 32frms; the R(2+1)D paper averages 10 clips of the centre crop. The CSN paper takes every
 # second of 64 frames and averages 10 clips of three 256-pixel crops, for which its multiply-adds are counted.
-_VMZ = _TORCHVISION.replace(frames=32, fps=None, views="10x1")
+_VMZ = TORCHVISION.replace(frames=32, fps=None, views="10x1")
 _CSN = _VMZ.replace(stride=2, short_side=256, crop=256, views="10x3")
 # PyTorchVideo: SlowFast's configs/Kinetics/pytorchvideo/{R2PLUS1D_16x4_R50,CSN_32x2_R101}.yaml, tested in 10x3 views of
 # 256 pixels. The zoo's multiply-adds count the norms too (2 to 3% more than convolutions alone).
@@ -335,19 +335,19 @@ def _csn(depth: int, conv: ConvName, options: dict[str, Any]) -> VideoResNet:
     return VideoResNet(**{**defaults, **options})
 
 
-@register_model(protocol=_TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER, formats=("torchvision",))
+@register_model(protocol=TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER, formats=("torchvision",))
 def r3d_18(**kwargs: Any) -> VideoResNet:
     """R3D of 18 layers (torchvision)."""
     return VideoResNet(**kwargs)
 
 
-@register_model(protocol=_TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER, formats=("torchvision",))
+@register_model(protocol=TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER, formats=("torchvision",))
 def mc3_18(**kwargs: Any) -> VideoResNet:
     """MC3 of 18 layers (torchvision): 3x3x3 in the first stage, 1x3x3 in the others."""
     return VideoResNet(**{"conv": ("3d", "2d", "2d", "2d"), **kwargs})
 
 
-@register_model(protocol=_TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER, formats=("torchvision",))
+@register_model(protocol=TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER, formats=("torchvision",))
 def r2plus1d_18(**kwargs: Any) -> VideoResNet:
     """R(2+1)D of 18 layers (torchvision)."""
     return _r2plus1d(18, kwargs)

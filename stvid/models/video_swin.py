@@ -387,7 +387,7 @@ class VideoSwin(VideoModel):
         """Returns the normalised last stage.
 
         Args:
-            clip: (B, in_chans, T, H, W), H and W at least 32.
+            clip: (B, in_chans, T, H, W), of any size.
 
         Returns:
             (B, num_features, ceil(T/2), ceil(H/32), ceil(W/32)).
@@ -395,7 +395,7 @@ class VideoSwin(VideoModel):
         Raises:
             ValueError: If the clip has another shape.
         """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, 32, 32))
+        self._check_clip(clip, channels=self.in_chans)
         x = self.pos_drop(self.patch_embed(clip))
         for layer in self.layers:
             x = layer(x, self.window_size, self.relative_position_index, recompute=self.grad_checkpointing)

@@ -153,6 +153,31 @@ def test_blocks_of_queries_are_the_whole(batch: int, queries: int, keys: int, mo
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (1, 1, 5, 7), (3, 1, 1, 7), (5, 7)])
+def test_a_bias_gets_its_gradient_from_blocks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, length, 4, dtype=torch.float64, requires_grad=True) for length in (5, 7, 7))
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for scores in (1, 30, 1 << 22):
+        monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
+        assert torch.autograd.gradcheck(lambda *leaves: attend(*leaves[:3], bias=leaves[3], scale=0.4), (q, k, v, bias))
+    low = [x.detach().bfloat16().requires_grad_() for x in (q, k, v, bias)]
+    grads = torch.autograd.grad(attend(*low[:3], bias=low[3], scale=0.4).sum(), low)
+    expected = torch.autograd.grad(attend(q, k, v, bias=bias, scale=0.4).sum(), (q, k, v, bias))
+    for found, wanted in zip(grads, expected, strict=True):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_training_with_a_bias_holds_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK_SCORES", 1 << 14)
+    q, k, v = (torch.randn(6, 4, 100, 8, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 4, 100, 100, requires_grad=True)
+    with Largest() as largest:
+        attend(q, k, v, bias=bias).sum().backward()
+    assert largest.elements <= bias.numel() < 6 * bias.numel()
+
+
 def test_scale_and_process_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_backend", "sdpa")
     q, k, v = (torch.randn(1, 1, 4, 8) for _ in range(3))

@@ -17,7 +17,7 @@ import torch
 
 import stvid
 from stvid.errors import ConfigError
-from stvid.models.merging import match_tokens, merge_schedule, token_sources
+from stvid.models.merging import draw_sources, match_tokens, merge_schedule, token_sources
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 TINY: dict[str, Any] = {"depth": 4, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
@@ -145,6 +145,27 @@ def test_sources_say_where_a_patch_went() -> None:
     assert sources.shape == (8, 17)  # a frame is a sequence
     assert all(len(row.unique()) == 17 - 7 for row in sources)
     assert (sources[:, 0] == 0).all() and (sources[:, 1:] > 0).all()
+
+
+def test_drawing_shows_each_token_in_its_mean_colour() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (10, 13, 3), dtype=np.uint8)
+    left = [[3, 9], [3, 9]]  # two columns of patches, cut where the model cuts them
+    drawn = draw_sources(frame, np.array(left), line=(1, 2, 3))
+    assert drawn.shape == frame.shape and drawn.dtype == np.uint8
+    edge = 7  # the first pixel of the second patch: 6 * 2 // 13 is 0
+    assert (drawn[:, edge] == (1, 2, 3)).all()
+    for columns, inside in ((slice(0, edge), slice(0, edge)), (slice(edge, 13), slice(edge + 1, 13))):
+        mean = np.rint(frame[:, columns].reshape(-1, 3).mean(0))
+        assert (drawn[:, inside] == mean).all()
+    model, clip = small("vivit_b16x2_fe", temporal_depth=1)
+    stvid.merge_tokens(model, 2, trace_source=True)
+    with torch.no_grad():
+        model(clip)
+    sources = token_sources(model)[0, 1:].view(4, 4)
+    assert len(np.unique(draw_sources(frame, sources).reshape(-1, 3), axis=0)) <= len(sources.unique()) + 1
+    for wrong in ((frame.astype(float), sources), (frame, sources.flatten()), (frame, sources.float())):
+        with pytest.raises(ConfigError, match="draw_sources"):
+            draw_sources(*wrong)
 
 
 def test_last_block_puts_tokens_back() -> None:

@@ -41,6 +41,30 @@ SMALL = {
     "vivit": (4, 32),
     "xvit": (4, 32),
 }
+# The smallest clip (frames, height, width) that a family takes.
+SMALLEST = {
+    "c2d": (2, 32, 32),
+    "c3d": (16, 16, 16),
+    "i3d": (2, 32, 32),
+    "i3d_inception": (1, 32, 32),
+    "ip": (1, 32, 32),
+    "ir": (1, 32, 32),
+    "mc3": (1, 16, 16),
+    "p3d": (16, 32, 32),
+    "r2plus1d": (1, 16, 16),
+    "r2plus1d_152": (1, 32, 32),
+    "r2plus1d_50": (1, 32, 32),
+    "r3d": (1, 16, 16),
+    "resnet3d": (1, 32, 32),
+    "resnext3d": (1, 32, 32),
+    "s3d": (5, 32, 32),
+    "slow": (1, 32, 32),
+    "swin3d": (1, 1, 1),
+    "timesformer": (1, 16, 16),
+    "uniformer": (1, 32, 32),
+    "vivit": (2, 16, 16),
+    "xvit": (1, 16, 16),
+}
 # Sizes that keep the tests over all models quick; the published ones are built in test_published_size.
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 4}
 TINY_RESNET = {"depth": (1, 2, 1, 1)}
@@ -322,9 +346,15 @@ def test_bf16_autocast_and_channels_last(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_wrong_clips_are_refused(name: str) -> None:
+def test_the_smallest_clip_is_taken_and_smaller_ones_are_refused(name: str) -> None:
     model, _ = small_model(name)
+    model.eval()
+    smallest = SMALLEST.get(name, SMALLEST[name.split("_")[0]])
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, *smallest)).isfinite().all()
+    for axis in range(3):
+        size = [length - (place == axis) for place, length in enumerate(smallest)]
+        with pytest.raises(ValueError, match=f"at least {smallest[0]} frames of {smallest[1]}x{smallest[2]} pixels"):
+            model(torch.randn(1, 3, *size))
     with pytest.raises(ValueError, match=r"\(B, 3, T, H, W\)"):
         model(torch.randn(3, 4, 64, 64))
-    with pytest.raises(ValueError, match="pixels"):
-        model(torch.randn(1, 3, 4, 8, 8))

@@ -120,6 +120,55 @@ def test_transformers_timesformer() -> None:
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
 
 
+VIVIT_NAMES = {
+    "files": {
+        **TRANSFORMERS_BLOCK,
+        "attn.query": "attention.attention.query",
+        "attn.key": "attention.attention.key",
+        "attn.value": "attention.attention.value",
+    },
+    "memory": {  # of transformers 5, which renames them when it reads and writes files
+        "norm1": "layernorm_before",
+        "attn.query": "attention.q_proj",
+        "attn.key": "attention.k_proj",
+        "attn.value": "attention.v_proj",
+        "attn.proj": "attention.o_proj",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
+}
+
+
+@pytest.mark.parametrize("where", sorted(VIVIT_NAMES))
+def test_transformers_vivit(where: str) -> None:
+    source = randomise(stvid.create_model("vivit_b16x2", num_frames=4, img_size=32, **TINY))
+    blocks = "vivit.encoder.layer" if where == "files" else "vivit.layers"
+    outside = {
+        "encoder.cls_token": "vivit.embeddings.cls_token",
+        "encoder.pos_embed": "vivit.embeddings.position_embeddings",
+        "patch_embed.proj.weight": "vivit.embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "vivit.embeddings.patch_embeddings.projection.bias",
+        "encoder.norm.weight": "vivit.layernorm.weight",
+        "encoder.norm.bias": "vivit.layernorm.bias",
+        "head.weight": "classifier.weight",
+        "head.bias": "classifier.bias",
+    }
+    state = {theirs: source.state_dict()[ours] for ours, theirs in outside.items()}
+    for key, value in source.state_dict().items():
+        if not key.startswith("encoder.blocks."):
+            continue
+        number, stem = key.split(".")[2], key.split(".", 3)[3].rpartition(".")[0]
+        parts = {stem: value}
+        if stem == "attn.qkv":
+            parts = dict(zip(("attn.query", "attn.key", "attn.value"), value.chunk(3), strict=True))
+        for name, part in parts.items():
+            state[f"{blocks}.{number}.{VIVIT_NAMES[where][name]}.{key.rpartition('.')[2]}"] = part
+    target = stvid.create_model("vivit_b16x2", num_frames=4, img_size=32, **TINY)
+    assert stvid.load_checkpoint(target, state).format == "transformers Vivit"
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
 def test_joint_timesformer_written_out() -> None:
     options = {**TINY, "attention_type": "joint_space_time"}
     model = randomise(stvid.create_model("timesformer_base", num_frames=3, img_size=(32, 48), **options)).double()
