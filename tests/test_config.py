@@ -128,8 +128,15 @@ def test_bare_names_are_found_here_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert packaged == find_config("uniformer_s_k400") and packaged.is_file()
     (tmp_path / "uniformer_s_k400.yaml").write_text("seed: 7")
     assert load_config("uniformer_s_k400.yaml").seed == 7
-    with pytest.raises(ConfigError, match=r"uniformer_s_k40\.yaml: not found.*nearest: uniformer_s_k400\.yaml"):
+    with pytest.raises(ConfigError, match=r"uniformer_s_k40\.yaml: not found.*nearest: uniformer_s_k400"):
         find_config("uniformer_s_k40.yaml")
+    (tmp_path / "uniformer_b_k400").mkdir()  # a folder of that name is not in the way
+    assert find_config("uniformer_b_k400").name == "uniformer_b_k400.yaml"
+    for folder in (".", "..", "/", tmp_path):
+        with pytest.raises(ConfigError, match="is a folder, not a file"):
+            find_config(folder)
+    with pytest.raises(ConfigError, match=r"^config '': not found"):
+        find_config("")
 
 
 def test_options_override_the_file(tmp_path: Path) -> None:
@@ -165,7 +172,11 @@ def test_dump_goes_round() -> None:
         ("protocol: {views: 4by3}", r"protocol\.views: '4by3'"),
         ("protocol: {frames: 0}", r"protocol\.frames"),
         ("[1, 2]", "expected keys and values"),
-        ("a: [", "not valid YAML"),
+        ("a: [", r"c\.yaml, line 1: not valid YAML: "),
+        ("optim:\n\tlr: 3", r"c\.yaml, line 2: not valid YAML: found character '.t'"),
+        ("seed: 1\nseed: 2", r"c\.yaml, line 2: not valid YAML: the key 'seed' stands twice"),
+        ("optim: {lr: 1, momentum: 0, lr: 2}", r"line 1: not valid YAML: the key 'lr' stands twice"),
+        ("? [seed]\n: 1", r"not valid YAML: found unhashable key"),
     ],
 )
 def test_mistakes_are_one_line_with_the_key(tmp_path: Path, text: str, message: str) -> None:
@@ -191,6 +202,14 @@ def test_mistakes_are_one_line_with_the_key(tmp_path: Path, text: str, message: 
         (["--optim.schedule", "step"], r"^optim\.milestones: \[\] leaves optim\.schedule step without a step"),
         (["--optim.lr", "-1"], r"^optim\.lr: -1 is not a positive number$"),
         (["--seed", "-1"], r"^seed: -1 is not a whole number from 0 to 4294967295$"),
+        (["--optim.lr="], r"^optim\.lr: expected float, got ''$"),
+        (["--data.workers="], r"^data\.workers: expected int or null, got ''$"),
+        (["--optim.betas", "0.9"], r"^optim\.betas: expected a list such as \[1, 2\], got '0\.9'$"),
+        (["--model.frozen", "stem"], r"^model\.frozen: expected a list such as \[a, b\], got 'stem'$"),
+        (
+            ["--model.hyperparameters", "depth"],
+            r"^model\.hyperparameters: expected keys such as \{a: 1\}, got 'depth'$",
+        ),
         (["--data.val_views"], r"^--data\.val_views: expected one argument$"),
         (["--data.format=zip"], r"^data\.format: expected one of 'auto', .*, got 'zip'$"),
     ],

@@ -20,16 +20,20 @@ def run(argv: Sequence[str]) -> int:
         return 0
     name, options = take_option(argv, "--config")
     resume, rest = take_option(options, "--resume")
-    from stvid.engine.runs import is_first_rank, resume_config
-    from stvid.engine.train import train
-
     if resume is not None and name is None:
+        from stvid.engine.runs import resume_config
+
         config = resume_config(resume, rest)
     else:
         if name is None:
-            raise ConfigError("--config is missing; for example: stvid train --config uniformer_xxs_motion.yaml")
+            given = next((word for word in rest if not word.startswith("-")), "uniformer_xxs_motion.yaml")
+            raise ConfigError(f"--config is missing; for example: stvid train --config {given}")
         config = load_config(name, rest)
         config.resume = resume
+
+    from stvid.engine.runs import is_first_rank  # after the config: a mistake there need not wait for Lightning
+    from stvid.engine.train import train
+
     result = train(config, name=Path(name or resume or "run").stem)
     if not is_first_rank():
         return 0

@@ -126,6 +126,13 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gives the signals back; Lightning does not call `teardown` then."""
+        self._restore()
+
+    def _restore(self) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
@@ -143,6 +150,7 @@ class Throughput(Callback):
         self.clips_per_second = 0.0
         self.data_wait = 0.0
         self._warned = False
+        self._started = False
         self._reset()
 
     def _reset(self) -> None:
@@ -157,7 +165,9 @@ class Throughput(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ends the wait for data."""
         now = time.perf_counter()
-        self._waited += now - self._mark
+        if self._started:
+            self._waited += now - self._mark
+        self._started = True  # the first wait of a run is that for the worker processes to start
         self._mark = now
 
     def on_train_batch_end(
@@ -291,7 +301,8 @@ class MetricsCsv(Logger):
     def _open(self, step: int) -> None:
         self._opened = True
         rows = self._read() if self.path.exists() and self._resumed else []
-        rows = [row for row in rows if int(row["step"]) < step]
+        # a full disk may have cut the last row short
+        rows = [row for row in rows if (row["step"] or "").isdecimal() and int(row["step"]) < step]
         for row in rows:
             self.columns += [key for key in row if key not in self.columns]
         self._rewrite(rows)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from stvid.checkpoints import newest_checkpoint, read_checkpoint
 from stvid.config import TrainConfig, config_keys, load_config, parse_config
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
-from stvid.errors import CheckpointError, ConfigError
+from stvid.errors import CheckpointError, ConfigError, ManifestError
 
 __all__ = [
     "RUN_DIR_VARIABLE",
     "check_resumable",
-    "choose_output",
+    "claim_output",
     "cpu_cores",
     "default_test_output",
     "default_workers",
@@ -29,6 +31,7 @@ __all__ = [
     "read_split",
     "resume_config",
     "run_folder",
+    "stored_run",
 ]
 
 RUN_DIR_VARIABLE = "STVID_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
@@ -51,21 +54,26 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
     if run is not None and (run / "config.yaml").is_file():
         config = load_config(run / "config.yaml", options)
     else:
-        config = parse_config(_stored_config(checkpoint), options, source=str(checkpoint))
+        config = parse_config(stored_run(checkpoint)["config"], options, source=str(checkpoint))
     config.resume = str(checkpoint)
     if not any(option.partition("=")[0] == "--output" for option in options):
         config.output = None if run is None else str(run)
     return config
 
 
-def _stored_config(checkpoint: Path) -> str:
+def stored_run(checkpoint: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Returns what the checkpoint of a run says of it: ``config`` (YAML), ``protocol``, ``clips_per_step`` and more.
+
+    Raises:
+        CheckpointError: If it cannot be read or holds no run.
+    """
     content = read_checkpoint(checkpoint)
     stored = content.get("stvid")
     if not isinstance(stored, Mapping) or "config" not in stored or "loops" not in content:
         raise CheckpointError(
             f"{checkpoint}: holds no run that could be continued; use --init to start from its weights"
         )
-    return stored["config"]
+    return stored
 
 
 # What may differ from the interrupted run: where things are and how fast it goes, not what is computed.
@@ -73,38 +81,54 @@ RESUMABLE = {
     *("init", "resume", "output", "model.grad_checkpointing"),
     *("data.train", "data.val", "data.test", "data.root", "data.format", "data.class_names", "data.backend"),
     *("data.batch_size", "data.val_batch_size", "data.workers", "data.decode_threads", "data.val_views"),
-    *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views", "protocol.class_names"),
+    *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.compile", "trainer.channels_last", "trainer.val_every", "trainer.save_every"),
     *("trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
 }
 
 
-def check_resumable(config: TrainConfig, *, clips_per_step: int) -> None:
+def check_resumable(
+    config: TrainConfig, stored: Mapping[str, Any], *, clips_per_step: int, training_videos: int
+) -> None:
     """Refuses to continue a run with other settings than it had, which the checkpoint would silently overrule.
 
     Args:
-        config: With `resume` set to a checkpoint.
+        config: Of the run that is to start, complete, with `resume` set to a checkpoint.
+        stored: What `stored_run` found in that checkpoint.
         clips_per_step: Of the run that is to start.
+        training_videos: How many videos it would train on.
 
     Raises:
         ConfigError: If a setting that changes the result differs; the message names it.
-        CheckpointError: If the checkpoint holds no run.
     """
     assert config.resume is not None
-    before = parse_config(_stored_config(Path(config.resume)), source=config.resume)
+    before = parse_config(stored["config"], source=config.resume)
     for key in config_keys():
         old, new = (functools.reduce(getattr, key.split("."), value) for value in (before, config))
+        if key == "protocol.class_names" and old != new:
+            names = set(before.protocol.class_names) ^ set(config.protocol.class_names)
+            differing = sorted(names) or ["the order"]
+            raise ConfigError(
+                f"{key}: a continued run keeps its classes; these differ: {', '.join(differing[:5])}; start a new run "
+                "from its weights with --init"
+            )
         if key not in RESUMABLE and old != new:
             raise ConfigError(
                 f"{key}: {new} cannot be changed while a run is continued, it began with {old}; start a new run from "
                 "its weights with --init"
             )
-    stored = read_checkpoint(config.resume)["stvid"].get("clips_per_step", clips_per_step)
-    if stored != clips_per_step:
+    clips_before = stored.get("clips_per_step", clips_per_step)
+    if clips_before != clips_per_step:
         raise ConfigError(
-            f"data.batch_size x trainer.devices: {clips_per_step} clips a step, but the run began with {stored}; keep "
-            "their product to continue it"
+            f"data.batch_size x trainer.devices: {clips_per_step} clips a step, but the run began with {clips_before}; "
+            "keep their product to continue it"
+        )
+    videos_before = stored.get("training_videos", training_videos)
+    if videos_before != training_videos:
+        raise ConfigError(
+            f"data.train: lists {training_videos} training videos, but the run began with {videos_before}; give it the "
+            "same list, or start a new run from its weights with --init"
         )
 
 
@@ -113,45 +137,79 @@ def is_first_rank() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def choose_output(config: TrainConfig, name: str) -> Path:
-    """Returns the folder of the run, made and writable; never one that holds another run.
+@contextlib.contextmanager
+def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
+    """Gives the folder of the run, made and writable; never one that holds another run, or that one writes to now.
+
+    Args:
+        config: `output` names the folder; null takes that of the run that is continued, else a new one.
+        name: Of the new folder below ``runs``; a number is put behind it if it is taken.
+
+    Yields:
+        The folder, which no other process can claim until the end of the ``with``.
 
     Raises:
-        ConfigError: If the folder holds a run that is not being continued, or cannot be written to, or has to be named
-            since the processes are started from outside.
+        ConfigError: If the folder holds a run that is not being continued, another process trains in it, it cannot be
+            written to, or it has to be named since the processes are started from outside.
     """
     if RUN_DIR_VARIABLE in os.environ:
-        return Path(os.environ[RUN_DIR_VARIABLE])
+        yield Path(os.environ[RUN_DIR_VARIABLE])
+        return
     output = config.output
     if output is None and config.resume is not None and (run := run_folder(config.resume)) is not None:
         output = str(run)
     if output is None and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --output")
-    if output is not None:
+    if output == "":
+        raise ConfigError("output: is empty; name a folder, or leave it out for a new one below runs")
+    lock: IO[str] | None = None
+    if output is None:
+        folder = Path("runs") / name
+        number = 2
+        while _holds_run(folder) or (lock := _prepare(folder)) is None:
+            folder = Path("runs") / f"{name}-{number}"
+            number += 1
+    else:
         folder = Path(output)
         if config.resume is None and is_first_rank() and _holds_run(folder):
             raise ConfigError(
                 f"output {folder}: holds a run already; continue it with --resume {folder}, or choose another --output"
             )
-    else:
-        folder = Path("runs") / name
-        number = 2
-        while _holds_run(folder):
-            folder = Path("runs") / f"{name}-{number}"
-            number += 1
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        lock = _prepare(folder)
+        if lock is None:
+            raise ConfigError(
+                f"output {folder}: another process trains in this folder; wait for its end, or choose another --output"
+            )
+    with lock:
         if is_first_rank():  # what a killed process had half written
             for left_over in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
                 left_over.unlink()
+        yield folder
+
+
+def _prepare(folder: Path) -> IO[str] | None:
+    """Makes a run's folder and locks it; returns what holds the lock while it is open, None if another process does."""
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        held = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115  # the caller closes it
     except OSError as error:
         raise ConfigError(
             f"output {folder}: cannot be written to ({error.strerror}); choose another --output"
         ) from error
-    return folder
+    if not is_first_rank():  # the first process holds the lock for all
+        return held
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return held
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it does
+    except BlockingIOError:
+        held.close()
+        return None
+    except OSError:  # a file system without locks
+        return held
+    return held
 
 
 def _holds_run(folder: Path) -> bool:
@@ -268,12 +326,24 @@ def _initial_class_names(config: TrainConfig) -> tuple[str, ...]:
     return tuple(stored["protocol"]["class_names"]) if isinstance(stored, dict) and "protocol" in stored else ()
 
 
+def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
+    """Raises ManifestError if none of the videos looked at exists: otherwise an epoch is trained before `val` fails."""
+    if videos.members is not None:  # in shards
+        return
+    numbers = np.linspace(0, len(videos) - 1, min(samples, len(videos))).astype(int)
+    paths = [videos[int(number)].path for number in numbers]
+    if not any("://" in path or os.path.exists(path) for path in paths):
+        raise ManifestError(
+            f"data.{split}: {videos.source}: its videos are not there ({paths[0]}, ...); data.root names their folder"
+        )
+
+
 def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     """Reads the training and validation videos of a run, the held-out ones included.
 
     Raises:
         ConfigError: If there are none, or they have no labels.
-        ManifestError: If a list cannot be read.
+        ManifestError: If a list cannot be read, or its videos are not where it says.
     """
     order = _class_order(config)
     train = read_split(config, "train", class_names=order)
@@ -282,9 +352,11 @@ def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     initial = _initial_class_names(config)
     if order is None and set(initial) == set(train.class_names):
         train = train.with_class_names(initial)  # the head of the initial weights stays usable
+    _check_there(train, "train")
     val = None
     if config.data.val is not None:
         val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
+        _check_there(val, "val")
     elif config.data.val_fraction:
         train, val = _hold_out(train, config.data.val_fraction, config.seed)
     return _limited(train, config.data.limit_train, config.seed), val

@@ -20,7 +20,7 @@ from stvid.data.dataset import EvalSample, TrainBatch
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import normalize
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
-from stvid.errors import StvidError
+from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
 from stvid.models.layers import VideoModel, channels_last
 
@@ -38,6 +38,7 @@ class VideoTask(LightningModule):
         lr: Peak learning rate, scaled to the clips of a step.
         clips_per_step: Clips of one optimiser step, stored in checkpoints.
         steps_per_epoch: Optimiser steps of an epoch.
+        training_videos: How many there are, stored in checkpoints.
         val_paths: Path of each validation video, for the list of unreadable ones.
         stop_requested: Whether the run is being stopped, so that a cut validation is not reported.
     """
@@ -50,6 +51,7 @@ class VideoTask(LightningModule):
         lr: float,
         clips_per_step: int,
         steps_per_epoch: int,
+        training_videos: int,
         val_paths: Callable[[int], str] = str,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -59,6 +61,7 @@ class VideoTask(LightningModule):
         self.lr = lr
         self.clips_per_step = clips_per_step
         self.steps_per_epoch = steps_per_epoch
+        self.training_videos = training_videos
         # made now: sharding (FSDP) flattens the parameters later, and their shapes decide
         self._plan = plan_parameters(model, config.optim)
         self.multilabel = config.task == "multilabel"
@@ -79,10 +82,22 @@ class VideoTask(LightningModule):
             self._forward = [torch.compile(self.model)]
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Returns logits (B, K) of normalised clips (B, C, T, H, W)."""
+        """Returns logits (B, K) of normalised clips (B, C, T, H, W).
+
+        Raises:
+            ConfigError: If the model takes no clips of this size.
+        """
         if self.config.trainer.channels_last:
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
-        return self._forward[0](clips)
+        try:
+            return self._forward[0](clips)
+        except ValueError as error:
+            if isinstance(error, StvidError):
+                raise
+            augment = self.config.augment
+            own_size = self.training and (augment.crop is not None or augment.frames is not None)
+            section = "augment" if own_size else "protocol"
+            raise ConfigError(f"{section}.crop, {section}.frames: {error}") from error
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves training clips as uint8; validation moves each video's views in chunks by itself."""
@@ -209,4 +224,5 @@ class VideoTask(LightningModule):
             "task": self.config.task,
             "config": dump_config(self.config),
             "clips_per_step": self.clips_per_step,
+            "training_videos": self.training_videos,
         }

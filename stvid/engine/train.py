@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import logging
 import os
+import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from stvid.checkpoints import load_checkpoint, write_atomically
+from stvid.checkpoints import load_checkpoint, read_checkpoint, write_atomically
 from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.engine.callbacks import (
@@ -35,11 +39,12 @@ from stvid.engine.optim import scaled_learning_rate
 from stvid.engine.runs import (
     RUN_DIR_VARIABLE,
     check_resumable,
-    choose_output,
+    claim_output,
     cpu_cores,
     default_workers,
     newest_checkpoint,
     read_data,
+    stored_run,
 )
 from stvid.engine.task import VideoTask
 from stvid.errors import CheckpointError, ConfigError, Interrupted, StvidError, nearest
@@ -71,8 +76,20 @@ class TrainResult:
 # --- data and model ---------------------------------------------------------------------------------------------------
 
 
+# Arguments of `create_model` that other keys of a config stand for.
+FROM_ELSEWHERE = {
+    "num_classes": "the classes of data.train",
+    "num_frames": "protocol.frames",
+    "img_size": "protocol.crop",
+    "checkpoint": "init",
+}
+
+
 def _build_model(config: TrainConfig, num_classes: int) -> VideoModel:
     options = dict(config.model.hyperparameters)
+    for name, place in FROM_ELSEWHERE.items():
+        if name in options:
+            raise ConfigError(f"model.hyperparameters: {name} is decided by {place}; leave it out here")
     if config.model.drop_path_rate is not None:
         options["drop_path_rate"] = config.model.drop_path_rate
     try:
@@ -84,7 +101,7 @@ def _build_model(config: TrainConfig, num_classes: int) -> VideoModel:
             **options,
         )
     except TypeError as error:
-        raise ConfigError(f"model.hyperparameters: {error}") from error
+        raise ConfigError(f"model.hyperparameters: {error} (they are {options})") from error
     except ValueError as error:
         if isinstance(error, StvidError):
             raise
@@ -112,7 +129,19 @@ def _initialise(
 ) -> None:
     if config.init is None or config.resume is not None:
         return
-    report = load_checkpoint(model, config.init, reset_head=True)
+    try:
+        report = load_checkpoint(model, config.init, reset_head=True)
+    except CheckpointError as error:
+        stored = read_checkpoint(config.init).get("stvid")
+        recipe = stored.get("model", {}) if isinstance(stored, Mapping) else {}
+        if recipe.get("name", config.model.name) == config.model.name:
+            raise
+        given = shlex.quote(json.dumps(recipe["hyperparameters"]))
+        options = f" --model.hyperparameters {given}" if recipe["hyperparameters"] else ""
+        raise ConfigError(
+            f"init {config.init}: holds {recipe['name']}, not {config.model.name}; add --model.name {recipe['name']}"
+            f"{options}"
+        ) from error
     say(f"init      {report}")
     stored = report.protocol.class_names if report.protocol is not None else ()
     if not report.reset and stored and stored != class_names:
@@ -138,6 +167,20 @@ class _LastEpoch(Callback):
         # stands before the averaging of weights in the list, which then replaces the weights by their average
         if trainer.current_epoch % self.save_every or trainer.max_steps != -1:
             trainer.save_checkpoint(self.path)
+
+
+class _RunConfig(Callback):
+    """Writes the config when the first step is near: a continuation that is refused leaves the earlier file."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path = path
+        self.config = config
+        self.begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+        if trainer.is_global_zero:
+            write_atomically(self.path, lambda path: path.write_text(dump_config(self.config), encoding="utf-8"))
 
 
 class _BestCheckpoint(ModelCheckpoint):
@@ -202,13 +245,6 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool)
         EpochLines(),
         _LastEpoch(folder / "last.ckpt", save_every=trainer.save_every),
         LearningRateMonitor(logging_interval="step"),
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            every_n_epochs=trainer.save_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
     ]
     if trainer.keep > 1:
         callbacks.append(
@@ -224,6 +260,16 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool)
                 enable_version_counter=False,
             )
         )
+    # After those that are kept, so that it knows of the newest of them and a continued run removes it in its turn.
+    callbacks.append(
+        ModelCheckpoint(
+            dirpath=folder,
+            filename="last",
+            every_n_epochs=trainer.save_every,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+    )
     if has_val:
         name = "mAP" if config.task == "multilabel" else "top1"
         callbacks.append(
@@ -278,7 +324,7 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
             callbacks=callbacks,
             plugins=plugins,
         )
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning checks accelerator, devices, strategy and precision here; its messages say which
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -308,6 +354,12 @@ def _share_cores(config: TrainConfig) -> None:
     torch.set_num_threads(max(1, cpu_cores() // max(ranks, 1) - workers))
 
 
+def _how_to_go_on(output: Path) -> str:
+    if not any((output / "checkpoints").glob("*.ckpt")):
+        return "nothing had been saved yet: start it again with the same command"
+    return f"continue from the last checkpoint with: stvid train --resume {output}"
+
+
 def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
     """Runs a training from a config.
 
@@ -331,14 +383,25 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         config = dataclasses.replace(config, resume=str(newest_checkpoint(config.resume)))
     if config.init is not None:
         config = dataclasses.replace(config, init=str(newest_checkpoint(config.init, prefer="best.ckpt")))
-    output = choose_output(config, name)
+    with claim_output(config, name) as output:
+        return _train(config, output)
+
+
+def _train(config: TrainConfig, output: Path) -> TrainResult:
+    """Does what `train` says, in a folder of its own."""
+    before = None if config.resume is None else stored_run(config.resume)
+    if before is not None and not config.protocol.class_names:
+        names = tuple(before["protocol"]["class_names"])  # the order of the logits
+        config = dataclasses.replace(config, protocol=config.protocol.replace(class_names=names))
     train_videos, val_videos = read_data(config)
     class_names = train_videos.class_names
     config = dataclasses.replace(config, output=str(output), protocol=config.protocol.replace(class_names=class_names))
     torch.manual_seed(config.seed)  # the initial weights
     model = _build_model(config, len(class_names))
 
-    callbacks = _callbacks(config, output, videos=len(train_videos), has_val=val_videos is not None)
+    # The file names the run as a user would start it again: not as the continuation that this may be.
+    begun = _RunConfig(output / "config.yaml", dataclasses.replace(config, resume=None))
+    callbacks = [begun, *_callbacks(config, output, videos=len(train_videos), has_val=val_videos is not None)]
     stop = next(callback for callback in callbacks if isinstance(callback, StopOnSignal))
     trainer = _build_trainer(config, output, callbacks, val_videos is not None)
 
@@ -350,8 +413,8 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
     model.default_protocol = config.protocol
     model.task = config.task
     clips_per_step = config.data.batch_size * trainer.world_size * config.trainer.accumulate_grad_batches
-    if config.resume is not None:
-        check_resumable(config, clips_per_step=clips_per_step)
+    if before is not None:
+        check_resumable(config, before, clips_per_step=clips_per_step, training_videos=len(train_videos))
     lr = scaled_learning_rate(config.optim, clips_per_step)
     multilabel = config.task == "multilabel"
     shared: dict[str, Any] = {
@@ -376,16 +439,12 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         steps_per_epoch=data.steps_per_epoch(
             world_size=trainer.world_size, accumulate=config.trainer.accumulate_grad_batches
         ),
+        training_videos=len(train_videos),
         val_paths=lambda index: "" if val_videos is None else val_videos[index].path,
         stop_requested=stop.stop_requested,
     )
 
     if trainer.is_global_zero:
-        # The file names the run as a user would start it again: not as the continuation that this may be.
-        write_atomically(
-            output / "config.yaml",
-            lambda path: path.write_text(dump_config(dataclasses.replace(config, resume=None)), encoding="utf-8"),
-        )
         os.environ[RUN_DIR_VARIABLE] = str(output.resolve())
     params = sum(parameter.numel() for parameter in model.parameters())
     say(f"model     {config.model.name}, {params / 1e6:.2f} M parameters, {len(class_names)} classes")
@@ -407,23 +466,27 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         except StvidError:
             # a signal to the whole process group ends the data workers too, before the step in hand is done
             if stop.received is not None and stop.saved is None:
+                name = signal.Signals(stop.received).name
                 raise Interrupted(
-                    f"stopped by signal {stop.received} before the state could be saved; continue from the last "
-                    f"checkpoint with: stvid train --resume {output}",
-                    stop.received,
+                    f"stopped by {name} before the state could be saved; {_how_to_go_on(output)}", stop.received
                 ) from None
             raise
         failures = task.gathered_failures()
+        if not begun.begun:
+            say("resume    nothing is left to do: give more trainer.max_epochs, or trainer.max_steps, to go on")
+    except SystemExit as error:  # Lightning's answer to a signal that comes before `StopOnSignal` is ready, or twice
+        signum = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
+        raise Interrupted(f"stopped by {signum.name} at once; {_how_to_go_on(output)}", signum) from None
     except torch.OutOfMemoryError as error:
         raise StvidError(
             f"the device has too little memory for {config.data.batch_size} clips: lower data.batch_size, or set "
             "model.grad_checkpointing true, or trainer.precision bf16-mixed"
         ) from error
-    except ValueError as error:
-        # what the model says of a clip of another size than it was built for
-        if isinstance(error, StvidError) or (config.augment.crop is None and config.augment.frames is None):
+    except OSError as error:
+        if isinstance(error, StvidError):
             raise
-        raise ConfigError(f"augment.crop, augment.frames: {error}") from error
+        place, reason = error.filename or output, error.strerror or error
+        raise StvidError(f"{place}: {reason}; {_how_to_go_on(output)}") from error
     except (RuntimeError, KeyError) as error:
         text = " ".join(str(error).split())
         if config.resume is not None and "state_dict" in text:

@@ -30,19 +30,8 @@ ON_CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 
 
 @pytest.fixture(scope="module")
-def model() -> VideoModel:
-    torch.manual_seed(0)
-    model = stvid.create_model(
-        "uniformer_xxs",
-        num_classes=2,
-        num_frames=4,
-        img_size=32,
-        depth=(1, 1, 1, 1),
-        embed_dim=(8, 8, 16, 16),
-        head_dim=8,
-    )
-    model.default_protocol = PROTOCOL
-    return model.eval()
+def model(tiny_model: Callable[[Protocol], VideoModel]) -> VideoModel:
+    return tiny_model(PROTOCOL)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +104,24 @@ def test_parts_of_videos(model: VideoModel, videos: Path, tmp_path: Path) -> Non
     found = load_features(feature_files(manifest, tmp_path / "v", "npz")[0])
     assert found.frames.min() == 10 and found.frames.max() == 29
     np.testing.assert_allclose(found.start, found.frames[:, 0] / 25, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 0.8])
+def test_videos_in_shards_have_the_features_of_the_files(
+    model: VideoModel, videos: Path, make_shards: Callable[..., Manifest], window: float | None, tmp_path: Path
+) -> None:
+    files = stvid.read_manifest(videos)
+    shards = make_shards(files, tmp_path / "shards")
+    for manifest, name in ((files, "f"), (shards, "s")):
+        report = extract_features(model, manifest, tmp_path / name, window=window, **ON_CPU)
+        assert (report.written, report.failed) == (3, [])
+    for row, (one, other) in enumerate(
+        zip(feature_files(files, tmp_path / "f", "npz"), feature_files(shards, tmp_path / "s", "npz"), strict=True)
+    ):
+        expected, found = load_features(one), load_features(other)
+        for name in ("features", "start", "end", "frames"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert found.path == shards[row].path and found.labels == expected.labels
 
 
 def test_an_interrupted_run_goes_on(
@@ -228,6 +235,7 @@ def test_bad_calls(model: VideoModel, videos: Path, tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"views": "2x2"}, "crops"),
         ({"accelerator": "abacus"}, "trainer"),
+        ({"devices": 0}, "trainer"),
     ):
         with pytest.raises(ConfigError, match=words):
             extract_features(model, manifest, tmp_path / words, **{**ON_CPU, **options})

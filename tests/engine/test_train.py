@@ -19,13 +19,18 @@ import torch
 import stvid
 from stvid.config import TrainConfig, load_config
 from stvid.data.manifest import read_manifest
-from stvid.engine.callbacks import StopOnSignal
-from stvid.engine.runs import newest_checkpoint, resume_config
+from stvid.engine.callbacks import MetricsCsv, StopOnSignal
+from stvid.engine.runs import claim_output, newest_checkpoint, resume_config
 from stvid.engine.train import TrainResult, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
 
 MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # otherwise a training on the CPU takes the cores that its workers leave
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +192,8 @@ def test_fine_tuning_keeps_what_is_frozen_and_resumes(
 def test_a_training_clip_that_the_model_cannot_take(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ConfigError, match=r"^augment\.crop, augment\.frames: .*32x32 pixels, not 4 of 24x24$"):
         train(configure("augment.crop=24"))
+    with pytest.raises(ConfigError, match=r"^protocol\.crop, protocol\.frames: .*32x32 pixels, not 4 of 24x24$"):
+        train(configure("protocol.crop=24"))
 
 
 def test_multilabel(configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path) -> None:
@@ -221,6 +228,22 @@ def test_init_keeps_or_replaces_the_head(
     assert not torch.equal(renamed, weights_before["model.head.weight"])
 
 
+def test_init_from_another_model_names_it(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    hyperparameters = {"depth": [1, 1, 1, 1], "embed_dim": [8, 8, 16, 16], "head_dim": 8}
+    weights_of = stvid.create_model("uniformer_xxs", num_classes=3, num_frames=4, img_size=32, **hyperparameters)
+    stvid.save_model(weights_of, tmp_path / "w.safetensors")
+    other = configure(
+        f"init={tmp_path / 'w.safetensors'}",
+        "model.name=c3d",
+        "model.hyperparameters={embed_dim: [4, 4, 4, 4, 4], hidden_dim: 8}",
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"holds uniformer_xxs, not c3d; add --model\.name uniformer_xxs --model\.hyperparameters '\{.depth",
+    ):
+        train(other)
+
+
 def test_unreadable_videos_are_skipped_listed_and_bounded(
     configure: Callable[..., TrainConfig],
     make_dataset: Callable[..., Path],
@@ -239,6 +262,22 @@ def test_unreadable_videos_are_skipped_listed_and_bounded(
     assert low <= middle <= high and low < high
     with pytest.raises(StvidError, match=r"1 of 13 training videos could not be read.*broken\.mp4"):
         train(configure(*sources, "data.max_failures=0", output="strict"))
+
+
+def test_videos_that_are_not_where_the_list_says(
+    configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path
+) -> None:
+    """Said before the first step, not after the first epoch."""
+    listing = tmp_path / "val.csv"
+    listing.write_text("path,label\ngone/1.mp4,left\ngone/2.mp4,turn\n")
+    with pytest.raises(
+        ManifestError, match=r"^data\.val: .*val\.csv: its videos are not there .*gone/1\.mp4.*data\.root"
+    ):
+        train(configure(f"data.val={listing}"))
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    path = next(videos.rglob("left/*.mp4"))
+    listing.write_text(f"path,label\ngone/1.mp4,left\n{path},left\n")
+    assert train(configure(f"data.val={listing}")).metrics["val_failed"] == 1
 
 
 def test_disk_full_leaves_the_earlier_checkpoint(
@@ -294,6 +333,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., TrainC
         (("data.batch_size=100",), ConfigError, "data.batch_size"),
         (("model.name=uniformer_xs",), StvidError, "nearest: uniformer_xxs"),
         (("model.hyperparameters={dpth: 3}",), ConfigError, "dpth"),
+        (
+            ("model.hyperparameters={num_classes: 3}",),
+            ConfigError,
+            "num_classes is decided by the classes of data.train",
+        ),
+        (("trainer.devices=0",), ConfigError, r"^trainer: .*devices=0"),
+        (("trainer.accelerator=abacus",), ConfigError, r"^trainer: .*abacus"),
+        (("output=",), ConfigError, r"^output: is empty"),
         (("trainer.strategy=ddd",), ConfigError, "trainer: .*ddd"),
         (("trainer.precision=8-bit",), ConfigError, "trainer: .*8-bit"),
         (("augment.hflip_pairs=[[left, wright]]",), ConfigError, "wright"),
@@ -326,11 +373,161 @@ def test_what_a_continued_run_cannot_change(
     assert load_config(first.output / "config.yaml").optim.lr == 0.003
 
 
+def changed_list(videos: Path, path: Path, change: Callable[[str], str], *, leave_out: int = 0) -> Path:
+    """Writes a list of the videos with other labels, or fewer of them."""
+    files = sorted(videos.rglob("*.mp4"))[leave_out:]
+    path.write_text("path,label\n" + "".join(f"{file},{change(file.parent.name)}\n" for file in files))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda name: name.replace("turn", "left"), None),  # fewer classes than before
+        (lambda name: name.replace("turn", "spin"), r"(?s)spin"),
+        ({"left": "right", "right": "left", "turn": "turn"}.get, None),  # the names are the same
+    ],
+)
+def test_a_continued_run_keeps_its_classes(
+    configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path, change: Any, message: str | None
+) -> None:
+    first = train(configure("data.val=null"))
+    other = changed_list(videos, tmp_path / "other.csv", change)
+    before = (first.output / "config.yaml").read_text()
+    again = configure("data.val=null", f"data.train={other}", "trainer.max_epochs=2", f"resume={first.last}")
+    again.optim.schedule_epochs = 1
+    if message is None:
+        result = train(again)
+        assert stvid.load_model(result.last).default_protocol.class_names == ("left", "right", "turn")
+        assert stvid.load_model(result.last).num_classes == 3
+    else:
+        with pytest.raises(StvidError, match=message):
+            train(again)
+        assert (first.output / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--protocol.class_names", "[left, right, spin, turn]"], ["--protocol.class_names", "[turn, left, right]"]],
+)
+def test_a_refused_continuation_changes_nothing(configure: Callable[..., TrainConfig], options: list[str]) -> None:
+    first = train(configure("data.val=null"))
+    files = {path: path.read_bytes() for path in first.output.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"protocol\.class_names: a continued run keeps its classes; these differ: "):
+        train(resume_config(first.output, [*options, "--trainer.max_epochs", "2"]))
+    assert {path: path.read_bytes() for path in first.output.rglob("*") if path.is_file()} == files
+
+
+def test_a_list_of_another_length_is_not_a_continuation(
+    configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path
+) -> None:
+    first = train(configure("data.val=null"))
+    before = (first.output / "config.yaml").read_text()
+    shorter = changed_list(videos, tmp_path / "shorter.csv", str, leave_out=1)
+    with pytest.raises(ConfigError, match=r"^data\.train: lists 11 training videos, but the run began with 12; "):
+        train(resume_config(first.output, ["--data.train", str(shorter), "--trainer.max_epochs", "2"]))
+    assert (first.output / "config.yaml").read_text() == before
+
+
+def test_weights_that_fit_no_longer_leave_the_config(configure: Callable[..., TrainConfig]) -> None:
+    first = train(configure("data.val=null"))
+    before = (first.output / "config.yaml").read_text()
+    content = torch.load(first.last, weights_only=True)
+    del content["state_dict"]["model.head.weight"]
+    torch.save(content, first.last)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: does not fit this config: .*head\.weight"):
+        train(resume_config(first.output, ["--trainer.max_epochs", "2"]))
+    assert (first.output / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_says_so(configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(configure("data.val=null"))
+    before = first.last.read_bytes()
+    assert train(resume_config(first.output)).last == first.last
+    assert "nothing is left to do: give more trainer.max_epochs" in capsys.readouterr().out
+    assert first.last.read_bytes() == before
+
+
+def test_a_folder_that_another_process_trains_in(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with claim_output(configure("output=null"), "x") as first, claim_output(configure("output=null"), "x") as second:
+        assert (first, second) == (Path("runs/x"), Path("runs/x-2"))
+        half_written = first / "checkpoints" / ".last.ckpt.1.tmp"
+        half_written.touch()
+        with (
+            pytest.raises(ConfigError, match=r"^output runs/x: another process trains in this folder; wait"),
+            claim_output(configure(f"output={first}"), "x"),
+        ):
+            pass
+        assert half_written.exists()
+    with claim_output(configure(f"output={first}"), "x"):
+        assert not half_written.exists()
+
+
+def test_a_full_disk_while_logging(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*RANDOM, "data.val=null", "trainer.max_epochs=3")
+    whole = train(configure(*options, output="whole"))
+    original = MetricsCsv.log_metrics
+
+    def full(self: MetricsCsv, metrics: Any, step: int | None = None) -> None:
+        original(self, metrics, step)
+        if step == 4:
+            with open(self.path, "a") as file:
+                file.write("1")  # the beginning of a row
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCsv, "log_metrics", full)
+        with pytest.raises(StvidError, match=r"half: No space left on device; continue from .* --resume .*half$"):
+            train(configure(*options, output="half"))
+    continued = train(resume_config(configure(output="half").output or ""))
+    assert same(weights(whole), weights(continued))
+    steps = [[row["step"] for row in rows(run.output / "metrics.csv")] for run in (whole, continued)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_end"])
+def test_a_signal_that_cannot_wait(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    """Before the first step, and for the second time, it ends the run at once: one line, and nothing left behind."""
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    original = getattr(StopOnSignal, hook)
+
+    def signalled(self: StopOnSignal, trainer: Any, *args: Any) -> None:
+        original(self, trainer, *args)
+        if hook == "on_train_start":
+            raise KeyboardInterrupt
+        if trainer.global_step == 4:
+            self._handle(signal.SIGINT, None)
+            self._handle(signal.SIGINT, None)
+
+    monkeypatch.setattr(StopOnSignal, hook, signalled)
+    message = "nothing had been saved yet" if hook == "on_train_start" else "continue from the last checkpoint"
+    with pytest.raises(Interrupted, match=rf"stopped by SIGINT at once; {message}") as caught:
+        train(configure("data.val=null", "trainer.max_epochs=3"))
+    assert caught.value.signum == signal.SIGINT
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_resume_from_weights_alone_is_refused(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
     first = train(configure("data.val=null"))
     stvid.save_model(stvid.load_model(first.last), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match=r"holds no run that could be continued; use --init"):
         train(configure(f"resume={tmp_path / 'weights.pt'}", output="other"))
+
+
+def test_kept_checkpoints_do_not_pile_up(configure: Callable[..., TrainConfig]) -> None:
+    options = ("data.val=null", "trainer.keep=2")
+    first = train(configure(*options, "trainer.max_epochs=2", "optim.schedule_epochs=4"))
+    folder = first.output / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"epoch0000.ckpt", "epoch0001.ckpt", "last.ckpt"}
+    for path in folder.glob("epoch*.ckpt"):  # the newest is last.ckpt, whatever the order of writing
+        os.utime(path, ns=(0, 0))
+    train(resume_config(first.output, ["--trainer.max_epochs", "4"]))
+    assert {path.name for path in folder.iterdir()} == {"epoch0002.ckpt", "epoch0003.ckpt", "last.ckpt"}
 
 
 def test_a_moved_run_keeps_its_best(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
