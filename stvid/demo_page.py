@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stvid.errors import StvidError
+from stvid.errors import ConfigError, StvidError
+from stvid.evaluation.evaluate import check_counts
 from stvid.evaluation.timeline import check_windows, timeline
 from stvid.evaluation.timeline_output import TimelineFiles
 from stvid.models.layers import VideoModel
@@ -55,10 +57,11 @@ def build_page(
 
     Raises:
         StvidError: If Gradio is not installed.
-        ConfigError: If the window or the stride is not positive.
+        ConfigError: If the window, the stride or topk is not positive.
     """
     gradio = _import_gradio()
     check_windows(window, stride)
+    check_counts(topk=topk, workers=0)
     protocol = model.default_protocol
     shown = min(topk, model.num_classes)
     kept = tempfile.TemporaryDirectory(prefix="stvid_demo_")  # removed with the page; Gradio serves copies
@@ -138,14 +141,25 @@ def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, 
         The address.
 
     Raises:
-        StvidError: If the port is taken.
+        ConfigError: If there is no such port.
+        StvidError: If the port is taken, or the address is not one of this machine.
     """
+    if port is not None and not 0 < port < 2**16:
+        raise ConfigError(f"port: {port!r} is not a whole number from 1 to 65535")
+    where = f"{host}, port {port}" if port is not None else host
+    try:  # Gradio would try a hundred ports one after the other
+        family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StvidError(f"the page cannot listen on {where} ({error.strerror}); choose another") from error
     gradio = _import_gradio()
     theme = gradio.themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )  # no fonts from the network
     try:
-        _, address, _ = page.launch(
+        _, url, _ = page.launch(
             server_name=host,
             server_port=port,
             prevent_thread_lock=True,
@@ -156,12 +170,12 @@ def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, 
             theme=theme,
         )
     except OSError as error:
-        raise StvidError(f"the page cannot listen on {host}, port {port}: {error}") from error
-    print(f"open {address} (Ctrl-C ends it)", flush=True)
+        raise StvidError(f"the page cannot listen on {where}: {error}") from error
+    print(f"open {url} (Ctrl-C ends it)", flush=True)
     if block:
         try:
             while True:
                 time.sleep(3600)
         finally:
             page.close()
-    return address
+    return url

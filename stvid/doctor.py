@@ -13,7 +13,10 @@ from stvid.version import __version__
 __all__ = ["examine", "print_comparison", "print_report"]
 
 REQUIRED = ("torch", "torchvision", "timm", "av", "lightning", "torchmetrics", "einops", "safetensors")
-OPTIONAL = ("decord", "torchcodec", "xformers", "pytorchvideo", "onnx")
+OPTIONAL = (
+    *("decord", "torchcodec", "xformers", "pytorchvideo"),
+    *("onnx", "onnxscript", "onnxruntime", "gradio", "webdataset", "fsspec", "pyarrow"),
+)
 
 
 def _version(package: str) -> str | None:

@@ -287,7 +287,10 @@ def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgr
 
 
 def _write_program(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, Any]) -> None:
-    torch.export.save(_trace(model, shape), path, extra_files={f"{_METADATA}.json": json.dumps(metadata)})
+    program = _trace(model, shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No complete tensor found")  # of weights in channels_last
+        torch.export.save(program, path, extra_files={f"{_METADATA}.json": json.dumps(metadata)})
 
 
 def _read_program(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:

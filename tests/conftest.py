@@ -7,6 +7,7 @@ inverted. Lossy coding does not blur blocks of 10 pixels, and two frames that ar
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import struct
 from collections.abc import Callable, Sequence
@@ -17,6 +18,12 @@ import av
 import numpy as np
 import pytest
 import torch
+
+import stvid
+from stvid.data.manifest import Manifest
+from stvid.data_prep.sharding import plan_shards, write_shard, write_shard_index
+from stvid.models.layers import VideoModel
+from stvid.protocol import Protocol
 
 _ROWS, _COLUMNS = 4, 6
 _BITS = _ROWS * _COLUMNS // 2
@@ -142,6 +149,30 @@ def _encode_silence(container: av.container.OutputContainer, stream: av.AudioStr
 
 
 @pytest.fixture(scope="session")
+def tiny_model() -> Callable[[Protocol], VideoModel]:
+    """``tiny_model(protocol)`` -> the smallest model of the package for clips of this protocol, in evaluation mode.
+
+    A UniFormer with random weights, always the same, and a logit for each class that the protocol names.
+    """
+
+    def make(protocol: Protocol) -> VideoModel:
+        torch.manual_seed(0)
+        model = stvid.create_model(
+            "uniformer_xxs",
+            num_classes=len(protocol.class_names),
+            num_frames=protocol.frames,
+            img_size=protocol.crop,
+            depth=(1, 1, 1, 1),
+            embed_dim=(8, 8, 16, 16),
+            head_dim=8,
+        )
+        model.default_protocol = protocol
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def draw_frame() -> Callable[..., np.ndarray]:
     """``draw_frame(number, width, height)`` -> uint8 (height, width, 3) with the number in its pixels."""
     return _draw
@@ -260,5 +291,23 @@ def make_dataset(make_video: Callable[..., Path]) -> Callable[..., Path]:
                     to=Path(folder) / label,
                 )
         return Path(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> Callable[..., Manifest]:
+    """``make_shards(manifest, folder)`` -> the list of the same videos in tar shards of about `size` bytes."""
+
+    def make(manifest: Manifest, folder: Path, *, size: float = 14000) -> Manifest:
+        plan, failed = plan_shards(manifest, size=size, seed=0)
+        assert not failed
+        (folder / "plan").mkdir(parents=True)
+        results = []
+        for number, rows in enumerate(plan):
+            (folder / "plan" / f"shard-{number:06d}.json").write_text(json.dumps(rows))
+            results.append(write_shard(str(folder / f"shard-{number:06d}.tar"), {"plan": str(folder / "plan")}))
+        write_shard_index(folder, manifest.class_names, results)
+        return stvid.read_manifest(folder)
 
     return make

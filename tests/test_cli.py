@@ -29,6 +29,11 @@ TRAIN = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # otherwise a training on the CPU takes the cores that its workers leave
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Path:
     return make_dataset(tmp_path_factory.mktemp("videos"), per_class=3)
@@ -262,6 +267,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["trian"], 2, "nearest: train"),
         (["train"], 2, "--config is missing"),
+        (["train", "mine.yaml"], 2, "--config is missing; for example: stvid train --config mine.yaml"),
+        (["benchmark", "uniformer_xxs", "--device", "abacus"], 2, "--device: 'abacus' cannot be used here"),
         (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train", "--config", "uniformer_s_k400.yaml", "--optim.lrr", "1"], 2, "nearest: optim.lr"),
         (["train", "--config", "uniformer_s_k400.yaml"], 1, "k400/train.csv"),
@@ -271,7 +278,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "x.mp4", "--chekpoint", "y"], 2, "nearest: --checkpoint"),
         (["predict", "x.mp4", "--checkpoint", "nowhere.ckpt"], 1, "nowhere.ckpt: no such"),
         (["test", "--checkpoint", "nowhere.ckpt", "--temporal", "frozn"], 2, "frozn"),
-        (["predict", "--checkpoint", "x"], 2, "files"),
+        (["predict", "--checkpoint", "x"], 2, "FILES"),
     ],
 )
 def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:

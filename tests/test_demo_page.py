@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import stvid
-from stvid.errors import ConfigError
+from stvid.errors import ConfigError, StvidError
+from stvid.models.layers import VideoModel
 from stvid.protocol import Protocol
 
 pytest.importorskip("gradio")
@@ -29,19 +29,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    torch.manual_seed(0)
-    model = stvid.create_model(
-        "uniformer_xxs",
-        num_classes=3,
-        num_frames=4,
-        img_size=32,
-        depth=(1, 1, 1, 1),
-        embed_dim=(8, 8, 16, 16),
-        head_dim=8,
-    )
-    model.default_protocol = PROTOCOL
-    page = build_page(model.eval(), window=0.5, stride=0.25, topk=2, title="a model")
+def address(tiny_model: Callable[[Protocol], VideoModel]) -> Iterator[str]:
+    page = build_page(tiny_model(PROTOCOL), window=0.5, stride=0.25, topk=2, title="a model")
     yield launch_page(page, block=False)
     page.close()
 
@@ -104,6 +93,18 @@ def test_in_a_browser(address: str, files: tuple[Path, Path], width: int) -> Non
         browser.close()
 
 
-def test_bad_windows_are_refused() -> None:
-    with pytest.raises(ConfigError, match="window"):
-        build_page(stvid.create_model("uniformer_xxs", num_frames=4, img_size=32), window=0)
+def test_bad_calls(tiny_model: Callable[[Protocol], VideoModel]) -> None:
+    model = tiny_model(PROTOCOL)
+    for option in ("window", "stride", "topk"):
+        with pytest.raises(ConfigError, match=option):
+            build_page(model, **{option: 0})
+    page = build_page(model)
+    for port in (0, 2**16):
+        with pytest.raises(ConfigError, match="port"):
+            launch_page(page, port=port, block=False)
+    with pytest.raises(StvidError, match=r"cannot listen on no-such-host\.invalid"):
+        launch_page(page, host="no-such-host.invalid", block=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StvidError, match=f"cannot listen on 127.0.0.1, port {port}"):
+            launch_page(page, port=port, block=False)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import stvid
 from stvid.cli import COMMANDS
 from stvid.commands.common import parse, split_config_options, take_option
 from stvid.config import list_configs, load_config
+from stvid.data_prep import cli as data_prep
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,14 +61,16 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     assert missing.returncode == 1 and "k400/train.csv" in missing.stderr
 
 
-def readme_commands() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("stvid ")]
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
 
 
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def readme_commands(program: str) -> list[list[str]]:
+    lines = "\n".join(readme_blocks("sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("words", readme_commands("stvid"), ids=" ".join)
 def test_readme_commands_are_accepted(words: list[str]) -> None:
     command, arguments = words[1], words[2:]
     assert command in COMMANDS
@@ -90,6 +97,36 @@ class StopHere(Exception):
 def parse_and_stop(*arguments: Any) -> None:
     parse(*arguments)
     raise StopHere
+
+
+@pytest.mark.parametrize("words", readme_commands("stvid-prep"), ids=" ".join)
+def test_readme_commands_of_data_prep_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_prep, "parse", parse_and_stop)
+    with pytest.raises(StopHere):
+        data_prep.COMMANDS[words[1]](words[2:])
+
+
+@pytest.mark.slow
+def test_readme_python_runs(
+    tmp_path: Path,
+    make_video: Callable[..., Path],
+    make_dataset: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As printed, with random weights and small videos where the text has real ones."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(make_video(frames=70), "some.mp4")
+    files = sorted(make_dataset(tmp_path / "videos", classes=("jump", "run"), per_class=1).rglob("*.mp4"))
+    Path("val.csv").write_text("path,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    torch.save({"model": stvid.create_model("uniformer_s").state_dict()}, "uniformer_small_k400_16x4.pth")
+    trained = stvid.create_model("uniformer_xxs", num_classes=2)
+    trained.default_protocol = trained.default_protocol.replace(class_names=("jump", "run"))
+    stvid.save_model(trained, "runs/uniformer_xxs_folder/checkpoints/best.ckpt")
+    (block,) = readme_blocks("python")
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["frames"].shape == (3, 48, 64, 3) and names["logits"].shape == (1, 400)
+    assert "top1@4x3" in names["result"].metrics
 
 
 def test_readme_names_every_packaged_recipe() -> None:

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import stvid
 from stvid.cli import main
+from stvid.data.manifest import Manifest
+from stvid.models.layers import VideoModel
 from stvid.protocol import Protocol
 
 PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32, views="2x3", class_names=("left", "right", "turn"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    model = stvid.create_model(
-        "uniformer_xxs",
-        num_classes=3,
-        num_frames=4,
-        img_size=32,
-        depth=(1, 1, 1, 1),
-        embed_dim=(8, 8, 16, 16),
-        head_dim=8,
-    )
-    model.default_protocol = PROTOCOL
+def checkpoint(tiny_model: Callable[[Protocol], VideoModel], tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    stvid.save_model(model, path)
+    stvid.save_model(tiny_model(PROTOCOL), path)
     return str(path)
 
 
@@ -53,6 +45,26 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, command, "--help")
     assert code == 0 and "--checkpoint" in out and "default" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "some.mp4"], "--checkpoint: missing; stvid predict --help"),
+        (["explain"], "FILES, --checkpoint: missing"),
+        (["export", "--checkpoint", "x"], "--out: missing"),
+        (["compare", "a"], "SECOND: missing"),
+        (["compare", __file__, "a"], "test_tool_commands.py: neither a result.json nor a folder that holds one"),
+        (["predict", "http://host/some.mp4", "--checkpoint", "x"], "give the length of a --window"),
+        (["benchmark", "uniformer_xxs", "--img_size", "5"], "uniformer_xxs: UniFormer takes clips of at least"),
+        (["benchmark", "uniformer_xxs", "--threads", "0"], "--threads: 0 is not"),
+        (["benchmark", "uniformer_xxs", "--seconds", "0"], "--seconds: 0 is not"),
+        (["inspect", "gone.mp4", "--config", "uniformer_xxs_motion.yaml"], "gone.mp4: no such file"),
+    ],
+)
+def test_mistakes(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, *arguments)
+    assert code in (1, 2) and words in err and err.count("error") == 1
 
 
 # --- inspect ----------------------------------------------------------------------------------------------------------
@@ -169,6 +181,57 @@ def test_explain(checkpoint: str, video: str, tmp_path: Path, capsys: pytest.Cap
     assert code == 2 and "nearest: turn" in err
     code, out, err = call(capsys, "explain", tmp_path / "gone.mp4", *arguments[1:])
     assert code == 1 and "gone.mp4: no such file" in err and "written to" in out
+
+
+def test_inspect_and_explain_name_videos_in_shards(
+    checkpoint: str,
+    make_dataset: Callable[..., Path],
+    make_shards: Callable[..., Manifest],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = stvid.read_manifest(make_dataset(tmp_path / "videos", per_class=1))
+    shards = make_shards(files, tmp_path / "shards")
+    file, member = files[1].path, shards[1].path
+    shown = {}
+    for path in (file, member):
+        arguments = ["inspect", path, "--checkpoint", checkpoint, "--split", "test", "--out", tmp_path / "clips.png"]
+        code, out, err = call(capsys, *arguments)
+        assert code == 0 and "test, clip 2 of 2" in out, err
+        explained = ["explain", path, "--checkpoint", checkpoint, "--out", tmp_path / "e", "--device", "cpu"]
+        code, told, err = call(capsys, *explained)
+        assert code == 0, err
+        shown[path] = (out.replace(path, "PATH"), told.replace(path, "PATH").partition("; written to")[0])
+    assert shown[file] == shown[member]
+    assert (tmp_path / "e" / f"{Path(member).stem}_gradcam.png").exists()
+    gone = str(Path(member).with_name("gone.mp4"))
+    for command in ("inspect", "explain"):
+        code, _, err = call(capsys, command, gone, "--checkpoint", checkpoint)
+        assert code == 1 and f"{gone}: there is no such video in the shards" in err
+
+
+def test_optimize_is_recorded(
+    checkpoint: str, make_dataset: Callable[..., Path], video: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_dataset(tmp_path / "videos", per_class=1)
+    common = ["test", "--checkpoint", checkpoint, "--data", folder, "--workers", 0, "--device", "cpu"]
+    code, out, err = call(capsys, *common, "--output", tmp_path / "plain")
+    assert code == 0 and "optimized" not in err and "computed in" not in out
+    code, out, err = call(capsys, *common, "--output", tmp_path / "fast", "--optimize")
+    assert code == 0 and "optimized: " in err and "computed in" in out
+    plain, fast = (stvid.EvaluationResult.load(tmp_path / name) for name in ("plain", "fast"))
+    notes = stvid.optimize(stvid.load_model(checkpoint)).notes
+    assert plain.arithmetic == ("32-true on cpu",) and fast.arithmetic == notes
+    np.testing.assert_allclose(fast.logits, plain.logits, atol=0.05)
+    for name, notes in (("plain", plain.arithmetic), ("fast", fast.arithmetic)):
+        assert json.loads((tmp_path / name / "result.json").read_text())["arithmetic"] == list(notes)
+        assert html.escape("; ".join(notes)) in (tmp_path / name / "report.html").read_text()
+    code, _, err = call(capsys, *common, "--output", tmp_path / "no", "--optimize", "--precision", "bf16-mixed")
+    assert code == 2 and "leave out --precision" in err
+    for options in ([], ["--window", "1s"]):
+        arguments = ["predict", video, "--checkpoint", checkpoint, "--device", "cpu", "--optimize", *options]
+        code, out, err = call(capsys, *arguments)
+        assert code == 0 and "optimized: " in err and "%" in out
 
 
 def test_features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -35,8 +36,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="Least time to measure.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of lines.")
     options = parse(parser, argv)
-    if options.batch_size < 1 or options.seconds <= 0:
-        raise ConfigError("--batch_size is 1 or more, --seconds more than 0")
+    for name in ("batch_size", "num_classes", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value} is not a whole number from 1 up")
+    if not 0 < options.seconds < math.inf:
+        raise ConfigError(f"--seconds: {options.seconds:g} is not a time")
     if options.optimize and options.step == "train":
         raise ConfigError("--optimize is for inference: leave out --step train")
 
@@ -58,8 +63,11 @@ def run(argv: Sequence[str]) -> int:
     shape = (options.batch_size, getattr(model, "in_chans", 3), protocol.frames, protocol.crop, protocol.crop)
     clip = torch.randn(shape, device=device)
     model = model.to(device).train(options.step == "train")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(clip[:1])
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(clip[:1])
+    except ValueError as error:  # such as clips that are too small
+        raise ConfigError(f"{options.model}: {' '.join(str(error).split())}") from error
     gflops = counter.get_total_flops() / 2e9
     model.train(options.step == "train")
     network: Any = stvid.optimize(model) if options.optimize else model

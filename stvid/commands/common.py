@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +14,15 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from stvid.config import TrainConfig
+    from stvid.data.manifest import Manifest
     from stvid.models.layers import VideoModel
 
 __all__ = [
     "add_checkpoint_options",
     "add_model_options",
+    "find_in_shards",
     "load",
+    "optimized",
     "parse",
     "parser_for",
     "pick_device",
@@ -47,6 +52,9 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
     try:
         return parser.parse_args(list(argv))
     except ArgumentError as error:
+        if missing := re.search(r"the following arguments are required: (.+)$", str(error)):
+            names = [f"--{name}" if f"--{name}" in known else name.upper() for name in missing[1].split(", ")]
+            raise ConfigError(f"{', '.join(names)}: missing; {parser.prog} --help explains") from error
         from stvid.config import one_line
 
         raise ConfigError(one_line(error, prefix="--")) from error
@@ -109,6 +117,12 @@ def add_model_options(parser: ArgumentParser) -> None:
     add_checkpoint_options(parser)
     parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
     parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="Run a copy made by stvid.optimize, which picks the precision, folds batch norms and picks the memory "
+        "format for the device; what it did is printed and, by stvid test, recorded.",
+    )
     parser.add_argument(
         "--backend",
         type=Literal["av", "decord", "torchcodec", "frames"] | None,
@@ -177,8 +191,59 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     return model, config
 
 
+def optimized(model: VideoModel, options: Any) -> VideoModel:
+    """Returns the model, or with ``--optimize`` a copy for inference on the chosen device; prints what was done.
+
+    Raises:
+        ConfigError: If a precision was given besides, or there is no such device.
+    """
+    if not options.optimize:
+        return model
+    if options.precision != "32-true":
+        raise ConfigError(f"--optimize picks the precision itself; leave out --precision {options.precision}")
+    from stvid.inference import optimize
+
+    copy = optimize(model, device=pick_device(options.device))
+    print(f"optimized: {'; '.join(copy.notes)}", file=sys.stderr)
+    return copy
+
+
+def find_in_shards(video: str) -> tuple[Manifest, int] | None:
+    """Finds a video that is named as lists of tar shards name it, ``FOLDER/SHARD.tar/MEMBER``.
+
+    Returns:
+        The list of the shards, and the video's row; None if the name is not of this form.
+
+    Raises:
+        ManifestError: If the shards cannot be read.
+        MissingFileError: If they do not hold the video.
+    """
+    shard = os.path.dirname(video)
+    if not shard.endswith(".tar") or os.path.isdir(shard):
+        return None
+    from stvid.data.shards import read_shards
+    from stvid.errors import MissingFileError
+
+    manifest = read_shards(os.path.dirname(shard) or ".")
+    ending = os.path.join(os.path.basename(shard), os.path.basename(video))
+    for index in range(len(manifest)):
+        if manifest[index].path.endswith(f"/{ending}"):
+            return manifest, index
+    raise MissingFileError(video, f"there is no such video in the shards of {manifest.source}")
+
+
 def pick_device(name: str | None) -> str:
-    """Returns the device as it was named, else a GPU if there is one."""
+    """Returns the device as it was named, else a GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device here.
+    """
     import torch
 
-    return name if name is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(f"--device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name

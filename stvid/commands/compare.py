@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name}: {getattr(options, name)} is not a whole number of at least {least}")
 
     from stvid.evaluation.comparison import compare
-    from stvid.evaluation.result import EvaluationResult
+    from stvid.evaluation.record import EvaluationResult
 
     results = [EvaluationResult.load(source) for source in (options.first, options.second)]
     names = (options.first, options.second)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from stvid.commands.common import add_checkpoint_options, load, parse, parser_for, pick_device, split_config_options
+from stvid.commands.common import (
+    add_checkpoint_options,
+    find_in_shards,
+    load,
+    parse,
+    parser_for,
+    pick_device,
+    split_config_options,
+)
 
 __all__ = ["run"]
 
@@ -16,9 +25,10 @@ def run(argv: Sequence[str]) -> int:
     parser = parser_for(
         "explain",
         "Draw where the model looks in the middle clip of a video: a strip of frames (PNG) and a video (MP4). Grad-CAM "
-        "for models with feature maps (CNNs, UniFormer, Video Swin), attention rollout for transformers over tokens.",
+        "for models with feature maps (CNNs, UniFormer, Video Swin) and inflated image networks, attention rollout for "
+        "transformers over tokens.",
     )
-    parser.add_argument("files", type=str, nargs="+", help="Video files.")
+    parser.add_argument("files", type=str, nargs="+", help="Video files; in tar shards SHARD.tar/NAME.")
     add_checkpoint_options(parser)
     parser.add_argument(
         "--method",
@@ -50,15 +60,17 @@ def run(argv: Sequence[str]) -> int:
     failed = 0
     for file in options.files:
         try:
+            content, start, end = _part(file, options.start, options.end)
             found = explain(
                 model,
-                file,
+                content,
                 method=options.method,
                 class_name=options.class_name,
-                start=options.start,
-                end=options.end,
+                start=start,
+                end=end,
                 backend=options.backend or config.data.backend,
             )
+            found = dataclasses.replace(found, clip=dataclasses.replace(found.clip, path=file))
         except VideoError as error:
             failed += 1
             print(f"stvid: error: {error}", file=sys.stderr)
@@ -70,3 +82,13 @@ def run(argv: Sequence[str]) -> int:
             f"{found.clip.seconds[strongest]:.2f} s; written to {picture} and {video}"
         )
     return 1 if failed else 0
+
+
+def _part(file: str, start: float | None, end: float | None) -> tuple[str | bytes, float | None, float | None]:
+    """Returns what is to be read of a video, a file's name or bytes from a shard, and from and to which second."""
+    found = find_in_shards(file)
+    if found is None:
+        return file, start, end
+    manifest, index = found
+    row = manifest[index]
+    return manifest.content(index), row.start if start is None else start, row.end if end is None else end

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from stvid.commands.common import load, parse, parser_for, split_config_options
-from stvid.errors import ConfigError, StvidError
+from stvid.commands.common import find_in_shards, load, parse, parser_for, split_config_options
+from stvid.errors import ConfigError, MissingFileError, StvidError
 
 if TYPE_CHECKING:
     from stvid.config import TrainConfig
@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
         "second and the crop of each. Keys of the config can be overridden (--protocol.stride 2, --augment.hflip 0). "
         "If the video is among the config's training videos, the draws are those of that very training.",
     )
-    parser.add_argument("video", type=str, help="A video file.")
+    parser.add_argument("video", type=str, help="A video file; in tar shards SHARD.tar/NAME.")
     parser.add_argument("--config", type=str | None, help="Config of the training; this or --checkpoint is needed.")
     parser.add_argument("--checkpoint", type=str | None, help="A checkpoint, or the folder of a run.")
     parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
@@ -100,19 +100,24 @@ def _place(
     from stvid.data.manifest import Manifest, VideoEntry
     from stvid.engine.runs import read_data
 
-    wanted = os.path.realpath(video)
+    sharded = find_in_shards(video)
+    wanted = os.path.realpath(video) if sharded is None else sharded[0][sharded[1]].path
+    if sharded is None and not os.path.exists(wanted):
+        raise MissingFileError(video, "no such file")
     if training:
         reason = "the config names no training videos"
         if config.data.train is not None:
             try:
                 manifest, _ = read_data(config)
                 for index in range(len(manifest)):
-                    if os.path.realpath(manifest[index].path) == wanted:
+                    if os.path.realpath(manifest[index].path) == os.path.realpath(wanted):
                         return manifest, index
                 reason = f"it is not among the training videos of {manifest.source}"
             except StvidError as error:
                 reason = f"the training videos cannot be listed ({error})"
         print(f"note: {reason}; the draws are those of a training with this video alone", file=sys.stderr)
+    if sharded is not None:
+        return sharded[0].subset([sharded[1]]), 0
     # The rules of mirroring name classes, so these have to exist.
     ruled = {name for pair in config.augment.hflip_pairs for name in pair} | set(config.augment.hflip_keep)
     names = protocol.class_names or tuple(sorted(ruled | ({label} if label else set()))) or ("unknown",)

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stvid.commands.common import add_model_options, load, parse, parser_for, pick_device, split_config_options
+from stvid.commands.common import (
+    add_model_options,
+    load,
+    optimized,
+    parse,
+    parser_for,
+    pick_device,
+    split_config_options,
+)
 from stvid.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
@@ -45,10 +53,16 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(parser, own)
     if options.window is None:
+        from stvid.data.streaming import is_live
+
         for name in ("stride", "out"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name}: belongs to --window, which is missing")
+        for file in options.files:
+            if is_live(file):
+                raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
     model, config = load(options, dotted)
+    model = optimized(model, options)
     if options.window is not None:
         return _run_timelines(model, options)
 

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import add_model_options, load, parse, parser_for, pick_device, split_config_options
+from stvid.commands.common import (
+    add_model_options,
+    load,
+    optimized,
+    parse,
+    parser_for,
+    pick_device,
+    split_config_options,
+)
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
     device = pick_device(options.device)
     try:
         result = evaluate(
-            model,
+            optimized(model, options),
             videos,
             batch_size=options.batch_size,
             workers=default_workers(options.workers),

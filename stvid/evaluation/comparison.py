@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stvid.errors import ConfigError
 from stvid.evaluation import metrics as M
-from stvid.evaluation.result import EvaluationResult
+from stvid.evaluation.record import EvaluationResult
 
 __all__ = ["ClassChange", "Comparison", "compare", "mcnemar"]
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from stvid.checkpoints import write_atomically
 from stvid.data.transforms import CropBox
-from stvid.errors import ConfigError
+from stvid.errors import ConfigError, StvidError
 
 __all__ = ["Row", "Tile", "contact_sheet", "heat_overlay", "save_picture", "with_box"]
 
@@ -112,11 +112,14 @@ def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: If the suffix is not .png.
-        OSError: If it cannot be written.
+        StvidError: If it cannot be written.
     """
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ConfigError(f"{target}: pictures are written as .png")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda file: picture.save(file, format="PNG"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, lambda file: picture.save(file, format="PNG"))
+    except OSError as error:
+        raise StvidError(f"{target}: cannot be written ({error.strerror or error}); choose another place") from error
     return target

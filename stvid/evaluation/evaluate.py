@@ -30,6 +30,7 @@ from stvid.evaluation.metrics import Average, Task
 from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.evaluation.views import ViewPlan
+from stvid.inference import OptimizedModel
 from stvid.protocol import Protocol
 
 __all__ = [
@@ -280,7 +281,7 @@ def evaluate(
         resume_from: A folder in which the logits of finished videos are kept (``interrupted-....bin``) until the result
             is saved. If it holds those of the same evaluation of the same weights, only the other videos are decoded;
             those that could not be read are tried again. With the same `batch_size` the result is that of an
-            uninterrupted evaluation, bit for bit.
+            uninterrupted evaluation, bit for bit, but for videos that can be read only at the second try.
 
     Returns:
         Numbers, per-view logits, and what is needed to trust them.
@@ -330,7 +331,12 @@ def evaluate(
             store = stack.enter_context(ProgressFile(Path(resume_from) / f"interrupted-{key}.bin", key))
             for record in store.records:
                 _add(accumulator, record, videos)
+        videos_at_once = max(1, batch_size // len(accumulator.layout.views))
+        # Videos that could not be read come last when they are tried again, so that the batches stay the same.
+        reached = max((record.index for record in store.records), default=-1) if store is not None else -1
+        begun = -(-(reached + 1) // videos_at_once) * videos_at_once
         todo = [index for index in range(len(videos)) if index not in accumulator]
+        todo.sort(key=lambda index: (index < begun, index))
         if store is not None and store.records:
             done = len(videos) - len(todo)
             print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
@@ -338,7 +344,7 @@ def evaluate(
         if todo:
             loader = make_eval_loader(
                 dataset,
-                batch_size=max(1, batch_size // len(accumulator.layout.views)),
+                batch_size=videos_at_once,
                 workers=workers,
                 pin_memory=place.device.type == "cuda",
                 only=todo,
@@ -372,6 +378,7 @@ def evaluate(
                 advance(len(samples))
     result = accumulator.result()
     result.evaluation = measured
+    result.arithmetic = model.notes if isinstance(model, OptimizedModel) else (f"{precision} on {place.device}",)
     result.progress_file = None if store is None else store.path
     if store is None or not store.records:
         result.cost["seconds"] = time.perf_counter() - began

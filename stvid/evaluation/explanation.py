@@ -3,22 +3,25 @@
 - ``gradcam`` (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2): the feature maps before pooling, each
   weighted by the mean gradient of the class's logit, added up, negative sums cut. For every model whose
   `forward_features` gives maps (B, C, T', H', W'): the CNNs, UniFormer, and Video Swin, whose attention stays inside
-  windows and so has no rollout over the clip. C3D gives no maps; its last convolution is taken.
+  windows and so has no rollout over the clip. C3D gives no maps; its last convolution is taken. Of an inflated image
+  network it is the last maps that it makes of the frames; if its blocks take tokens (ViT), it is the tokens that enter
+  the last block, since behind it those of patches may lead nowhere. Such a picture is called ``gradcam-tokens``.
 - ``rollout`` (Abnar and Zuidema 2020, arXiv:2005.00928, section 3): the attention of each layer, averaged over heads
   and mixed half and half with the identity for the residual, multiplied through the layers, from the tokens that are
   classified back to the patches. It is the same for all classes.
 - ``grad-rollout`` (Chefer et al. 2021, arXiv:2103.15679, equations 5 and 6): the same, with each weight multiplied by
   its gradient for the class, negative products cut, and added to the identity.
 
-The rollouts are for transformers over tokens: TimeSformer, ViViT, X-ViT. Attention over time alone or space alone acts
-on its own axis only. Where frames have class tokens and a second transformer joins them (ViViT's factorised encoder,
-X-ViT), relevance goes from the clip's token to the frames' and on to the patches of each. What X-ViT mixes into keys
-and values from the neighbouring frames is counted for the frame itself.
+The rollouts are for video transformers over tokens: TimeSformer, ViViT, X-ViT. Attention over time alone or space
+alone acts on its own axis only. Where frames have class tokens and a second transformer joins them (ViViT's factorised
+encoder, X-ViT), relevance goes from the clip's token to the frames' and on to the patches of each. What X-ViT mixes
+into keys and values from the neighbouring frames is counted for the frame itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,7 +62,7 @@ class Explanation:
         clip: What the model saw.
         frames: The same before normalisation, uint8 (T, H, W, 3).
         heat: float32 (T, H, W) in 0..1; 1 is the strongest place of the clip.
-        method: How it was found.
+        method: How it was found: ``gradcam``, ``gradcam-tokens``, ``rollout`` or ``grad-rollout``.
         class_name: What is explained. The rollout is the same for all classes; this is then the most probable one.
         probability: Of this class.
     """
@@ -111,8 +114,8 @@ class Explanation:
             The two files.
 
         Raises:
-            StvidError: If PyAV's FFmpeg has no H.264 encoder.
-            OSError: If a file cannot be written.
+            StvidError: If PyAV's FFmpeg has no H.264 encoder, or the picture cannot be written.
+            OSError: If the video cannot be written.
         """
         stem = Path(folder) / f"{name or Path(self.clip.path).stem}_{self.method}"
         picture = save_picture(self.strip(), stem.with_name(stem.name + ".png"))
@@ -148,7 +151,7 @@ class Explanation:
 
 def explain(
     model: VideoModel,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | bytes,
     *,
     method: ExplanationMethod = "auto",
     class_name: str | None = None,
@@ -161,9 +164,9 @@ def explain(
 
     Args:
         model: A model of `create_model`, on its device; its training mode is the same afterwards.
-        path: A video file.
-        method: ``auto`` takes Grad-CAM if the model has feature maps, else a rollout: with gradients if a class is
-            given.
+        path: A video file, or its bytes.
+        method: ``auto`` takes Grad-CAM if the model has feature maps, or is an inflated image network, else a rollout:
+            with gradients if a class is given.
         class_name: What to explain; None takes the most probable class.
         protocol: None takes `model.default_protocol`.
         start: Use the video from this second on, counted from its first frame.
@@ -173,10 +176,15 @@ def explain(
     Raises:
         VideoError: If the video cannot be read.
         UnknownNameError: If there is no such class.
-        ConfigError: If the method is unknown or does not fit the model, or the model does not take the clip.
+        ConfigError: If the method is unknown or does not fit the model, the seconds are no part of a video, or the
+            model does not take the clip.
     """
     if method not in get_args(ExplanationMethod):
         raise ConfigError(f"method: {method!r} is not one of {', '.join(get_args(ExplanationMethod))}")
+    if start is not None and not 0 <= start < math.inf:
+        raise ConfigError(f"start: {start!r} is not a number of seconds from 0 up")
+    if end is not None and not (0 if start is None else start) < end:
+        raise ConfigError(f"end: {end!r} is not a second after the start ({start or 0:g})")
     used = model_protocol(model, protocol, "1x1")
     target = None if class_name is None else _class_number(class_name, used, model.num_classes)
     clip = load_clip(path, protocol=used, start=start, end=end, backend=backend)
@@ -184,10 +192,8 @@ def explain(
     batch = clip.tensor[None].to(weights)
     with _evaluation_mode(model):
         try:
-            if isinstance(model, InflatedModel):
-                raise ConfigError("explain: a model made of an image network shows no feature maps over time yet")
             if method == "auto":
-                tokens = not _has_maps(model, batch)
+                tokens = not isinstance(model, InflatedModel) and not _has_maps(model, batch)
                 method = "gradcam" if not tokens else "rollout" if target is None else "grad-rollout"
             if method == "rollout" and target is not None:
                 raise ConfigError("method rollout: is the same for all classes; take grad-rollout to explain a class")
@@ -210,7 +216,7 @@ def explain(
         clip=clip,
         frames=pixels.permute(1, 2, 3, 0).numpy(),
         heat=(heat / peak if peak > 0 else heat).cpu().numpy(),
-        method=method,
+        method="gradcam-tokens" if method == "gradcam" and _token_block(model) is not None else method,
         class_name=names[target],
         probability=float(scores[target]),
     )
@@ -281,17 +287,91 @@ def _gradcam(
     model: VideoModel, batch: Tensor, target: int | None, *, with_gradients: bool = True
 ) -> tuple[Tensor, Tensor, int]:
     """Returns the map (T', H', W'), the logits (K,), and the class."""
-    with _feature_maps(model) as found, torch.enable_grad():
+    watched = _frame_maps(model) if isinstance(model, InflatedModel) else _feature_maps(model)
+    with watched as found, torch.enable_grad():
         logits = model(batch.requires_grad_())[0]
-        maps = _choose_maps(found)
+        if isinstance(model, InflatedModel):
+            maps, other = found[-1] if found else None, ""
+        else:
+            maps, other = _choose_maps(found), "; take rollout or grad-rollout"
         if maps is None:
-            raise ConfigError(
-                f"method gradcam: {type(model).__name__} has tokens and no feature maps; take rollout or grad-rollout"
-            )
+            raise ConfigError(f"method gradcam: {type(model).__name__} has no feature maps{other}")
         chosen = int(logits.argmax()) if target is None else target
-        (gradient,) = torch.autograd.grad(logits[chosen], maps)
+        (gradient,) = torch.autograd.grad(logits[chosen], maps, allow_unused=True)
+        if gradient is None:
+            raise ConfigError(f"method gradcam: the logits of {type(model).__name__} do not depend on its last maps")
+    if isinstance(model, InflatedModel):
+        size = (batch.shape[-2], batch.shape[-1])
+        prefix = getattr(model.network, "num_prefix_tokens", None)  # timm's
+        maps, gradient = (_clip_maps(values, size, prefix) for values in (maps, gradient))
     weights = gradient.mean(dim=(2, 3, 4), keepdim=True)
     return (weights * maps).sum(1)[0].relu().detach(), logits.detach(), chosen
+
+
+def _token_block(model: nn.Module) -> nn.Module | None:
+    """Returns the last block of an inflated image network if it takes tokens (N, tokens, C)."""
+    if not isinstance(model, InflatedModel) or not model.anatomy.blocks:
+        return None
+    last = model.anatomy.blocks[-1]
+    return model.network.get_submodule(last.name) if len(last.shape) == 3 else None
+
+
+@contextlib.contextmanager
+def _frame_maps(model: InflatedModel) -> Iterator[list[Tensor]]:
+    """Collects the tokens that enter the last block, or else all maps (frames, ...) in the order they are made."""
+    found: list[Tensor] = []
+    block = _token_block(model)
+
+    def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+
+    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        # Behind the pooling, maps have one place.
+        if isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[1] > 1:
+            found.append(output)
+
+    if block is not None:
+        hooks = [block.register_forward_pre_hook(keep_input)]
+    else:
+        hooks = [module.register_forward_hook(keep_output) for module in model.network.modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _clip_maps(values: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor:
+    """Arranges what an image network makes of the frames of one clip.
+
+    Args:
+        values: (T', C, H', W'), (T', H', W', C), or tokens (T', prefix + H' * W', C).
+        size: Height and width of the frames, which tell the axes of the places from that of the channels.
+        prefix: Tokens before those of the patches; None takes the fewest that leave a grid.
+
+    Returns:
+        (1, C, T', H', W').
+
+    Raises:
+        ConfigError: If tokens are no grid.
+    """
+    ratio = size[0] / size[1]
+    if values.dim() == 3:
+        tokens = values.shape[1]
+        for extra in range(tokens) if prefix is None else [prefix]:
+            height = round(math.sqrt((tokens - extra) * ratio))
+            if height and (tokens - extra) % height == 0 and round(height / ratio) == (tokens - extra) // height:
+                values = values[:, extra:].unflatten(1, (height, -1))
+                break
+        else:
+            raise ConfigError(
+                f"method gradcam: {tokens} tokens of a frame are no grid over {size[0]} x {size[1]} pixels"
+            )
+        return values.permute(3, 0, 1, 2)[None]
+    first, second, third = values.shape[1:]
+    off_if_first = abs(math.log(second / third / ratio))
+    off_if_last = abs(math.log(first / second / ratio))
+    return (values.permute(3, 0, 1, 2) if off_if_last < off_if_first else values.transpose(0, 1))[None]
 
 
 # --- rollout ----------------------------------------------------------------------------------------------------------

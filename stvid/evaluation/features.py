@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.checkpoints import write_atomically
 from stvid.data.dataset import EvalDataset
-from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.manifest import Manifest
 from stvid.data.streaming import Frame, stream_frames
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
@@ -307,15 +308,14 @@ class FeatureClips(IterableDataset[ClipChunk]):
         clips = sample.clips.unflatten(0, (self.plan.clips, self.plan.crops))
         frames = sample.indices[:, [0, -1]]
         # The file's clock may begin anywhere.
-        times = sample.seconds[:, [0, -1]] - _first_second(self.manifest[row].path, self.videos.backend)
+        times = sample.seconds[:, [0, -1]] - _first_second(self.manifest.content(row), self.videos.backend)
         for begin in range(0, len(clips), _CHUNK_CLIPS):
             part = slice(begin, begin + _CHUNK_CLIPS)
             yield ClipChunk(row, clips[part], times[part, 0], times[part, 1], frames[part], last=False)
 
     def _windows(self, row: int) -> Iterator[ClipChunk]:
-        entry = self.manifest[row]
         assert self.window is not None and self.stride is not None
-        part = _Part(entry)
+        part = _Part(self.manifest, row)
         windows = stream_windows(part.frames(), self.protocol, window=self.window, stride=self.stride, views=self.plan)
         waiting: list[Any] = []
         for item in windows:
@@ -347,29 +347,41 @@ class _Part:
         seconds: Its time, counted from the file's first frame.
     """
 
-    def __init__(self, entry: VideoEntry) -> None:
-        self.entry = entry
+    def __init__(self, manifest: Manifest, row: int) -> None:
+        self.manifest = manifest
+        self.row = row
         self.index = 0
         self.seconds = 0.0
 
     def frames(self) -> Iterator[Frame]:
+        content = self.manifest.content(self.row)
+        if isinstance(content, str):
+            yield from self._within(content)
+            return
+        with tempfile.NamedTemporaryFile(prefix="stvid_") as file:  # a stream is read from a file, not from a shard
+            file.write(content)
+            file.flush()
+            yield from self._within(file.name)
+
+    def _within(self, path: str) -> Iterator[Frame]:
+        entry = self.manifest[self.row]
         origin: float | None = None
         begun = False
-        for number, frame in enumerate(stream_frames(self.entry.path)):
+        for number, frame in enumerate(stream_frames(path)):
             origin = frame.seconds if origin is None else origin
             at = frame.seconds - origin + 1e-3  # the tolerance of `stvid.data.sampling.frame_grid`
-            if self.entry.end is not None and at >= self.entry.end:
+            if entry.end is not None and at >= entry.end:
                 break
-            if self.entry.start is None or at >= self.entry.start:
+            if entry.start is None or at >= entry.start:
                 if not begun:
                     begun, self.index, self.seconds = True, number, frame.seconds - origin
                 yield frame
         if not begun:
-            raise VideoError(self.entry.path, f"there is no frame from {self.entry.start:g} s on")
+            raise VideoError(entry.path, f"there is no frame from {entry.start or 0:g} s on")
 
 
-def _first_second(path: str, backend: str) -> float:
+def _first_second(source: str | bytes, backend: str) -> float:
     from stvid.data.decoding import VideoReader
 
-    with VideoReader(path, backend=backend) as reader:  # its index is remembered from the clips
+    with VideoReader(source, backend=backend) as reader:  # a file's index is remembered from the clips
         return float(reader.timestamps[0])

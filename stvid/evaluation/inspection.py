@@ -145,7 +145,7 @@ def inspect_video(
         raise ConfigError(f"draws: {draws!r} is not a whole number from 1 up")
     path = manifest[index].path
     found: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, CropBox, bool]] = []
-    with VideoReader(path, backend=backend) as reader:
+    with VideoReader(manifest.content(index), backend=backend) as reader:
         video = f"{len(reader)} frames of {reader.width} x {reader.height}, {reader.fps:g} fps, {reader.duration:.2f} s"
         if split != "test":
             dataset = TrainDataset(

@@ -1,7 +1,8 @@
 """An evaluation that was interrupted goes on where it stopped: the logits of finished videos, kept on the disk.
 
-The file is only ever appended to: a line that says what is measured, then one record a video with a checksum. What a
-killed process had half written is cut off when the file is opened again.
+The file is only ever appended to: a line that says what is measured, then the records of a batch of videos with a
+checksum. What a killed process had half written is cut off when the file is opened again: always whole batches, so that
+those that follow are the ones of an uninterrupted evaluation, and round the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,8 @@ from stvid.errors import StvidError
 
 __all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "videos_digest"]
 
-_FRAME = struct.Struct("<QI")  # length and CRC-32 of a record
+_FRAME = struct.Struct("<QI")  # length and CRC-32 of the records of a batch
+_SIZE = struct.Struct("<Q")  # length of one record
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class ProgressFile:
     def __init__(self, path: str | os.PathLike[str], key: str) -> None:
         self.path = Path(path)
         self.records: list[VideoRecord] = []
-        header = json.dumps({"stvid": "evaluation in progress", "key": key}).encode() + b"\n"
+        header = json.dumps({"stvid": "evaluation in progress, by batches", "key": key}).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -79,7 +81,7 @@ class ProgressFile:
             raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
 
     def _read(self, header: bytes) -> int:
-        """Reads the records that are whole; returns where the last one ends."""
+        """Reads the batches that are whole; returns where the last one ends."""
         with open(self.path, "rb") as file:
             found = file.readline(len(header))
             if found != header:
@@ -95,24 +97,23 @@ class ProgressFile:
                 if zlib.crc32(payload) != checksum:
                     break
                 try:
-                    self.records.append(_unpack(payload))
-                except (KeyError, ValueError, zipfile.BadZipFile) as error:
+                    self.records += _unpack(payload)
+                except (KeyError, ValueError, struct.error, zipfile.BadZipFile) as error:
                     raise StvidError(f"{self.path}: cannot be read ({error}); delete it to begin again") from error
                 end = file.tell()
         return end
 
     def add(self, records: Iterable[VideoRecord]) -> None:
-        """Appends records; they are in the hands of the operating system when this returns.
+        """Appends the records of a batch; they are in the hands of the operating system when this returns.
 
         Raises:
             StvidError: If they cannot be written.
         """
-        parts = []
-        for record in records:
-            payload = _pack(record)
-            parts += [_FRAME.pack(len(payload), zlib.crc32(payload)), payload]
+        payload = b"".join(_SIZE.pack(len(packed)) + packed for packed in map(_pack, records))
+        if not payload:
+            return
         try:
-            self._file.write(b"".join(parts))
+            self._file.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
             self._file.flush()
         except OSError as error:
             raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
@@ -134,15 +135,19 @@ def _pack(record: VideoRecord) -> bytes:
     return stream.getvalue()
 
 
-def _unpack(payload: bytes) -> VideoRecord:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as stored:
-        return VideoRecord(
-            index=int(stored["index"]),
-            logits=stored["logits"],
-            labels=stored["labels"],
-            distinct=int(stored["distinct"]),
-            probes={name[len("probe_") :]: stored[name] for name in stored.files if name.startswith("probe_")},
-        )
+def _unpack(payload: bytes) -> Iterator[VideoRecord]:
+    place = 0
+    while place < len(payload):
+        (length,) = _SIZE.unpack_from(payload, place)
+        place += _SIZE.size + length
+        with np.load(io.BytesIO(payload[place - length : place]), allow_pickle=False) as stored:
+            yield VideoRecord(
+                index=int(stored["index"]),
+                logits=stored["logits"],
+                labels=stored["labels"],
+                distinct=int(stored["distinct"]),
+                probes={name[len("probe_") :]: stored[name] for name in stored.files if name.startswith("probe_")},
+            )
 
 
 def digest(values: Mapping[str, Any]) -> str:

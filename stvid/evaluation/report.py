@@ -23,7 +23,7 @@ from stvid.checkpoints import write_atomically
 from stvid.data.dataset import EvalDataset
 from stvid.evaluation.evaluate import perturb_time
 from stvid.evaluation.metrics import Calibration, video_scores
-from stvid.evaluation.result import EvaluationResult
+from stvid.evaluation.record import EvaluationResult
 from stvid.evaluation.views import ViewPlan
 
 __all__ = ["Example", "find_examples", "report_html", "write_report"]
@@ -155,6 +155,11 @@ def _text(value: object) -> str:
     return escape(str(value).encode(errors="surrogateescape").decode(errors="replace"))
 
 
+def _words(metric: str) -> str:
+    """The name of a metric as a heading that can be broken into lines."""
+    return _text(metric.replace("_", " "))
+
+
 def _percent(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{100 * value:.{digits}f}%"
 
@@ -219,13 +224,13 @@ def _protocols(result: EvaluationResult) -> str:
     rows, points = [], []
     for views in sorted((result.views, *result.also), key=lambda item: (ViewPlan.parse(item).num_views, item)):
         number = ViewPlan.parse(views).num_views
-        cost = "" if gflops is None else f"{gflops:.4g} × {number} = {gflops * number:.4g}"
+        cost = "" if gflops is None else f'<span class="sum">{gflops:.4g} × {number} = </span>{gflops * number:.4g}'
         values = [result.metrics.get(f"{name}@{views}") for name in names]
         shown = f"<b>{views}</b>" if views == result.views else views
-        rows.append([shown, cost, *(_percent(value) for value in values)])
+        rows.append([shown, *(_percent(value) for value in values), cost])
         if values[0] is not None:
             points.append((number if gflops is None else gflops * number, values[0], views))
-    table = _table(["views", "GFLOPs × views", *names], rows)
+    table = _table(["views", *(_words(name) for name in names), "GFLOPs × views"], rows)
     plot = _scatter(points, x_label="views" if gflops is None else "GFLOPs × views", y_label=names[0])
     note = "Temporal clips × spatial crops, all measured in one pass. Cost is multiply-adds of one video."
     if result.distinct is not None and (result.distinct < result.logits.shape[1]).any():
@@ -243,7 +248,7 @@ def _probe(result: EvaluationResult) -> str:
     for temporal, record in probe.items():
         values = record["metrics"]
         cells = [
-            f"{_percent(values[name])} <span class=drop>{100 * (values[name] - result.metrics[name]):+.2f}</span>"
+            f"{_percent(values[name])} <span class=drop>({100 * (values[name] - result.metrics[name]):+.2f})</span>"
             for name in names
         ]
         rows.append([temporal, *cells])
@@ -259,9 +264,11 @@ def _probe(result: EvaluationResult) -> str:
         for _, normal, others in changes[:_LISTED]
     ]
     measure = "average precision" if key == "ap" else "recall"
-    body = _table(["order of frames", *(_text(name) for name in names)], rows)
+    body = _table(["frames", *(_words(name.partition("@")[0]) for name in names)], rows)
     body += f"<h3>Classes that lose most ({measure})</h3>" + _table(["class", "videos", "normal", *probe], listed)
-    note = "The same clips with their frames in another order. A model that does not fall does not use time."
+    note = (
+        f"The clips of {result.views} with their frames in another order. A model that does not fall does not use time."
+    )
     return _section("Does it use time?", body, note)
 
 
@@ -429,6 +436,8 @@ def _cost(result: EvaluationResult) -> str:
         number = result.logits.shape[1]
         rows.append([f"multiply-adds of one video ({result.views})", f"{cost['gflops'] * number:.4g} G"])
     rows.append(["views of each video in this pass", str(views)])
+    if result.arithmetic:
+        rows.append(["arithmetic", _text("; ".join(result.arithmetic))])
     if "seconds" in cost:
         count = max(result.counted + len(result.failures), 1)
         rows.append(["time, decoding included", f"{cost['seconds']:.1f} s ({cost['seconds'] / count:.3f} s a video)"])
@@ -558,8 +567,14 @@ svg .dot, svg .bar { fill: rgb(var(--hit)); } svg circle.dot { stroke: var(--car
 details { margin-top: 10px; } summary { cursor: pointer; font-size: 0.88rem; }
 .matrix th, .matrix td { padding: 2px 4px; border: 0; } .matrix tbody th { font-weight: 400; text-align: right;
   max-width: min(18em, 32vw); overflow: hidden; text-overflow: ellipsis; }
-@media (max-width: 600px) { th, td { padding-right: 7px; } table { font-size: 0.82rem; } }
-.matrix td.hit, .matrix td.miss { min-width: 2em; text-align: center; font-variant-numeric: tabular-nums;
+@media (max-width: 600px) {
+  body { padding: 8px; } header, section { padding: 12px; }
+  table { font-size: 0.8rem; } th, td { padding-right: 6px; } th, th.n { white-space: normal; }
+  td:not(.n):not(:only-child) { min-width: 3.5em; }
+  .sum { display: none; } td:has(.drop) { white-space: normal; } .drop { display: block; }
+  table.matrix { font-size: 0.74rem; } .matrix tbody th { white-space: nowrap; max-width: 24vw; }
+}
+.matrix td.hit, .matrix td.miss { min-width: min(2em, 6.5vw); text-align: center; font-variant-numeric: tabular-nums;
   border: 1px solid var(--card); }
 .matrix td.hit { background: rgb(var(--hit) / calc(0.08 + 0.62 * var(--share))); }
 .matrix td.miss { background: rgb(var(--miss) / calc(0.04 + 0.76 * var(--share))); }

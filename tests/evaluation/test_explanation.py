@@ -231,6 +231,105 @@ def test_grad_rollout_of_one_layer_is_chefers_equation() -> None:
     torch.testing.assert_close(found, expected)
 
 
+# --- inflated image networks ------------------------------------------------------------------------------------------
+
+
+class CornerImage(nn.Module):
+    """The image network that `Corner` is of a clip, with places first (torch) or channels last (Swin)."""
+
+    def __init__(self, *, channels_last: bool) -> None:
+        super().__init__()
+        self.maps = CornerMaps(channels_last)
+        self.head = nn.Linear(2, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+            self.head.bias.zero_()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.maps(image).mean(self.maps.places))
+
+
+class CornerMaps(nn.Module):
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.places = (1, 2) if channels_last else (2, 3)
+        self.stem = nn.Conv2d(3, 1, 8, stride=8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        light = self.stem(image).square() + 10  # (N, 1, 4, 4): an earlier map, of the same size
+        masks = torch.zeros(2, 4, 4)
+        masks[0, :2, :2] = masks[1, 2:, 2:] = 1
+        maps = light * masks.to(light)
+        return maps.permute(0, 2, 3, 1) if self.places == (1, 2) else maps
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "row", "column"), [("ant", 0, 0), ("bee", 1, 1)])
+def test_gradcam_of_an_inflated_network(channels_last: bool, name: str, row: int, column: int, video: str) -> None:
+    model = stvid.inflate(CornerImage(channels_last=channels_last), num_frames=4, temporal="none", img_size=32)
+    model.default_protocol = model.default_protocol.replace(class_names=NAMES, short_side=32)
+    found = explain(model, video, class_name=name)
+    assert found.method == "gradcam" and found.heat.shape == (4, 32, 32) and found.heat.max() == 1
+    _, y, x = np.unravel_index(found.heat.argmax(), found.heat.shape)
+    assert y // 16 == row and x // 16 == column
+    assert not found.heat[
+        :, (1 - row) * 16 + 4 : (1 - row) * 16 + 12, (1 - column) * 16 + 4 : (1 - column) * 16 + 12
+    ].any()
+
+
+@pytest.mark.parametrize("temporal", ["attention", "head"])
+def test_gradcam_on_the_tokens_of_an_inflated_vit(temporal: Any, video: str) -> None:
+    torch.manual_seed(0)
+    model: Any = stvid.inflate(
+        "timm:vit_tiny_patch16_224",
+        num_frames=4,
+        num_classes=3,
+        temporal=temporal,
+        img_size=(32, 64),
+        depth=2,
+        embed_dim=48,
+        patch_size=8,
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # what starts as the identity hides mistakes
+            nn.init.normal_(parameter, std=0.1)
+    clip = torch.randn(1, 3, 4, 32, 64)
+    heat, logits, _ = explanation._gradcam(model, clip.clone(), 2)
+    # The same, with the network run by hand from the last block's tokens on.
+    image = model.network
+    frames = model._fold(clip)
+    tokens = image.blocks[0](image.norm_pre(image._pos_embed(image.patch_embed(frames))))
+    for hook in image.blocks[1]._forward_pre_hooks.values():
+        (tokens,) = hook(image.blocks[1], (tokens,))
+    tokens = tokens.detach().requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip)[0], logits)
+    rest = type(image.blocks[1]).forward(image.blocks[1], tokens)
+    features = image.forward_head(image.norm(rest)).unflatten(0, (1, 4))
+    mixed = model.temporal["head"](features) if temporal == "head" else features.mean(1)
+    expected_logits = model.head(mixed)[0]
+    torch.testing.assert_close(expected_logits, logits)
+    (gradient,) = torch.autograd.grad(expected_logits[2], tokens)
+    patches, slopes = tokens[:, 1:].detach(), gradient[:, 1:]  # without the class token
+    expected = (patches * slopes.mean((0, 1))).sum(-1).relu().unflatten(1, (4, 8))
+    assert heat.shape == (4, 4, 8) and heat.any()
+    torch.testing.assert_close(heat, expected)
+
+    square: Any = stvid.inflate(
+        "timm:vit_tiny_patch16_224", num_frames=4, num_classes=3, temporal=temporal, img_size=32, depth=2, embed_dim=48
+    )
+    found = explain(square, video)
+    assert found.method == "gradcam-tokens" and found.heat.shape == (4, 32, 32)
+    with pytest.raises(ConfigError, match="take gradcam"):
+        explain(square, video, method="rollout")
+
+
+def test_tokens_that_are_no_grid_are_refused() -> None:
+    assert explanation._clip_maps(torch.zeros(2, 5 + 6, 7), (32, 48), None).shape == (1, 7, 2, 2, 3)
+    with pytest.raises(ConfigError, match="no grid"):
+        explanation._clip_maps(torch.zeros(2, 12, 7), (32, 32), 1)
+
+
 # --- every model, files, errors ---------------------------------------------------------------------------------------
 
 
@@ -302,3 +401,6 @@ def test_bad_calls(video: str, tmp_path: Path) -> None:
     assert explain(transformer, video, class_name="class 1").method == "grad-rollout"
     with pytest.raises(VideoError, match="no such file"):
         explain(Corner(), tmp_path / "gone.mp4")
+    for bad in ({"start": -1.0}, {"start": float("nan")}, {"start": 2.0, "end": 1.0}, {"end": 0.0}):
+        with pytest.raises(ConfigError, match=f"{list(bad)[-1]}: .* second"):
+            explain(Corner(), video, **bad)

@@ -12,7 +12,7 @@ from stvid.config import AugmentConfig
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.transforms import CropBox
-from stvid.errors import ConfigError, VideoError
+from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.drawing import Row, Tile, contact_sheet, heat_overlay, save_picture, with_box
 from stvid.evaluation.inspection import inspect_video
 from stvid.protocol import Protocol
@@ -51,6 +51,20 @@ def test_the_clips_of_a_test(manifest: Manifest, frame_number: Callable[..., int
         assert clip.crop_box == sample.crop_boxes[view % 3] and not clip.flipped
 
 
+def test_a_video_in_shards_is_that_of_the_file(
+    manifest: Manifest, make_shards: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    shards = make_shards(manifest, tmp_path / "shards")
+    for split in ("train", "test"):
+        expected = inspect_video(manifest, 1, PROTOCOL, split=split, augment=AUGMENT)
+        found = inspect_video(shards, 1, PROTOCOL, split=split, augment=AUGMENT)
+        assert found.path == shards[1].path and found.video == expected.video
+        for one, other in zip(found.clips, expected.clips, strict=True):
+            assert one.describe() == other.describe()
+            np.testing.assert_array_equal(one.frames, other.frames)
+            np.testing.assert_array_equal(one.source, other.source)
+
+
 def test_ten_crops_say_which_are_mirrored(manifest: Manifest) -> None:
     found = inspect_video(manifest, 0, PROTOCOL.replace(views="1x10"), split="test").clips
     assert [clip.flipped for clip in found] == [False] * 5 + [True] * 5
@@ -71,6 +85,8 @@ def test_the_sheet_has_every_frame_and_the_summary_says_it(manifest: Manifest, t
     assert written.stat().st_size > 1000
     with pytest.raises(ConfigError, match=r"\.png"):
         save_picture(found.sheet(), tmp_path / "sheet.jpg")
+    with pytest.raises(StvidError, match=r"sheet\.png/sheet\.png: cannot be written"):
+        save_picture(found.sheet(), written / "sheet.png")
 
 
 def test_an_unreadable_video_is_not_replaced(manifest: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,356 @@
+"""What an evaluation found, for people, for programs, and as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stvid.data.layout import view_layout
+from stvid.errors import ConfigError, StvidError
+from stvid.evaluation import metrics as M
+from stvid.evaluation.metrics import Average, Calibration, Task
+from stvid.evaluation.views import ViewPlan
+from stvid.protocol import Protocol
+
+__all__ = ["EvaluationResult", "Temporal", "compute_metrics"]
+
+Temporal = Literal["normal", "frozen", "shuffled", "reversed"]
+_RESULT, _LOGITS = "result.json", "logits.npz"
+_PROBE = "logits_"  # before the order of frames, in logits.npz
+
+
+def compute_metrics(scores: NDArray[np.float64], labels: NDArray[np.int64], task: Task) -> dict[str, float]:
+    """Returns the metrics of scores (N, K) and labels as fractions, by their short names."""
+    return (M.multilabel_metrics if task == "multilabel" else M.classification_metrics)(scores, labels)
+
+
+@dataclass
+class EvaluationResult:
+    """What an evaluation found: N videos counted, V views each, K classes.
+
+    Attributes:
+        protocol: The protocol that was used; its `views` are those of this evaluation.
+        metrics: Fractions in 0..1 such as ``top1@4x3``, ``top5@4x3``, ``mean_class@4x3``, or ``mAP@4x3``, first of the
+            protocol's views, then of those in `also`. If videos could not be read, these count the others only, and
+            each has a ``_low`` and ``_high`` twin that counts the unreadable ones wrong and right.
+        class_names: The K names.
+        logits: float32 (N, V, K), views clip by clip (`ViewPlan.names`).
+        labels: int64 (N,) class numbers, or (N, K) 0/1 if multi-label.
+        indices: int64 (N,) row of each video in the manifest, increasing.
+        paths: The N files.
+        failures: (path, reason) of each video that could not be read.
+        per_class: One record a class: support, recall and precision, or average precision (see `metrics.per_class`).
+        confusion: int64 (K, K) counts, row the true class; None if multi-label.
+        task: ``multiclass`` or ``multilabel``.
+        temporal: What was done to the order of the frames.
+        command: The command line of the process.
+        versions: Package name to version.
+        also: Further views that were measured in the same pass, as in ``1x1``.
+        extra_logits: float32 (N, E, K), the views that only `also` needs, in the order of
+            `stvid.data.layout.view_layout`.
+        average: What the scores average over the views, ``probabilities`` or ``logits``.
+        distinct: int64 (N,) how many of the V views are different: clips of a short video and crops of a square one
+            may be equal.
+        probe_logits: The logits (N, V, K) with the frames of each clip ``reversed``, ``shuffled`` or ``frozen``, as
+            far as that was measured in the same pass.
+        cost: What it took: ``params`` (parameters), ``gflops`` (multiply-adds of one view in 1e9), ``seconds``; as far
+            as known.
+        arithmetic: What the model was computed in, such as ``32-true on cpu``; of a model of `stvid.optimize` what was
+            done to it. Empty if unknown.
+        evaluation: Digest of what was measured: videos, labels, protocol, views, order of frames. Two results with
+            the same one differ in the model only. Empty if unknown.
+        progress_file: The logits of finished videos that an interrupted evaluation would have left; `save` deletes it.
+    """
+
+    protocol: Protocol
+    metrics: dict[str, float]
+    class_names: tuple[str, ...]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    paths: list[str]
+    failures: list[tuple[str, str]]
+    per_class: list[dict[str, Any]]
+    confusion: NDArray[np.int64] | None
+    task: Task = "multiclass"
+    temporal: Temporal = "normal"
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    extra_logits: NDArray[np.float32] | None = None
+    average: Average = "probabilities"
+    distinct: NDArray[np.int64] | None = None
+    probe_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    arithmetic: tuple[str, ...] = ()
+    evaluation: str = ""
+    progress_file: Path | None = field(default=None, compare=False)
+    _scores: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def views(self) -> str:
+        """Temporal clips x spatial crops, as in ``4x3``."""
+        return self.protocol.views
+
+    @property
+    def counted(self) -> int:
+        """How many videos the metrics are about."""
+        return len(self.logits)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(N, K) probabilities, averaged over the views."""
+        return self.protocol_scores(self.views)
+
+    def protocol_logits(self, views: str | ViewPlan) -> NDArray[np.float32]:
+        """Returns the per-view logits (N, V', K) of one of the protocols that were measured, clip by clip.
+
+        Raises:
+            ConfigError: If these views were not measured.
+        """
+        name = str(ViewPlan.parse(views))
+        if name not in (self.views, *self.also):
+            raise ConfigError(f"views {name}: not measured here, but {', '.join((self.views, *self.also))}")
+        rows = view_layout([self.views, *self.also], self.protocol.sampling).rows[name]
+        if name == self.views:
+            return self.logits
+        count = self.logits.shape[1]
+        extra = np.empty(0) if self.extra_logits is None else self.extra_logits
+        return np.stack([self.logits[:, row] if row < count else extra[:, row - count] for row in rows], axis=1)
+
+    def protocol_scores(self, views: str | ViewPlan) -> NDArray[np.float64]:
+        """Returns the scores (N, K) of one of the protocols that were measured; see `protocol_logits`."""
+        name = str(ViewPlan.parse(views))
+        if name not in self._scores:  # kept: with the views of Kinetics this takes seconds
+            self._scores[name] = M.video_scores(self.protocol_logits(name), self.task, self.average)
+        return self._scores[name]
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95% bootstrap intervals over the videos of the accuracies; empty if multi-label."""
+        if self.task == "multilabel":
+            return {}
+        found = {}
+        for views in (self.views, *self.also):
+            ranks = M.label_ranks(self.protocol_scores(views), self.labels)
+            for k in M.TOP_K:
+                if f"top{k}@{views}" in self.metrics:
+                    found[f"top{k}@{views}"] = M.bootstrap_interval(ranks < k)
+        return found
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How far the confidence of the top-1 predictions can be trusted; None if multi-label."""
+        return None if self.task == "multilabel" else M.calibration(self.scores, self.labels)
+
+    @property
+    def probe(self) -> dict[str, dict[str, Any]]:
+        """For each changed order of frames the ``metrics``, and ``per_class`` records, of the protocol's views."""
+        found: dict[str, dict[str, Any]] = {}
+        for temporal, logits in self.probe_logits.items():
+            scores = M.video_scores(logits, self.task, self.average)
+            numbers = compute_metrics(scores, self.labels, self.task)
+            found[temporal] = {
+                "metrics": {f"{name}@{self.views}": value for name, value in numbers.items()},
+                "per_class": M.per_class(scores, self.labels, self.class_names, self.task),
+            }
+        return found
+
+    def metric(self, name: str) -> float:
+        """Returns a metric by its short name: ``metric("top1")`` is ``metrics["top1@4x3"]``.
+
+        Raises:
+            KeyError: If there is no such metric.
+        """
+        return self.metrics[f"{name}@{self.views}"]
+
+    def summary(self) -> str:
+        """Returns a few lines for people: the metrics in percent, what was counted, and each unreadable video."""
+        lines = []
+        intervals = self.intervals
+        for views in (self.views, *self.also):
+            parts = []
+            for name, value in self.metrics.items():
+                if not name.endswith(f"@{views}"):
+                    continue
+                text = f"{name} {100 * value:.2f}%"
+                if f"{name}_low" in self.metrics:
+                    low, high = self.metrics[f"{name}_low"], self.metrics[f"{name}_high"]
+                    text += f" (with the unreadable ones {100 * low:.2f} to {100 * high:.2f}%)"
+                elif views == self.views and name.startswith("top1@"):
+                    text += " (95% interval {:.2f} to {:.2f}%)".format(*(100 * end for end in intervals[name]))
+                parts.append(text)
+            lines.append(", ".join(parts))
+        for temporal, record in self.probe.items():
+            drops = [
+                f"{name} {100 * value:.2f}% ({100 * (value - self.metrics[name]):+.2f})"
+                for name, value in record["metrics"].items()
+            ]
+            lines.append(f"frames {temporal}: {', '.join(drops)}")
+        lines.append(f"{self.counted} videos counted; {self.protocol.describe()}")
+        if self.temporal != "normal":
+            lines[-1] += f"; frames {self.temporal}"
+        if self.average != "probabilities":
+            lines[-1] += f"; averages {self.average}"
+        if self.arithmetic and not self.arithmetic[0].startswith("32-true"):
+            lines.append(f"computed in {'; '.join(self.arithmetic)}")
+        if self.distinct is not None and (self.distinct < self.logits.shape[1]).any():
+            few = int((self.distinct < self.logits.shape[1]).sum())
+            share = self.distinct.mean() / self.logits.shape[1]
+            lines.append(
+                f"{few} short or square videos have equal views: {100 * share:.1f}% of all views are different"
+            )
+        empty = sum(record["support"] == 0 for record in self.per_class)
+        if empty:
+            lines.append(f"{empty} of {len(self.class_names)} classes have no video and are left out of class means")
+        if self.failures:
+            lines.append(f"{len(self.failures)} videos could not be read:")
+            # A file name need not be valid text, but what is printed must be.
+            lines += [f"  {os.fsencode(path).decode(errors='replace')}: {reason}" for path, reason in self.failures]
+        return "\n".join(lines)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes ``result.json`` and ``logits.npz``; each appears whole or not at all.
+
+        Args:
+            folder: Made if it does not exist. Earlier files of these names are replaced.
+
+        Returns:
+            The path of ``result.json``.
+
+        Raises:
+            StvidError: If the folder cannot be written to or the disk is full; earlier files are left as they were.
+        """
+        target = Path(folder)
+        run = uuid.uuid4().hex  # in both files, so that load() sees if they do not belong together
+        record = {
+            "metrics": self.metrics,
+            "protocol": self.protocol.to_dict(),
+            "videos": {
+                "counted": self.counted,
+                "failed": [{"path": path, "reason": reason} for path, reason in self.failures],
+            },
+            "task": self.task,
+            "temporal": self.temporal,
+            "average": self.average,
+            "also": list(self.also),
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
+            "probe": self.probe,
+            "cost": self.cost,
+            "arithmetic": list(self.arithmetic),
+            "classes": list(self.class_names),
+            "per_class": self.per_class,
+            "evaluation": self.evaluation,
+            "command": self.command,
+            "versions": self.versions,
+            "run": run,
+        }
+        text = json.dumps(record, indent=2, allow_nan=False)
+        arrays: dict[str, NDArray[Any]] = {
+            "run": np.array(run),
+            "logits": self.logits,
+            "labels": self.labels,
+            "indices": self.indices,
+            # Bytes as the file system has them: a path need not be valid text.
+            "paths": np.frombuffer(b"\0".join(os.fsencode(path) for path in self.paths), dtype=np.uint8),
+        }
+        optional = {"confusion": self.confusion, "extra_logits": self.extra_logits, "distinct": self.distinct}
+        arrays |= {name: value for name, value in optional.items() if value is not None}
+        arrays |= {f"{_PROBE}{name}": value for name, value in self.probe_logits.items()}
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            _replace_files(
+                target,
+                {
+                    _LOGITS: lambda stream: np.savez(stream, **arrays),  # type: ignore[arg-type]  # allow_pickle: bool
+                    _RESULT: lambda stream: stream.write(text.encode() + b"\n"),
+                },
+            )
+        except OSError as error:
+            raise StvidError(
+                f"{target}: cannot save the evaluation ({error.strerror or error}); choose another folder or free space"
+            ) from error
+        if self.progress_file is not None:
+            self.progress_file.unlink(missing_ok=True)
+        return target / _RESULT
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> EvaluationResult:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: The folder, or its ``result.json``.
+
+        Raises:
+            StvidError: If a file is missing, damaged, or the two are of different runs.
+        """
+        target = Path(folder)
+        target = target.parent if target.name == _RESULT else target
+        if not (target / _RESULT).is_file():
+            raise StvidError(f"{folder}: neither a {_RESULT} nor a folder that holds one; stvid test writes them")
+        try:
+            record = json.loads((target / _RESULT).read_text(encoding="utf-8"))
+            with open(target / _LOGITS, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            if str(arrays["run"]) != record["run"]:
+                raise StvidError(f"{target}: {_RESULT} and {_LOGITS} are of different runs; evaluate again")
+            joined = arrays["paths"].tobytes()
+            return cls(
+                protocol=Protocol.from_dict(record["protocol"]),
+                metrics=record["metrics"],
+                class_names=tuple(record["classes"]),
+                logits=arrays["logits"],
+                labels=arrays["labels"],
+                indices=arrays["indices"],
+                paths=[os.fsdecode(path) for path in joined.split(b"\0")] if len(arrays["logits"]) else [],
+                failures=[(failed["path"], failed["reason"]) for failed in record["videos"]["failed"]],
+                per_class=record["per_class"],
+                confusion=arrays.get("confusion"),
+                task=record["task"],
+                temporal=record["temporal"],
+                command=record["command"],
+                versions=record["versions"],
+                also=tuple(record.get("also", ())),  # results of stvid 0.1 lack what follows
+                extra_logits=arrays.get("extra_logits"),
+                average=record.get("average", "probabilities"),
+                distinct=arrays.get("distinct"),
+                probe_logits={name[len(_PROBE) :]: value for name, value in arrays.items() if name.startswith(_PROBE)},
+                cost=record.get("cost", {}),
+                arithmetic=tuple(record.get("arithmetic", ())),
+                evaluation=record.get("evaluation", ""),
+            )
+        except OSError as error:
+            name = error.filename or target
+            raise StvidError(f"{name}: cannot read the saved evaluation ({error.strerror or error})") from error
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, StvidError):
+                raise
+            raise StvidError(f"{target}: not an evaluation saved by stvid, or damaged ({error})") from error
+
+
+def _replace_files(folder: Path, contents: Mapping[str, Callable[[IO[bytes]], Any]]) -> None:
+    """Writes all files under temporary names, and only when all are on the disk gives them their own."""
+    suffix = f".{uuid.uuid4().hex}.tmp"
+    temporary = {name: folder / f".{name}{suffix}" for name in contents}
+    try:
+        for name, write in contents.items():
+            with open(temporary[name], "xb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
