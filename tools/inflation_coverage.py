@@ -3,6 +3,7 @@
     python tools/inflation_coverage.py --output /tmp/coverage            # all; a run that was stopped goes on
     python tools/inflation_coverage.py --output /tmp/coverage --first    # the smallest model of each file of timm
     python tools/inflation_coverage.py --output /tmp/coverage --report docs/inflation_coverage.md
+    python tools/inflation_coverage.py --output /tmp/coverage --known docs/inflation_coverage.csv  # the others
 
 A network is built with random weights at the smallest input that it takes, and must, for each of conv, shift and (if it
 has attention) attention: convert; give, for an image repeated over three frames, the logits of the image, to 1e-5 of
@@ -10,15 +11,17 @@ the difference that the image makes; and give other logits for a clip played bac
 averages, so that the ends of the clip count too. Before the last check the weights that mix frames are perturbed, since
 they start symmetric or at zero; a shift has none. What differs by more in float32 is computed again in float64.
 
-Results are lines of JSON in <output>/results.jsonl. A worker that exceeds the time is killed, and the model counted as
-failed; so is one that needs more memory than allowed. Networks of more parameters than `--largest` are built with a few
-blocks only, and the report says so.
+Results are lines of JSON in <output>/results.jsonl. `--report` writes the summary and, beside it with the suffix .csv,
+a line for each network; `--known` takes such a file's networks as done. A worker that exceeds the time is killed, and
+the model counted as failed; so is one that needs more memory than allowed. Networks of more parameters than `--largest`
+are built with a few blocks only where their depth is an option, and the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import fnmatch
 import gc
 import json
@@ -181,10 +184,10 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
     try:
         try:
             network, size = smallest(library, name, options)
-        except TypeError:
+        except Exception:
             if not options:
                 raise
-            del base["built_with"]  # a network whose depth is no option is built whole
+            del base["built_with"]  # a network whose depth cannot be chosen is built whole
             options = {}
             network, size = smallest(library, name, options)
     except Exception as error:
@@ -323,6 +326,49 @@ def read(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     return records
 
 
+def write_table(records: dict[tuple[str, str, str], dict[str, Any]], path: Path) -> None:
+    """Writes a line for each network: in a mode's cell what was measured, or why nothing; empty if it was not tried."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("library", "name", "parameters", "size", "blocks", *MODES))
+        for library, name in sorted({key[:2] for key in records}):
+            found = {mode: records[library, name, mode] for mode in MODES if (library, name, mode) in records}
+            any_of = next(iter(found.values()))
+            blocks = any_of.get("built_with", {}).get("depth", "")
+            cells = [cell(found[mode]) if mode in found else "" for mode in MODES]
+            rows.writerow((library, name, int(any_of.get("parameters", 0)), any_of.get("size", ""), blocks, *cells))
+
+
+def cell(record: dict[str, Any]) -> str:
+    for key in ("skipped", "problem"):
+        if key in record:
+            return f"{key}: {record[key]}"
+    return f"{record['still']:.1e} {record['order']:.1e} {record['dtype']}"
+
+
+def read_table(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Returns the records of a file of `write_table`, but for how long they took."""
+    records = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for mode in MODES:
+                if not row[mode]:
+                    continue
+                record: dict[str, Any] = {"parameters": int(row["parameters"])}
+                if row["size"]:
+                    record["size"] = int(row["size"])
+                if row["blocks"]:
+                    record["built_with"] = {"depth": int(row["blocks"])}
+                kind, colon, text = row[mode].partition(": ")
+                if colon:
+                    record[kind] = text
+                else:
+                    still, order, record["dtype"] = row[mode].split()
+                    record.update(still=float(still), order=float(order))
+                records[row["library"], row["name"], mode] = record
+    return records
+
+
 def failed(record: dict[str, Any]) -> str:
     """Returns why a record is no success; empty if it is one."""
     if "problem" in record:
@@ -376,16 +422,18 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one network")
     parser.add_argument("--memory", type=float, default=12, help="address space of a worker in GiB")
     parser.add_argument("--largest", type=float, default=8e8, help="parameters; larger networks are built shallow")
-    parser.add_argument("--report", type=Path, help="write the table to this file and stop")
+    parser.add_argument("--known", type=Path, help="table of an earlier --report (.csv): what it has is not repeated")
+    parser.add_argument("--report", type=Path, help="write the summary to this file (.md), the table beside it; stop")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "results.jsonl"
+    known = {**({} if options.known is None else read_table(options.known)), **read(path)}
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         total = len(count_parameters(options.output / "parameters.json"))
-        options.report.write_text(report(read(path), total))
+        options.report.write_text(report(known, total), encoding="utf-8")
+        write_table(known, options.report.with_suffix(".csv"))
         return 0
-    known = read(path)
     waiting = []
     counts = count_parameters(options.output / "parameters.json")
     for library, name in jobs(counts, options.models, options.first):
