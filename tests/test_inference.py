@@ -345,12 +345,16 @@ def test_a_packed_weight_follows_no_change_unseen() -> None:
     expected = conv(clip)
     conv.pack()
     torch.testing.assert_close(conv(clip), expected)
+    larger = torch.randn(2, 4, 5, 7, 9)
+    torch.testing.assert_close(conv(larger), nn.functional.conv3d(larger, conv.weight, conv.bias, padding=1))
+    assert conv.packed is not None and conv.packed[0] == larger.shape  # the layout depends on the shape
+    torch.testing.assert_close(conv(clip), expected)
     x = clip.clone().requires_grad_()
     conv(x).sum().backward()  # by the plain weight
     assert x.grad.abs().sum() > 0
-    assert copy.deepcopy(conv).packed is None
+    assert copy.deepcopy(conv).packed is None and not copy.deepcopy(conv).packs
     conv.double()
-    assert conv.packed is None
+    assert conv.packed is None and not conv.packs
     torch.testing.assert_close(conv(clip.double()), expected.double(), rtol=1e-4, atol=1e-5)
 
 

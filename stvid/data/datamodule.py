@@ -190,7 +190,7 @@ class _WorkerInit:
     def __call__(self, worker: int) -> None:
         # Ctrl-C reaches all processes of the terminal. Only the main one may act on it: it saves a checkpoint first.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         torch.set_num_threads(1)
         # No sample uses global random state; this is for code of users that does (a subclass of a data set).
         state = np.random.SeedSequence([self.seed, self.rank, worker]).generate_state(3)

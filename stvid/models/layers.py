@@ -251,26 +251,38 @@ class Conv3d(nn.Conv3d):
     up to twice as slow there and gives up the layout `clip_layout` chose, so that the layers after it are slow too.
 
     Attributes:
-        packed: The weight in oneDNN's own layout; see `pack`.
+        packs: Whether `pack` was called.
+        packed: The weight in oneDNN's own layout for clips of a shape, once such clips came; see `pack`.
     """
 
-    packed: Tensor | None = None
+    packs: bool = False
+    packed: tuple[torch.Size, Tensor] | None = None
 
     def pack(self) -> None:
-        """Keeps the weight in oneDNN's own layout too, for inference on CPUs.
+        """Keeps the weight in oneDNN's own layout too, for inference on CPUs, from the next pass on.
 
         Else it is brought into that layout in every pass, which takes as long as the convolution where maps are small
-        and channels many. The weight must not change any more; moving or copying the layer drops the packed one.
+        and channels many. It is kept for one shape of input, since the layout for another can cost a multiple (60 times
+        for R(2+1)D-18's 256 to 576 channels in bfloat16 with AMX). The weight must not change any more; moving or
+        copying the layer ends it.
         """
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
-        self.packed = reorder(self.weight.detach().to_mkldnn(), self.padding, self.stride, self.dilation, self.groups)
+        self.packs, self.packed = True, None
+
+    def _packed(self, x: Tensor) -> Tensor:
+        kept = self.packed  # once: other threads may replace it
+        if kept is None or kept[0] != x.shape:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
+            settings = (self.padding, self.stride, self.dilation, self.groups)
+            kept = (x.shape, reorder(self.weight.detach().to_mkldnn(), *settings, x.shape))
+            self.packed = kept
+        return kept[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self.packed = None
+        self.packs, self.packed = False, None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "packed"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("packs", "packed")}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, C', T', H', W')."""
@@ -278,9 +290,9 @@ class Conv3d(nn.Conv3d):
         settings = (padding, self.stride, self.dilation, self.groups)
         differentiated = torch.is_grad_enabled() and x.requires_grad
         low = (torch.float32, torch.bfloat16)
-        if self.packed is not None and not differentiated and takes_onednn(x, self.weight, dtypes=low):
+        if self.packs and not differentiated and takes_onednn(x, self.weight, dtypes=low):
             # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
-            return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *settings, "none", [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, self._packed(x), self.bias, *settings, "none", [], "")
         if takes_onednn(x, self.weight):
             # Not in torch's documentation, but in its namespace since 0.4; the gradient is that of conv3d.
             return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
