@@ -62,6 +62,7 @@ class VideoTask(LightningModule):
         self.clips_per_step = clips_per_step
         self.steps_per_epoch = steps_per_epoch
         self.training_videos = training_videos
+        self.validated: dict[str, float] = {}  # the last numbers, unrounded: Lightning logs in float32
         # made now: sharding (FSDP) flattens the parameters later, and their shapes decide
         self._plan = plan_parameters(model, config.optim)
         self.multilabel = config.task == "multilabel"
@@ -192,6 +193,7 @@ class VideoTask(LightningModule):
                 print(f"warning: unreadable validation video {path}: {reason}", file=sys.stderr, flush=True)
         values = {f"val_{name}": value for name, value in result.metrics.items()}
         values["val_failed"] = float(len(result.failures))
+        self.validated = values
         # all ranks have the same numbers, so nothing is left to reduce
         self.log_dict(values, prog_bar=False, sync_dist=False)
 

@@ -498,7 +498,7 @@ def _train(config: TrainConfig, output: Path) -> TrainResult:
     if trainer.is_global_zero:
         (output / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
     best = output / "checkpoints" / "best.ckpt"
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()} | task.validated
     if failures:
         say(f"{len(failures)} training videos could not be read: {output / 'unreadable.csv'}")
     return TrainResult(
