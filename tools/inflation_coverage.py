@@ -174,6 +174,7 @@ def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, An
 
 def check(library: str, name: str, modes: list[str], count: float, largest: float) -> list[dict[str, Any]]:
     """Returns a record for each mode."""
+    from stvid.errors import StvidError
     from stvid.inflation.model import has_attention
 
     base: dict[str, Any] = {"library": library, "name": name}
@@ -184,7 +185,7 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
     try:
         try:
             network, size = smallest(library, name, options)
-        except Exception:
+        except (TypeError, StvidError):
             if not options:
                 raise
             del base["built_with"]  # a network whose depth cannot be chosen is built whole

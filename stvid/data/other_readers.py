@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ __all__ = ["DecordSource", "FramesSource", "TorchcodecSource"]
 _T = TypeVar("_T")
 
 
-class _OtherSource:
+class _OtherSource(ABC):
     """A decoder of another package, which is asked for frames by number; the numbers come from PyAV's index.
 
     So all backends have the same frames at the same times, or say that they do not.
@@ -45,13 +46,13 @@ class _OtherSource:
                 f"{expected[2]} x {expected[1]}; use backend 'av'",
             )
 
+    @abstractmethod
     def _open(self, source: str | bytes, num_threads: int) -> tuple[int, int, int]:
         """Opens the file; returns number, height and width of its frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _frames(self, indices: list[int]) -> np.ndarray:
         """Returns frames at ascending indices: uint8 (N, H, W, 3)."""
-        raise NotImplementedError
 
     def _guarded(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """Calls, and makes a VideoError of whatever the package raises for bad files (decord has its own kinds)."""

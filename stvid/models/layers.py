@@ -262,9 +262,8 @@ class Conv3d(nn.Conv3d):
         """Keeps the weight in oneDNN's own layout too, for inference on CPUs, from the next pass on.
 
         Else it is brought into that layout in every pass, which takes as long as the convolution where maps are small
-        and channels many. It is kept for one shape of input, since the layout for another can cost a multiple (60 times
-        for R(2+1)D-18's 256 to 576 channels in bfloat16 with AMX). The weight must not change any more; moving or
-        copying the layer ends it.
+        and channels many. It is kept for one shape of input, since the layout for another can cost a multiple. The
+        weight must not change any more; moving or copying the layer ends it.
         """
         self.packs, self.packed = True, None
 
