@@ -293,8 +293,11 @@ class Conv3d(nn.Conv3d):
             # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
             return torch.ops.mkldnn._convolution_pointwise(x, self._packed(x), self.bias, *settings, "none", [], "")
         if takes_onednn(x, self.weight):
+            # Clip and weight must share a layout. Deep in a network there is less of the clip to rearrange.
+            heavy = math.prod(self.kernel_size) > 1 and self.weight.numel() > x.numel()
             # Not in torch's documentation, but in its namespace since 0.4; the gradient is that of conv3d.
-            return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
+            out = torch.mkldnn_convolution(x.contiguous() if heavy else x, self.weight, self.bias, *settings)
+            return clip_layout(out) if heavy else out
         return super().forward(x)
 
 
