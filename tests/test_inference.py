@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import stvid
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.evaluation.result import ViewAccumulator
 from stvid.inference import FuseReport, OptimizedModel, pick_precision
-from stvid.models.layers import Conv3d, VideoModel, clip_layout
+from stvid.models.layers import Conv3d, Mlp, VideoModel, clip_layout
 from stvid.protocol import Protocol
 
 TINY: dict[str, Any] = {"depth": (1, 1, 1, 1)}
@@ -409,3 +409,32 @@ def test_late_fusion_refuses_what_does_not_fit() -> None:
     other.class_names = ("x", "y", "z")
     with pytest.raises(ConfigError, match="differ in class_names"):
         stvid.late_fusion([result, other])
+
+
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_mlp_in_bfloat16_is_torchs(gelu: Literal["none", "tanh"], autocast: bool) -> None:
+    torch.manual_seed(0)
+    mlp, dtype = Mlp(16, 64, gelu=gelu), torch.float32 if autocast else torch.bfloat16
+    expected = nn.Sequential(nn.Linear(16, 64), nn.GELU(approximate=gelu), nn.Linear(64, 16))
+    expected[0].load_state_dict(mlp.fc1.state_dict())
+    expected[2].load_state_dict(mlp.fc2.state_dict())
+    mlp, expected = mlp.to(dtype), expected.to(dtype)
+    tokens = torch.randn(2, 5, 32, dtype=dtype)[..., ::2]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, wanted = mlp(tokens), expected(tokens)
+        assert found.dtype == wanted.dtype == torch.bfloat16
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.01)
+    mlp(tokens.float() if autocast else tokens).sum().backward()  # with a gradient it is torch's
+    assert all(parameter.grad is not None for parameter in mlp.parameters())
+
+
+def test_hooks_see_what_is_between_the_layers_of_an_mlp() -> None:
+    mlp, seen = Mlp(16, 64), []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for part in (mlp.fc1, mlp.act):
+            hook = part.register_forward_hook(lambda module, inputs, output: seen.append(output))
+            mlp(torch.randn(2, 16))
+            hook.remove()
+    assert [output.shape for output in seen] == [(2, 64)] * 2
+    assert seen[0].min() < -0.2 < seen[1].min()

@@ -3,6 +3,7 @@
 - ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device. On CPUs two cases
   go through blocks of queries instead: inference in bfloat16 without AMX, where torch's kernel takes as long as in
   float32; and the gradient where the bias takes one too (Video Swin): torch has no kernel for it and keeps all scores.
+  A handful of tokens is computed as ``math`` does, in bfloat16.
 - ``xformers``: memory_efficient_attention, where its operator answers for this dtype, device and shape; it is an
   error to ask for it where it does not.
 - ``math``: softmax(q k^T) v written out, the reference of the tests. The only one whose memory grows with N x N.
@@ -38,6 +39,7 @@ __all__ = [
 AttentionBackend = Literal["sdpa", "xformers", "math"]
 AttentionLayout = Literal["BHMK", "BMHK"]
 BLOCK_SCORES = 1 << 22  # scores that one block of queries may have (8 MB in bfloat16, which caches hold)
+FEW = 8  # tokens
 _backend: AttentionBackend = "sdpa"
 _recorder: Callable[[Tensor], None] | None = None
 
@@ -127,10 +129,10 @@ def attend(
     if layout not in get_args(AttentionLayout):
         raise ValueError(f"attention layout {layout!r}: choose one of {', '.join(get_args(AttentionLayout))}")
     backend = _backend if backend is None else backend
-    if _recorder is not None:
-        backend = "math"
     if backend != "sdpa":
         _check(backend)
+    if _recorder is not None or (backend == "sdpa" and not drop_rate and _plain_is_faster(q, k, v, layout)):
+        backend = "math"
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "xformers":
         if layout == "BMHK":
@@ -190,6 +192,18 @@ def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
         return False
     with_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", bool)
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and not with_amx()
+
+
+def _plain_is_faster(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> bool:
+    """Whether so few tokens attend, in bfloat16 on a CPU, that torch's kernel takes half as long again as its parts.
+
+    The scores of a token are then fewer than its channels. Attention over the 8 frames of a TimeSformer is such a case.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
+        return False
+    return k.shape[1 if layout == "BMHK" else 2] <= FEW
 
 
 def _has_no_fused_gradient(bias: Tensor) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from stvid.models.layers import (
     Attention,
     Block,
+    Linear,
     TubeletEmbed,
     VideoModel,
     drop_path_rates,
@@ -56,7 +57,7 @@ class DividedBlock(Block):
         super().__init__(dim, attention=attention, **options)
         self.temporal_norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.temporal_attn = temporal_attention
-        self.temporal_fc = nn.Linear(dim, dim)
+        self.temporal_fc = Linear(dim, dim)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         """(B, 1 + S * frames, dim) to the same."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from stvid.models.layers import (
     Attention,
     FeedForward,
+    Linear,
     TubeletEmbed,
     VideoModel,
     drop_path_rates,
@@ -268,7 +269,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Joins neighbours; the channels hold the columns, and within a column the rows."""

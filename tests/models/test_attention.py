@@ -58,16 +58,18 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeXformers]:
 @pytest.mark.parametrize("dtype,tolerance", TOLERANCES)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("layout", ["BHMK", "BMHK"])
+@pytest.mark.parametrize("keys", [7, 20])  # at most `FEW`, and more
 def test_backends_agree(
     dtype: torch.dtype,
     tolerance: float,
     with_bias: bool,
     layout: Literal["BHMK", "BMHK"],
+    keys: int,
     xformers: FakeXformers,
 ) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, length, 16, dtype=dtype) for length in (5, 7, 7))
-    bias = torch.randn(1, 3, 5, 7, dtype=dtype) if with_bias else None
+    q, k, v = (torch.randn(2, 3, length, 16, dtype=dtype) for length in (5, keys, keys))
+    bias = torch.randn(1, 3, 5, keys, dtype=dtype) if with_bias else None
     expected = attend(q.double(), k.double(), v.double(), bias=None if bias is None else bias.double(), backend="math")
     if layout == "BMHK":
         q, k, v, expected = (x.transpose(1, 2) for x in (q, k, v, expected))
