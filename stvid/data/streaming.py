@@ -59,6 +59,12 @@ class _Input:
     opened: Any = None  # a file to close afterwards
 
 
+_INDEX_FIRST = (
+    "; an mp4 whose source cannot seek must have its index first: save it as a file, or make it so with "
+    "ffmpeg -i IN -c copy -movflags +faststart OUT"
+)
+
+
 class _Pipe:
     """A pipe as PyAV takes it: with nothing but `read`, since a pipe cannot seek."""
 
@@ -119,7 +125,7 @@ class _Stream:
                 timeout=TIMEOUT if network else None,
             )
         except (self.av.error.FFmpegError, ValueError) as error:
-            hint = "; an mp4 in a pipe must have its index first (faststart)" if isinstance(given.file, _Pipe) else ""
+            hint = _INDEX_FIRST if isinstance(given.file, _Pipe) else ""
             self.close()
             raise VideoError(name, f"cannot be opened as a video ({why(error)}{hint})") from error
         try:
@@ -144,19 +150,20 @@ class _Stream:
 
     def _packets(self) -> Iterator[Any]:
         """Yields packets; of a file past read errors, as `VideoReader` does."""
-        errors = 0
+        errors, begun = 0, False
         while True:
             try:
                 for packet in self.container.demux(self.stream):
                     if packet.size:  # an empty packet would tell the decoder that the stream has ended
-                        errors = 0
+                        errors, begun = 0, True
                         yield packet
                 return
             except self.av.error.EOFError:
                 return
             except (self.av.error.FFmpegError, IndexError) as error:
                 if self.live:
-                    raise VideoError(self.name, f"the stream broke off ({why(error)})") from error
+                    hint = "" if begun or "mp4" not in self.container.format.name.split(",") else _INDEX_FIRST
+                    raise VideoError(self.name, f"the stream broke off ({why(error)}{hint})") from error
                 errors += 1
                 if errors > MAX_READ_ERRORS:
                     return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -80,6 +82,27 @@ def test_a_url(served: tuple[Path, str], make_video: Callable[..., Path]) -> Non
     assert_same(f"{address}/served.mkv", path)
     with pytest.raises(VideoError, match="404"):
         list(stream_frames(f"{address}/missing.mkv"))
+
+
+def test_an_mp4_with_its_index_last_needs_a_source_that_seeks(
+    served: tuple[Path, str], make_video: Callable[..., Path]
+) -> None:
+    folder, address = served  # Python's server knows no ranges
+    path = make_video("last.mp4", to=folder)
+    data = path.read_bytes()
+    moov = data.index(b"moov") - 4
+    assert data.index(b"mdat") < moov
+    gap = struct.pack(">I", 2**20) + b"free" + bytes(2**20 - 8)  # more than FFmpeg keeps of what it has read
+    path.write_bytes(data[:moov] + gap + data[moov:])
+    with pytest.raises(VideoError, match=r"broke off .*\+faststart"):
+        list(stream_frames(f"{address}/last.mp4"))
+    with av.open(str(path)) as old, av.open(str(folder / "first.mp4"), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    assert_same(f"{address}/first.mp4", path)
 
 
 def test_a_playlist_from_the_network_cannot_read_files(
