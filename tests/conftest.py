@@ -299,8 +299,8 @@ def make_dataset(make_video: Callable[..., Path]) -> Callable[..., Path]:
 def make_shards() -> Callable[..., Manifest]:
     """``make_shards(manifest, folder)`` -> the list of the same videos in tar shards of about `size` bytes."""
 
-    def make(manifest: Manifest, folder: Path, *, size: float = 14000) -> Manifest:
-        plan, failed = plan_shards(manifest, size=size, seed=0)
+    def make(manifest: Manifest, folder: Path, *, size: float = 14000, seed: int = 0) -> Manifest:
+        plan, failed = plan_shards(manifest, size=size, seed=seed)
         assert not failed
         (folder / "plan").mkdir(parents=True)
         results = []

@@ -20,7 +20,6 @@ from stvid.data.datamodule import ShardLoader, make_eval_loader, make_train_load
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.data.shards import ShardStream
-from stvid.data_prep.sharding import plan_shards, write_shard, write_shard_index
 from stvid.engine.train import train
 from stvid.errors import ConfigError, Interrupted, ManifestError, StvidError
 from stvid.protocol import Protocol
@@ -28,19 +27,7 @@ from stvid.protocol import Protocol
 pytest.importorskip("webdataset")
 
 PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32)
-Shard = Callable[..., Path]
-
-
-def write_shards(manifest: Manifest, folder: Path, *, size: float = 14000, seed: int = 0) -> Path:
-    plan, failed = plan_shards(manifest, size=size, seed=seed)
-    assert not failed
-    (folder / "plan").mkdir(parents=True)
-    results = []
-    for number, rows in enumerate(plan):
-        (folder / "plan" / f"shard-{number:06d}.json").write_text(json.dumps(rows))
-        results.append(write_shard(str(folder / f"shard-{number:06d}.tar"), {"plan": str(folder / "plan")}))
-    write_shard_index(folder, manifest.class_names, results)
-    return folder
+MakeShards = Callable[..., Manifest]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +36,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def shards(files: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_shards(files, tmp_path_factory.mktemp("shards"))
+def shards(files: Manifest, tmp_path_factory: pytest.TempPathFactory, make_shards: MakeShards) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    make_shards(files, folder)
     assert len(list(folder.glob("*.tar"))) > 3
     return folder
 
@@ -94,8 +82,12 @@ def test_shards_are_tars_that_webdataset_reads(files: Manifest, shards: Path) ->
         assert about["labels"] == files.label_ids(index).tolist()
 
 
-def test_the_same_plan_gives_the_same_bytes_and_another_seed_another_order(files: Manifest, tmp_path: Path) -> None:
-    one, two, other = (write_shards(files, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+def test_the_same_plan_gives_the_same_bytes_and_another_seed_another_order(
+    files: Manifest, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    one, two, other = folders = [tmp_path / name for name in "abc"]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        make_shards(files, folder, seed=seed)
     assert all((two / tar.name).read_bytes() == tar.read_bytes() for tar in one.glob("*.tar"))
     orders = []
     for folder in (one, other):
@@ -221,11 +213,11 @@ def test_evaluation_reads_from_shards_what_it_reads_from_files(files: Manifest, 
         assert torch.equal(one.clips, two.clips) and (one.labels == two.labels).all()
 
 
-def test_an_unreadable_member_is_listed_and_replaced(files: Manifest, tmp_path: Path) -> None:
+def test_an_unreadable_member_is_listed_and_replaced(files: Manifest, make_shards: MakeShards, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all" * 50)
     entries = [files[index] for index in range(5)] + [VideoEntry(str(broken), files[0].labels)]
-    manifest = read_manifest(write_shards(Manifest.from_entries(entries), tmp_path / "shards"))
+    manifest = make_shards(Manifest.from_entries(entries), tmp_path / "shards")
     batches = list(make_train_loader(dataset(manifest), batch_size=3, workers=0, seed=3))
     failures = [failure for batch in batches for failure in batch.failures]
     assert len(failures) == 1 and failures[0][0].endswith("-broken.mp4") and "not a video" in failures[0][1]
@@ -235,11 +227,11 @@ def test_an_unreadable_member_is_listed_and_replaced(files: Manifest, tmp_path: 
     assert sample.clips is None and sample.error is not None
 
 
-def test_parts_of_videos_and_several_labels(files: Manifest, tmp_path: Path) -> None:
+def test_parts_of_videos_and_several_labels(files: Manifest, make_shards: MakeShards, tmp_path: Path) -> None:
     path = files[0].path
     rows = [VideoEntry(path, ("a", "b"), 0.0, 0.3), VideoEntry(path, (), 0.3, 0.6), VideoEntry(files[9].path, ("c",))]
     source = Manifest.from_entries(rows, multilabel=True)
-    found = read_manifest(write_shards(source, tmp_path / "shards"))
+    found = make_shards(source, tmp_path / "shards")
     for index in range(3):
         assert dataclasses.replace(found[index], path="") == dataclasses.replace(source[index], path="")
     one, two = (TrainDataset(m, PROTOCOL, AugmentConfig(), seed=0, multilabel=True)[1] for m in (source, found))
@@ -288,8 +280,9 @@ def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("change", ["missing", "cut"])
-def test_incomplete_shards_are_noticed(files: Manifest, tmp_path: Path, change: str) -> None:
-    folder = write_shards(files, tmp_path / "shards")
+def test_incomplete_shards_are_noticed(files: Manifest, make_shards: MakeShards, tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "shards"
+    make_shards(files, folder)
     tar = folder / "shard-000001.tar"
     if change == "missing":
         tar.unlink()
@@ -299,10 +292,9 @@ def test_incomplete_shards_are_noticed(files: Manifest, tmp_path: Path, change: 
         read_manifest(folder)
 
 
-def test_shards_that_do_not_belong_to_their_list(files: Manifest, tmp_path: Path) -> None:
-    folder = write_shards(files, tmp_path / "shards")
-    manifest = read_manifest(folder)
-    tar = folder / "shard-000001.tar"
+def test_shards_that_do_not_belong_to_their_list(files: Manifest, make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(files, tmp_path / "shards")
+    tar = tmp_path / "shards" / "shard-000001.tar"
     content = bytearray(tar.read_bytes())
     content[:1024] = bytes(1024)  # as after another archive was written there
     tar.write_bytes(content)
