@@ -26,7 +26,7 @@ from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import frame_grid, sample_train, sample_views
 from stvid.data.stored_index import index_beside
-from stvid.data.transforms import CropBox, TrainTransform, normalize, resize_short_side, test_crops
+from stvid.data.transforms import CropBox, TrainTransform, crop_offsets, normalize, resize_short_side, test_crops
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
 
@@ -579,14 +579,12 @@ class EvalDataset(Dataset[EvalSample]):
         boxes: list[CropBox] = []
         first: dict[tuple[bytes, CropBox, bool], int] = {}
         same = np.arange(len(views))
-        done: tuple[int, int] | None = None  # the layout keeps the views of a clip together
         for row, (clip, count, crop) in enumerate(self.layout.views):
-            if done != (clip, count):
-                crops, cut = test_crops(_take(frames, where[clip]), self.protocol, count)
-                done = (clip, count)
-            views[row] = crops[crop].permute(1, 2, 3, 0)
-            top, left, height, width = cut[crop]
-            boxes.append(CropBox(top * scale_y, left * scale_x, height * scale_y, width * scale_x))
+            top, left = crop_offsets(frames.shape[1], frames.shape[2], size, count)[crop]
+            part = frames[:, top : top + size, left : left + size]
+            for time, number in enumerate(where[clip].tolist()):
+                views[row, time] = part[number].flip(1) if crop >= 5 else part[number]
+            boxes.append(CropBox(top * scale_y, left * scale_x, size * scale_y, size * scale_x))
             same[row] = first.setdefault((indices[clip].tobytes(), boxes[-1], crop >= 5), row)
         main = parse_views(self.layout.protocols[0])[1]
         return views.permute(0, 4, 1, 2, 3), tuple(boxes[:main]), same

@@ -30,6 +30,7 @@ __all__ = [
     "RANDAUGMENT_OPS",
     "CropBox",
     "TrainTransform",
+    "crop_offsets",
     "normalize",
     "resize_short_side",
     "test_crops",
@@ -364,6 +365,29 @@ CROP_COUNTS: Final = (1, 3, 5, 10)
 """Numbers of spatial crops that are defined."""
 
 
+def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
+    """Returns the upper left corner of each square crop of that size of a scaled frame; see `test_crops`.
+
+    Raises:
+        ConfigError: If `num_crops` is none of `CROP_COUNTS`.
+    """
+    bottom, right = height - size, width - size
+    # The centre is rounded up, as in PySlowFast.
+    middle = (math.ceil(bottom / 2), math.ceil(right / 2))
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
+    if num_crops == 1:
+        return [middle]
+    if num_crops == 3 and height > width:
+        return [(0, middle[1]), middle, (bottom, middle[1])]
+    if num_crops == 3:
+        return [(middle[0], 0), middle, (middle[0], right)]
+    if num_crops == 5:
+        return corners
+    if num_crops == 10:
+        return corners + corners
+    raise ConfigError(f"views: {num_crops} crops of a clip are not defined; choose 1, 3, 5 or 10")
+
+
 def test_crops(frames: torch.Tensor, protocol: Protocol, num_crops: int) -> tuple[torch.Tensor, tuple[CropBox, ...]]:
     """Scales the short side to `protocol.short_side` and cuts the crops of the test views.
 
@@ -384,22 +408,7 @@ def test_crops(frames: torch.Tensor, protocol: Protocol, num_crops: int) -> tupl
     size = protocol.crop
     scaled = resize_short_side(frames, protocol.short_side)
     (source_height, source_width), (height, width) = frames.shape[-2:], scaled.shape[-2:]
-    bottom, right = height - size, width - size
-    # The centre is rounded up, as in PySlowFast.
-    middle = (math.ceil(bottom / 2), math.ceil(right / 2))
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
-    if num_crops == 1:
-        offsets = [middle]
-    elif num_crops == 3 and height > width:
-        offsets = [(0, middle[1]), middle, (bottom, middle[1])]
-    elif num_crops == 3:
-        offsets = [(middle[0], 0), middle, (middle[0], right)]
-    elif num_crops == 5:
-        offsets = corners
-    elif num_crops == 10:
-        offsets = corners + corners
-    else:
-        raise ConfigError(f"views: {num_crops} crops of a clip are not defined; choose 1, 3, 5 or 10")
+    offsets = crop_offsets(height, width, size, num_crops)
     crops = frames.new_empty(num_crops, frames.shape[0], size, size, 3)  # colour last, as the decoder's memory
     for number, (top, left) in enumerate(offsets):
         crop = scaled[..., top : top + size, left : left + size]
@@ -427,8 +436,13 @@ def normalize(
         A new contiguous tensor of the same shape.
     """
     scale = 1.0 if clips.is_floating_point() else 255.0
-    clips = clips.to(dtype, memory_format=torch.contiguous_format, copy=True)
     shape = (-1, 1, 1, 1)
     subtract = torch.tensor([scale * value for value in mean], dtype=dtype, device=clips.device).view(shape)
     divide = torch.tensor([scale * value for value in std], dtype=dtype, device=clips.device).view(shape)
-    return clips.sub_(subtract).div_(divide)
+    result = torch.empty(clips.shape, dtype=dtype, device=clips.device)
+    if clips.device.type != "cpu":
+        return result.copy_(clips).sub_(subtract).div_(divide)
+    for clip in np.ndindex(*clips.shape[:-4]):
+        for time in range(clips.shape[-3]):  # frame by frame: the cache holds it from step to step
+            result[clip][:, time].copy_(clips[clip][:, time]).sub_(subtract[:, 0]).div_(divide[:, 0])
+    return result
