@@ -23,6 +23,9 @@ _RANGE_LIMITED, _RANGE_FULL = 1, 2
 # out before it is converted. Of others it interpolates the colour between neighbours, which a cut would change.
 _CUT_FIRST = frozenset({"yuv420p", "yuvj420p"})
 
+# To cut a frame takes as long as to convert about this many pixels: fewer are converted for nothing instead.
+_CUT_PIXELS = 100_000
+
 
 class RgbConverter:
     """Converts frames to RGB with the matrix and the range that the file states."""
@@ -52,7 +55,9 @@ class RgbConverter:
         if box is None:
             return self._converted(frame, height, width)
         top, left, rows, columns = box
-        if frame.format.name in _CUT_FIRST and (frame.height, frame.width) == (height, width) and height % 2 == 0:
+        same_size = (frame.height, frame.width) == (height, width)
+        pays = height * width - rows * columns >= _CUT_PIXELS
+        if pays and frame.format.name in _CUT_FIRST and same_size and height % 2 == 0:
             # Colour has half the resolution: cut at whole samples of it.
             y, x = top - top % 2, left - left % 2
             frame = self._cut(frame, (y, x, rows + rows % 2 + 2 * (top % 2), columns + columns % 2 + 2 * (left % 2)))
