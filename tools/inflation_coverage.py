@@ -1,7 +1,7 @@
 """Which image networks can be inflated: every classifier of timm and torchvision, one row for each way to see frames.
 
     python tools/inflation_coverage.py --output /tmp/coverage            # all; a run that was stopped goes on
-    python tools/inflation_coverage.py --output /tmp/coverage --first    # the smallest model of each file of timm
+    python tools/inflation_coverage.py --output /tmp/coverage --first    # the smallest network of each file
     python tools/inflation_coverage.py --output /tmp/coverage --report docs/inflation_coverage.md
     python tools/inflation_coverage.py --output /tmp/coverage --known docs/inflation_coverage.csv  # the others
 
@@ -28,6 +28,7 @@ import json
 import math
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -76,17 +77,37 @@ def fill(network: nn.Module) -> None:
                 parameter.copy_(1 + noise * 0.1)
 
 
+def calibrate(network: nn.Module, size: int) -> None:
+    """Lets batch norms know the activations of these weights, as they would after a training: if they do not normalise,
+    activations grow from block to block, and what the last blocks add is lost beside them."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        network(torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(2)))
+    for norm in norms:
+        norm.eval()
+
+
 def build(library: str, name: str, size: int, options: dict[str, Any]) -> nn.Module:
     """Builds a network without its own initialisation, which is slow and replaced by `fill`."""
+    from stvid.inflation.model import has_attention
     from stvid.inflation.sources import ImageOrigin
 
-    slow = ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_")
     with ExitStack() as patches:
-        for initialise in slow:
-            patches.enter_context(mock.patch.object(nn.init, initialise, lambda tensor, *args, **kwargs: tensor))
+        for draw in ("uniform_", "normal_"):  # what all of torch's and timm's initialisations come to
+            # a value in bounds: truncated draws are repeated until they are
+            constant = lambda tensor, mean=0.0, *args, **kwargs: tensor.fill_(mean)  # noqa: E731
+            patches.enter_context(mock.patch.object(Tensor, draw, constant))
+        patches.enter_context(mock.patch.object(Tensor, "erfinv_", lambda tensor: tensor))
         network = ImageOrigin(library, name, options=options).build(num_classes=10, img_size=(size, size))
-    fill(network)
-    return network.eval()
+    fill(network.eval())
+    if has_attention(network):  # the others do without, and deep ones would let rounding grow until it shows
+        calibrate(network, size)
+    return network
 
 
 def parameters(library: str, name: str) -> float:
@@ -164,11 +185,12 @@ def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, An
         model = InflatedModel(
             network, num_frames=FRAMES, img_size=(size, size), temporal=mode, source_name=name, **options
         ).eval()
-        found = torch.cat([model(image[None, :, None].expand(-1, -1, FRAMES, -1, -1)) for image in images])
+        found = model(images[:, :, None].expand(-1, -1, FRAMES, -1, -1))
         still = ((found - expected).abs().max() / scale).item()
         if mode != "shift":
             perturb(model)
-        order = ((model(clip) - model(clip.flip(2))).abs().max() / scale).item()
+        forwards, backwards = model(torch.cat((clip, clip.flip(2))))
+        order = ((forwards - backwards).abs().max() / scale).item()
     return {"still": still, "order": order, "layers": len(model.inflated)}
 
 
@@ -227,7 +249,7 @@ def one_line(error: Exception) -> str:
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
-def work(pipe: Any, memory: float, largest: float) -> None:
+def work(pipe: Any, memory: float, largest: float, timeout: float) -> None:
     """Checks the networks that come through a pipe."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -236,6 +258,9 @@ def work(pipe: Any, memory: float, largest: float) -> None:
 
     pipe.send("ready")
     while (job := pipe.recv()) is not None:
+        # Of the processor's time: a worker that was stopped for a while has not failed.
+        limit = math.ceil(time.process_time() + timeout)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         try:
             pipe.send(check(*job, largest))
         except MemoryError as error:
@@ -248,8 +273,8 @@ def work(pipe: Any, memory: float, largest: float) -> None:
 class Worker:
     """A process that can be killed and replaced."""
 
-    def __init__(self, memory: float, largest: float) -> None:
-        self.arguments = (memory, largest)
+    def __init__(self, memory: float, largest: float, timeout: float) -> None:
+        self.arguments = (memory, largest, timeout)
         self.start()
 
     def start(self) -> None:
@@ -264,27 +289,23 @@ class Worker:
 
     def give(self, job: tuple[str, str, list[str], float]) -> None:
         """Sends a network."""
-        self.job, self.since = job, time.monotonic()
+        self.job = job
         self.pipe.send(job)
 
-    def result(self, timeout: float) -> list[dict[str, Any]] | None:
+    def result(self) -> list[dict[str, Any]] | None:
         """Returns the records of the current network, if they are there or it has failed."""
         assert self.job is not None
         library, name, modes, _ = self.job
-        problem = ""
         try:
-            if self.pipe.poll(0.05):
-                records = self.pipe.recv()
-                self.job = None
-                return records
-            if time.monotonic() - self.since > timeout:
-                problem = f"not done in {timeout:g} seconds"
+            if not self.pipe.poll(0.05):
+                return None
+            records = self.pipe.recv()
+            self.job = None
+            return records
         except EOFError:
-            problem = "the process ended, probably for lack of memory"
-        if not problem:
-            return None
-        self.process.kill()
-        self.process.join()
+            self.process.join()
+        late = self.process.exitcode == -signal.SIGXCPU
+        problem = "not done in the given time" if late else "the process ended, probably for lack of memory"
         self.start()
         return [{"library": library, "name": name, "mode": mode, "problem": problem} for mode in modes]
 
@@ -306,14 +327,20 @@ def count_parameters(path: Path) -> dict[tuple[str, str], float]:
 
 
 def jobs(counts: dict[tuple[str, str], float], pattern: str, first: bool) -> list[tuple[str, str]]:
-    """Returns libraries and names, the smallest networks first."""
+    """Returns libraries and names: the smallest network of each file of the libraries, the second of each, and so on,
+    so that a run that is stopped has seen all families."""
     import timm
+    import torchvision
 
-    names = sorted(counts, key=lambda key: counts[key])
-    if first:
-        files = [set(timm.list_models(module=module)) for module in timm.list_modules()]
-        firsts = {next(name for library, name in names if library == "timm" and name in file) for file in files}
-        names = [(library, name) for library, name in names if library == "timm" and name in firsts]
+    entry = {"timm": timm.model_entrypoint, "torchvision": torchvision.models.get_model_builder}
+    seen: Counter[str] = Counter()
+    rounds: dict[tuple[str, str], int] = {}
+    for library, name in sorted(counts, key=lambda key: counts[key]):
+        file = entry[library](name).__module__
+        rounds[library, name] = seen[file]
+        seen[file] += 1
+    names = sorted(rounds, key=lambda key: rounds[key])  # which keeps the smallest first within a round
+    names = [name for name in names if not (first and rounds[name])]
     return [(library, name) for library, name in names if fnmatch.fnmatch(f"{library}:{name}", pattern)]
 
 
@@ -417,10 +444,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
     parser.add_argument("--models", default="*", help="pattern of library:name")
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--first", action="store_true", help="only the smallest model of each file of timm")
+    parser.add_argument("--first", action="store_true", help="only the smallest network of each file")
     parser.add_argument("--again", action="store_true", help="repeat what has failed")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one network")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds of CPU time for one network")
     parser.add_argument("--memory", type=float, default=12, help="address space of a worker in GiB")
     parser.add_argument("--largest", type=float, default=8e8, help="parameters; larger networks are built shallow")
     parser.add_argument("--known", type=Path, help="table of an earlier --report (.csv): what it has is not repeated")
@@ -447,14 +474,16 @@ def main() -> int:
         if modes:
             waiting.append((library, name, modes, counts[library, name]))
     print(f"{len(waiting)} networks", flush=True)
-    workers = [Worker(options.memory, options.largest) for _ in range(min(options.workers, len(waiting)))]
+    workers = [
+        Worker(options.memory, options.largest, options.timeout) for _ in range(min(options.workers, len(waiting)))
+    ]
     outcome: Counter[str] = Counter()
     with path.open("a") as file:
         while waiting or any(worker.job for worker in workers):
             for worker in workers:
                 if worker.job is None and waiting:
                     worker.give(waiting.pop(0))
-                if worker.job is None or (records := worker.result(options.timeout)) is None:
+                if worker.job is None or (records := worker.result()) is None:
                     continue
                 for record in records:
                     file.write(json.dumps(record) + "\n")
@@ -463,6 +492,9 @@ def main() -> int:
                     if reason:
                         print(f"{record['library']}:{record['name']} {record['mode']}: {reason}", flush=True)
                 file.flush()
+    for worker in workers:
+        worker.pipe.send(None)
+        worker.process.join()
     print(dict(outcome))
     return 0
 
