@@ -246,10 +246,12 @@ def _channels_first(module: nn.Module, shape: torch.Size) -> bool:
 
 def _blocks_that_ran(network: nn.Module, sites: dict[str, Site]) -> list[Site]:
     blocks: dict[str, Site] = {}
-    for name in find_blocks(network):
+    found = find_blocks(network)
+    for name in found:
         while name and not (name in sites and sites[name].sees_frames and not _is_list(network.get_submodule(name))):
             name = name.rpartition(".")[0]
-        if name:
+        holds_all = len(found) > 1 and all(block.startswith(f"{name}.") for block in found)
+        if name and not holds_all:  # such as the encoder of an `EncoderClassifier`
             blocks[name] = sites[name]
     order = list(sites)
     return sorted(blocks.values(), key=lambda block: order.index(block.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import sys
@@ -9,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError, nearest
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["LIBRARIES", "ImageOrigin", "image_models", "parse_source"]
+__all__ = ["LIBRARIES", "EncoderClassifier", "ImageOrigin", "image_models", "parse_source"]
 
 LIBRARIES = ("timm", "torchvision")
 SHOWN = 6
@@ -63,6 +65,33 @@ def _other_task(name: str) -> str:
         if name in torchvision.models.list_models(module=getattr(torchvision.models, task)):
             return task.replace("_", " ")
     return ""
+
+
+class EncoderClassifier(nn.Module):
+    """An encoder that returns a map or tokens, with a linear classifier of their mean.
+
+    Args:
+        encoder: Takes images (B, 3, H, W) to (B, C, h, w) or (B, N, C).
+        num_classes: Number of logits.
+        img_size: (height, width) of the images.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, img_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes = num_classes
+        with torch.no_grad():  # timm's `num_features` are not always those of the output
+            features = self.pool(copy.deepcopy(encoder).to("meta")(torch.empty(1, 3, *img_size, device="meta")))
+        self.head = nn.Linear(features.shape[1], num_classes)
+
+    @staticmethod
+    def pool(features: Tensor) -> Tensor:
+        """Returns the mean over places, (B, C)."""
+        return features.mean((2, 3)) if features.dim() == 4 else features.mean(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, num_classes)."""
+        return self.head(self.pool(self.encoder(images)))
 
 
 @dataclass(frozen=True)
@@ -122,9 +151,13 @@ class ImageOrigin:
             img_size: (height, width) in pixels, for networks that are built for one size.
             pretrained: Whether to take published weights, from the network or the library's cache.
 
+        Returns:
+            The network; an encoder that the library gives no classifier is one `EncoderClassifier`, unless it is to
+            have no classes.
+
         Raises:
             TypeError: If the library's function does not take an option.
-            ConfigError: If the network cannot be built at this size, or never has a classifier and was to get one.
+            ConfigError: If the network cannot be built at this size.
         """
         if num_classes < 0:
             raise ConfigError(f"num_classes {num_classes}: must be a whole number; 0 leaves the classifier out")
@@ -143,11 +176,7 @@ class ImageOrigin:
                 f"{self}: cannot be built for images of {img_size[0]}x{img_size[1]}: {message}"
             ) from error
         if num_classes and getattr(network, "num_classes", num_classes) == 0:
-            others = [name for name in image_models(self.library) if name != self.name]
-            raise ConfigError(
-                f"{self}: is an encoder without a classifier: it returns features, and there are no logits to keep"
-                f"{nearest(self.name, others)}"
-            )
+            return EncoderClassifier(network, num_classes, img_size)
         return network
 
     def _build_timm(self, num_classes: int, img_size: tuple[int, int], pretrained: bool) -> nn.Module:
@@ -199,6 +228,9 @@ class ImageOrigin:
         Raises:
             CheckpointError: If timm fails to read it.
         """
+        if isinstance(network, EncoderClassifier):
+            inner, unused = self.fit_state(network.encoder, state, name=name)
+            return {f"encoder.{key}": value for key, value in inner.items()}, unused
         fitted = dict(state)
         dropped: list[str] = []
         if self.library == "torchvision":

@@ -596,12 +596,29 @@ def test_an_option_of_neither_names_the_nearest() -> None:
             make()
 
 
-@pytest.mark.slow
-def test_an_encoder_without_a_classifier_names_the_network_with_one() -> None:
-    with pytest.raises(
-        ConfigError, match=r"qwen3_vit_88m_enc: is an encoder without a classifier.*nearest: qwen3_vit_88m"
-    ):
-        stvid.inflate("timm:qwen3_vit_88m_enc", num_frames=2, num_classes=7, img_size=64)
+def test_an_encoder_without_a_classifier_gets_one(tmp_path: Path) -> None:
+    name, options = "qwen3_vit_88m_enc", {"depth": 1}
+    encoder = fill(timm.create_model(name, img_size=64, **options))
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    with pytest.raises(ConfigError, match="num_classes"):
+        stvid.inflate(f"timm:{name}", num_frames=2, img_size=64, **options)
+    result = inflate_with_report(
+        f"timm:{name}",
+        num_frames=2,
+        num_classes=7,
+        img_size=64,
+        weights=tmp_path / "encoder.pth",
+        temporal="attention",
+        **options,
+    )
+    assert result.report.exact
+    stvid.save_model(result.model, tmp_path / "video.safetensors")
+    video = stvid.load_model(tmp_path / "video.safetensors").eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = video(image[:, :, None].expand(-1, -1, 2, -1, -1))
+        expected = video.get_classifier()(encoder(image).mean(1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 class Mixing(Tiny):
