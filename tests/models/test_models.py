@@ -188,12 +188,12 @@ def golden_state(case: str) -> dict[str, Any]:
     return {**integers, **fill.fill_state(floats)}
 
 
-def small_model(name: str, **options: Any) -> tuple[VideoModel, torch.Tensor]:
+def small_model(name: str, num_classes: int = 7, **options: Any) -> tuple[VideoModel, torch.Tensor]:
     family = name.split("_")[0]
     frames, side = SMALL[family]
     torch.manual_seed(0)
     options = {**SHRINK.get(name, SHRINK.get(family, {})), **options}
-    model = stvid.create_model(name, num_classes=7, num_frames=frames, img_size=side, **options)
+    model = stvid.create_model(name, num_classes=num_classes, num_frames=frames, img_size=side, **options)
     return model, torch.randn(2, 3, frames, side, side)
 
 
@@ -304,6 +304,19 @@ def test_methods_that_training_relies_on(name: str) -> None:
     assert plan.keys() == {key for key, _ in model.named_parameters()}
     scales = sorted({treatment.lr_scale for treatment in plan.values()}, reverse=True)
     assert scales[0] == 1.0 and len(scales) > 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_channels_and_no_classifier(name: str) -> None:
+    model, clip = small_model(name, num_classes=0, in_chans=2)
+    model.eval()
+    with torch.no_grad():
+        pooled = model(clip[:, :2])
+        assert pooled.shape == (2, model.num_features) and model.num_classes == 0
+        with pytest.raises(ValueError, match=r"\(B, 2, T, H, W\)"):
+            model(clip)
+        model.reset_classifier(3)
+        torch.testing.assert_close(model(clip[:, :2]), model.get_classifier()(pooled))
 
 
 @pytest.mark.parametrize("name", MODELS)
