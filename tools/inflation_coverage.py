@@ -430,10 +430,16 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> s
     for (library, mode), group in groups.items():
         good = sum(not failed(record) for record in group)
         lines.append(f"| {library} | {mode} | {len(group)} | {good} | {100 * good / len(group):.1f}% |")
-    lines += ["", "Failures:", "", "| network | temporal | reason |", "|---|---|---|"]
-    for (library, name, mode), record in sorted(records.items()):
-        if "skipped" not in record and (reason := failed(record)):
-            lines.append(f"| {library}:{name} | {mode} | {reason.replace('|', '/')} |")
+    rows = [
+        f"| {library}:{name} | {mode} | {reason.replace('|', '/')} |"
+        for (library, name, mode), record in sorted(records.items())
+        if "skipped" not in record and (reason := failed(record))
+    ]
+    lines += (
+        ["", "Failures:", "", "| network | temporal | reason |", "|---|---|---|", *rows]
+        if rows
+        else ["", "No failure."]
+    )
     shallow = sorted({f"{library}:{name}" for (library, name, _), record in records.items() if "built_with" in record})
     lines += ["", f"Built with {SHALLOW['depth']} blocks, for their size: {', '.join(shallow) or 'none'}.", ""]
     return "\n".join(lines)

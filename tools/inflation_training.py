@@ -61,8 +61,8 @@ class Trial:
 TRIALS = (
     Trial("conv", "test_resnet", side=32, epochs=3),
     Trial("shift", "test_resnet", side=32, epochs=4),
-    # A plain ViT of this size does not learn even the stills. This network took both rotations for one class at 32
-    # pixels and missed the bound; whether 64 are enough has not been tried to the end.
+    # Misses its bound: 86.5% at 32 pixels, where it takes both rotations for one class, and 73.8% here, still rising
+    # in the last epoch. A plain ViT of this size, pvt_v2_b0 and mobilevit_xxs do not learn even the stills.
     Trial("attention", "test_coatnet", side=64, epochs=6),
 )
 
