@@ -8,14 +8,13 @@ that is a different job is refused.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from stvid.errors import ConfigError, Interrupted, StvidError
 
 __all__ = ["Outcome", "run_jobs"]
 
-NOTICE = 0.2  # seconds after which Ctrl-C is noticed
 Work = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -69,25 +67,6 @@ def _enter_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _ctrl_c_noted() -> Iterator[threading.Event]:
-    """Sets an event at Ctrl-C, where that would raise KeyboardInterrupt.
-
-    Raised between two lines of `concurrent.futures` that take and give back locks, it leaves one taken for ever, and
-    the pool waits for it at its end.
-    """
-    pressed = threading.Event()
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield pressed
-        return
-    signal.signal(signal.SIGINT, lambda signum, frame: pressed.set())
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stamp(key: str) -> list[int]:
@@ -191,11 +170,10 @@ def run_jobs(
             progress.update(bar, advance=1, description=f"{title}{f' ({failed} failed)' if failed else ''}")
 
         try:
-            with _ctrl_c_noted() as pressed:
-                suspects = _run_pool(work, left, options, workers, record, pressed)
-                for key in suspects:  # one of them took its process down: each by itself shows which
-                    if _run_pool(work, [key], options, 1, record, pressed):
-                        record(key, {}, f"{key}: takes the process that reads it down")
+            suspects = _run_pool(work, left, options, workers, record)
+            for key in suspects:  # one of them took its process down: each by itself shows which
+                if _run_pool(work, [key], options, 1, record):
+                    record(key, {}, f"{key}: takes the process that reads it down")
         except KeyboardInterrupt as error:
             count = f"{len(done)} of {len(keys)} videos done"
             raise Interrupted(f"interrupted, {count}; the same command goes on from there", signal.SIGINT) from error
@@ -208,9 +186,8 @@ def _run_pool(
     options: Mapping[str, Any],
     workers: int,
     record: Callable[[str, Mapping[str, Any], str], None],
-    pressed: threading.Event,
 ) -> list[str]:
-    """Returns the files that were being worked on when a process died; raises KeyboardInterrupt if Ctrl-C was noted."""
+    """Returns the files that were being worked on when a process died."""
     suspects: list[str] = []
     waiting = list(reversed(keys))
     context = multiprocessing.get_context("spawn")
@@ -222,14 +199,10 @@ def _run_pool(
         ) as pool:
             try:
                 while waiting or running:
-                    if pressed.is_set():
-                        raise KeyboardInterrupt
                     while waiting and len(running) < 2 * workers:
                         running[pool.submit(_attempt, work, waiting[-1], options)] = waiting[-1]
                         waiting.pop()
-                    ended, _ = concurrent.futures.wait(
-                        running, timeout=NOTICE, return_when=concurrent.futures.FIRST_COMPLETED
-                    )
+                    ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                     for future in ended:
                         result, error = future.result()
                         record(running.pop(future), result, error)

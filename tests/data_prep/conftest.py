@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         options: Mapping[str, Any],
         workers: int,
         record: Callable[[str, Mapping[str, Any], str], None],
-        pressed: threading.Event,
     ) -> list[str]:
         for key in keys:
             record(key, *jobs._attempt(work, key, options))

@@ -154,6 +154,8 @@ def test_an_interrupted_run_keeps_what_it_did_and_leaves_no_process(tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts what runs in its background with Ctrl-C ignored, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "slow.started").exists():
