@@ -583,7 +583,7 @@ class EvalDataset(Dataset[EvalSample]):
             top, left = crop_offsets(frames.shape[1], frames.shape[2], size, count)[crop]
             part = frames[:, top : top + size, left : left + size]
             for time, number in enumerate(where[clip].tolist()):
-                views[row, time] = part[number].flip(1) if crop >= 5 else part[number]
+                views[row, time] = part[number].flip(1) if crop >= 5 else part[number]  # mirrored, see `test_crops`
             boxes.append(CropBox(top * scale_y, left * scale_x, size * scale_y, size * scale_x))
             same[row] = first.setdefault((indices[clip].tobytes(), boxes[-1], crop >= 5), row)
         main = parse_views(self.layout.protocols[0])[1]

@@ -81,7 +81,7 @@ def _layout(protocols: tuple[str, ...], sampling: str) -> ViewLayout:
     views_of_clip = {place: {name for other, name in wanted if other == place} for place in clips}
     found = []
     for place, name in wanted_keys:
-        # One call of test_crops gives all crops of a clip, unless three along the long side and corners are wanted.
+        # One number of crops for all of a clip, unless three along the long side and corners are wanted.
         needed = views_of_clip[place]
         counts = [count for count, names in CROP_NAMES.items() if needed <= set(names)] or [
             count for count, names in CROP_NAMES.items() if name in names and count in (3, 10)

@@ -152,8 +152,8 @@ class ImageOrigin:
             pretrained: Whether to take published weights, from the network or the library's cache.
 
         Returns:
-            The network; an encoder that the library gives no classifier is one `EncoderClassifier`, unless it is to
-            have no classes.
+            The network; an encoder that has no classifier in the library comes in an `EncoderClassifier`, unless
+            `num_classes` is 0.
 
         Raises:
             TypeError: If the library's function does not take an option.
