@@ -7,8 +7,10 @@
 Each row of the table is one piece of work (a random 16x4 clip at native size, the clips of a test, a training clip, a
 test set-up); each of its columns does it with the same random choices, on one thread, opening the file anew as a data
 loader does. Before a row is timed, the frames of the readers are compared where they should be equal. A peer that is
-not installed is named and left out. The last two rows compare the files with what `stvid-prep transcode` makes of them
-with its defaults: "stvid" reads the copies, "before" the files.
+not installed is named and left out. Ratios are those of the medians, by the clock and by the time of the processor, and
+the median of the ratios of pairs, of which each reads the same clip; unlike files move the former, not the latter. The
+last two rows compare the files with what `stvid-prep transcode` makes of them with its defaults: "stvid" reads the
+copies, "before" the files.
 
 The peers' recipes are written here as their users write them: mmaction2 is decord with OpenCV, PyTorchVideo is its
 `EncodedVideo` with its steps in order (its transforms module cannot be imported with current torchvision).
@@ -497,10 +499,12 @@ def run(videos: Sequence[str], options: argparse.Namespace, *, copies: str) -> N
         figures[row] = {}
         for name, (wall, cpu) in medians.items():
             faster, cheaper = medians[name] / medians["stvid"]
-            ratio = "" if name == "stvid" else f"   stvid is {faster:.2f} times as fast, {cheaper:.2f} times by CPU"
+            pairs = float(np.median(times[name][:, 0] / times["stvid"][:, 0]))
+            ratio = f"   stvid is {faster:.2f} times as fast, {cheaper:.2f} by CPU, {pairs:.2f} pair by pair"
+            ratio = "" if name == "stvid" else ratio
             note = f"   frames differ by up to {differences[name]}" if differences.get(name) else ""
             print(f"  {name:<14}{wall:8.1f} ms, CPU {cpu:7.1f} ms{ratio}{note}")
-            figures[row][name] = {"ms": float(wall), "cpu_ms": float(cpu)}
+            figures[row][name] = {"ms": float(wall), "cpu_ms": float(cpu), "ratio_of_pairs": pairs}
     if options.breakdown:
         print("\nparts of a training clip (time of the processor)")
         figures["breakdown"] = breakdown(videos, options.rounds)

@@ -279,20 +279,28 @@ class AvSource:
         )
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
         shown_first = int(of_frame[0])
-        index.quick = self.quick = self._reopens_quickly()
+        delays = context.has_b_frames
+        self.quick = self._reopens_quickly()
         (start_first,) = self._starts_of(packets, [shown_first])
         for _, frame in self._decode_span(packets, start_first, {shown_first}):
             self._take_shape(index, frame)
+        if self.quick and self.stream.codec_context.has_b_frames != delays:
+            self.quick = False
+            self._open(self.stream.index)
+        index.quick = self.quick
         return index
 
     def _reopens_quickly(self) -> bool:
-        """Opens the file again without probing, if that gives the same stream and decoder; else as before."""
+        """Opens the file again without probing, if that gives the same stream and decoder; else as before.
+
+        Matroska states no start time, which only probing finds; nothing that reads needs it. By how many frames the
+        decoder delays its output may come with the first frame (H.264, E.2.1: max_num_reorder_frames).
+        """
 
         def facts() -> tuple[Any, ...]:
             context = self.stream.codec_context
-            sides = (context.width, context.height, context.has_b_frames)
-            clock = (self.stream.time_base, self.stream.start_time)
-            return (len(self.container.streams), self.stream.index, context.name, context.extradata, *sides, *clock)
+            which = (len(self.container.streams), self.stream.index, self.stream.time_base)
+            return (*which, context.name, context.extradata, context.width, context.height)
 
         stream, probed = self.stream.index, facts()
         if _NEVER_QUICK & set(self.container.format.name.split(",")):

@@ -707,6 +707,16 @@ def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: Mak
     assert calls[0] and not any(calls[1:])
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_files_are_opened_again_without_probing(name: str, make_video: MakeVideo) -> None:
+    path = make_video(name, frames=40)
+    with VideoReader(path) as reader:
+        whole = reader.get_all()
+    with VideoReader(path) as reader:
+        assert reader._source.quick
+        assert torch.equal(reader.get_batch([30, 2, 11]), whole[[30, 2, 11]])
+
+
 def test_a_file_is_scanned_once_until_it_changes(make_video: MakeVideo, tmp_path: Path, monkeypatch) -> None:
     scans = []
     scan = AvSource._index_by_scan
