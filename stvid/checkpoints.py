@@ -128,6 +128,8 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:  # a ValueError too
+        raise
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
         if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:

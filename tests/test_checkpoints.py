@@ -105,8 +105,9 @@ def test_unreadable_files(content: Any, reason: str, suffix: str, tmp_path: Path
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=reason if suffix == "pth" or "not" not in reason else "damaged"):
+    with pytest.raises(CheckpointError, match=reason if suffix == "pth" or "not" not in reason else "damaged") as error:
         read_checkpoint(path)
+    assert str(error.value).count(str(path)) == 1
 
 
 def test_truncated_file(tmp_path: Path) -> None:

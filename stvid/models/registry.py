@@ -179,10 +179,13 @@ def create_model(
 
     Raises:
         UnknownNameError: If there is no such model; the message lists the nearest names.
+        ValueError: If `num_classes` is negative, or the model cannot be built at these frames or this size.
         TypeError: If the model has no such hyperparameter; the message names it.
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
     info = model_info(name)
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}: 0 gives features, otherwise the number of classes")
     frames = info.protocol.frames if num_frames is None else int(num_frames)
     size = info.protocol.crop if img_size is None else img_size
     height_width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fill  # tests/goldens/fill.py
 import numpy as np
 import pytest
 import torch
@@ -32,16 +32,6 @@ needs_pytorchvideo = pytest.mark.skipif(
     importlib.util.find_spec("pytorchvideo") is None, reason="pytorchvideo is not installed"
 )
 
-
-def load_fill() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = load_fill()
 
 # Sizes that keep the tests quick; the published ones are built in test_published_size.
 TINY_MVIT = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fill  # tests/goldens/fill.py
 import numpy as np
 import pytest
 import timm
@@ -21,10 +21,6 @@ from stvid.models.merging import draw_sources, match_tokens, merge_schedule, tok
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 TINY: dict[str, Any] = {"depth": 4, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
-spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-assert spec is not None and spec.loader is not None
-fill = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fill)
 
 
 def small(name: str, **options: Any) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fill  # tests/goldens/fill.py
 import numpy as np
 import pytest
 import torch
@@ -147,17 +146,6 @@ SLOW_GOLDENS = {
     "vivit_b_16x2_model4__16x64",
     "xvit_b16_8x224__full",
 }
-
-
-def load_fill() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = load_fill()
 
 
 def golden(case: str) -> dict[str, Any]:

@@ -37,3 +37,8 @@ def test_names_are_registered_once() -> None:
 
     with pytest.raises(ValueError, match="already"):
         register_model(protocol=Protocol())(uniformer_s)  # type: ignore[type-var]
+
+
+def test_a_negative_number_of_classes() -> None:
+    with pytest.raises(ValueError, match="num_classes is -5"):
+        stvid.create_model("r3d_18", num_classes=-5)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import fill  # tests/goldens/fill.py
 import numpy as np
 import pytest
 import torch
@@ -135,10 +135,6 @@ def test_window_of_the_inflated_resnets() -> None:
 
 @pytest.mark.parametrize("mode", ["softmax", "dot_product"])
 def test_nonlocal_block_golden(mode: str) -> None:
-    spec = importlib.util.spec_from_file_location("fill", GOLDENS / "fill.py")
-    assert spec is not None and spec.loader is not None
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
     record = json.loads((GOLDENS / "blocks" / f"nonlocal_{mode}_block__4x6.json").read_text())
     state = fill.fill_state({key: shape for key, shape in record["state"].items() if key not in record["int_keys"]})
     names = {key: key.replace("conv_", "").replace("bn.", "norm.") for key in state}
