@@ -47,7 +47,7 @@ TOLERANCE = 1e-5
 RESPONSE = 1e-4  # of the logits to the order of the frames, relative like the tolerance
 SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 SMALL = 250e6  # parameters up to which a network is copied for each mode instead of built again
-SHALLOW = {"depth": 4}
+SHALLOW: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (2, 2, 2, 2)})  # blocks; those of each stage
 NOISE = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
 PERIOD = 1_000_003  # parameters begin at different places of the noise
 
@@ -200,19 +200,18 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
     from stvid.inflation.model import has_attention
 
     base: dict[str, Any] = {"library": library, "name": name}
-    options = SHALLOW if count > largest else {}
     base["parameters"] = count
-    if options:
-        base["built_with"] = options
+    options: dict[str, Any] = {}
     try:
-        try:
-            network, size = smallest(library, name, options)
-        except (TypeError, StvidError):
-            if not options:
-                raise
-            del base["built_with"]  # a network whose depth cannot be chosen is built whole
-            options = {}
-            network, size = smallest(library, name, options)
+        for options in (*(SHALLOW if count > largest else ()), {}):
+            try:
+                network, size = smallest(library, name, options)
+                break
+            except (TypeError, ValueError, RuntimeError, StvidError):
+                if not options:  # a network whose depth cannot be chosen is built whole
+                    raise
+        if options:
+            base["built_with"] = options
     except Exception as error:
         return [{**base, "mode": mode, "problem": f"2D network: {one_line(error)}"} for mode in modes]
     base["size"] = size
@@ -362,7 +361,8 @@ def write_table(records: dict[tuple[str, str, str], dict[str, Any]], path: Path)
         for library, name in sorted({key[:2] for key in records}):
             found = {mode: records[library, name, mode] for mode in MODES if (library, name, mode) in records}
             any_of = next(iter(found.values()))
-            blocks = any_of.get("built_with", {}).get("depth", "")
+            built = any_of.get("built_with", {})
+            blocks = " ".join(map(str, built.get("depths", ()))) or built.get("depth", "")
             cells = [cell(found[mode]) if mode in found else "" for mode in MODES]
             rows.writerow((library, name, int(any_of.get("parameters", 0)), any_of.get("size", ""), blocks, *cells))
 
@@ -385,7 +385,9 @@ def read_table(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
                 record: dict[str, Any] = {"parameters": int(row["parameters"])}
                 if row["size"]:
                     record["size"] = int(row["size"])
-                if row["blocks"]:
+                if " " in row["blocks"]:
+                    record["built_with"] = {"depths": [int(blocks) for blocks in row["blocks"].split()]}
+                elif row["blocks"]:
                     record["built_with"] = {"depth": int(row["blocks"])}
                 kind, colon, text = row[mode].partition(": ")
                 if colon:
@@ -441,7 +443,7 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> s
         else ["", "No failure."]
     )
     shallow = sorted({f"{library}:{name}" for (library, name, _), record in records.items() if "built_with" in record})
-    lines += ["", f"Built with {SHALLOW['depth']} blocks, for their size: {', '.join(shallow) or 'none'}.", ""]
+    lines += ["", f"Built with fewer blocks (4, or 2 a stage), for their size: {', '.join(shallow) or 'none'}.", ""]
     return "\n".join(lines)
 
 
