@@ -188,7 +188,8 @@ def _type_name(text: str) -> str:
     text = {"tuple": "a list such as [1, 2]", "list": "a list such as [a, b]", "dict": "keys such as {a: 1}"}.get(
         text, text
     )
-    return re.sub(r"^Literal\[(.*)\]$", r"one of \1", text)
+    text = re.sub(r"Literal\[([^\[\],]*)\]", r"\1", text)
+    return re.sub(r"Literal\[([^\[\]]*)\]", r"one of \1", text)
 
 
 def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[str] = ()) -> TrainConfig:

@@ -278,6 +278,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "x.mp4", "--chekpoint", "y"], 2, "nearest: --checkpoint"),
         (["predict", "x.mp4", "--checkpoint", "nowhere.ckpt"], 1, "nowhere.ckpt: no such"),
         (["test", "--checkpoint", "nowhere.ckpt", "--temporal", "frozn"], 2, "frozn"),
+        (["test", "--checkpoint", "x", "--probe", "tim"], 2, "--probe: expected 'time' or null, got 'tim'"),
         (["predict", "--checkpoint", "x"], 2, "FILES"),
     ],
 )
