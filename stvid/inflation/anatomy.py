@@ -235,8 +235,8 @@ def _channels_first(module: nn.Module, shape: torch.Size) -> bool:
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
             return True
-        if isinstance(part, nn.Linear):
-            return False
+        if isinstance(part, nn.Linear):  # an attention pool takes a map of channels apart before its first layer
+            return part.in_features == shape[1] != shape[-1]
         if isinstance(part, nn.LayerNorm):  # timm's LayerNorm2d derives from it
             return part.normalized_shape[0] == shape[1] and not (
                 part.normalized_shape[0] == shape[-1] and type(part) is nn.LayerNorm

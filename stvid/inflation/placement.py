@@ -211,7 +211,10 @@ def add_attention(model: InflatedModel, layers: str | Sequence[str] | None, *, j
 
 def _attach(model: InflatedModel, site: Site, layer: nn.Module, **places: Callable[[Tensor], Tensor]) -> None:
     """Attaches a layer that has weights, and registers them under the site's name with dashes."""
-    model.temporal[site.name.replace(".", "-")] = layer.to(next(model.network.parameters()))
+    # "head" is the transformer over frames
+    model.temporal["head-block" if site.name == "head" else site.name.replace(".", "-")] = layer.to(
+        next(model.network.parameters())
+    )
     attach(_at(model, site), **places)
 
 

@@ -279,6 +279,30 @@ def test_joint_attention_sees_all_frames() -> None:
     assert (seen[0][2] - seen[1][2]).abs().max() > 1e-4  # the last frame has seen the first
 
 
+class Pooling(Tiny):
+    """Its only attention is the pooling, as in CLIP's ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.fc
+        self.head = timm.layers.AttentionPool2d(8, feat_size=12, out_features=6, num_heads=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+
+def test_attention_over_frames_before_a_pooling_by_attention() -> None:
+    network, images = fill(Pooling()).eval(), torch.randn(2, 3, 24, 24)
+    expected = network(images)
+    model = InflatedModel(network, num_frames=3, img_size=(24, 24), temporal="attention").eval()
+    assert model.inflated == ["head"]
+    assert model.temporal["head-block"].channels_first
+    assert torch.allclose(model(images[:, :, None].expand(-1, -1, 3, -1, -1)), expected, atol=1e-5)
+    clip = torch.randn(1, 3, 3, 24, 24)
+    perturb(model)
+    assert (model(clip) - model(clip.flip(2))).abs().max() > 1e-4
+
+
 def test_same_network_as_i3d() -> None:
     """The hand-written I3D of 50 layers and the inflated ResNet-50 are one function, given the same weights."""
     small_net = {"depth": (1, 2, 2, 1), "embed_dim": 32}
