@@ -36,7 +36,7 @@ MEAN, STD = 0.45, 0.225  # of the config
 FRAMES, STRIDE = 8, 2  # all 16 frames of a video, every second one
 SHAPES, TEXTURES = 5, 3  # that `motion` draws
 BATCH = 64  # stills
-STILL_EPOCHS = 12
+STILL_EPOCHS = 30
 STILL_LEARNT = 0.3  # top-1 of 15 classes that the 2D network must reach to count as trained
 CHANCE, LEARNT = 0.20, 0.90  # bounds of the top-1
 
@@ -61,9 +61,8 @@ class Trial:
 TRIALS = (
     Trial("conv", "test_resnet", side=32, epochs=3),
     Trial("shift", "test_resnet", side=32, epochs=4),
-    # Misses its bound: 86.5% at 32 pixels, where it takes both rotations for one class, and 73.8% here, still rising
-    # in the last epoch. A plain ViT of this size, pvt_v2_b0 and mobilevit_xxs do not learn even the stills.
-    Trial("attention", "test_coatnet", side=64, epochs=6),
+    # Its batch norms let it learn in the time that this has; a plain ViT and pvt_v2_b0 stay at chance.
+    Trial("attention", "mobilevit_xxs", side=64, epochs=4),
 )
 
 
@@ -112,7 +111,7 @@ def train_on_stills(
     images, labels = train
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     steps = epochs * -(-len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
     network.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(BATCH):
