@@ -47,7 +47,12 @@ TOLERANCE = 1e-5
 RESPONSE = 1e-4  # of the logits to the order of the frames, relative like the tolerance
 SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 SMALL = 250e6  # parameters up to which a network is copied for each mode instead of built again
-SHALLOW: tuple[dict[str, Any], ...] = ({"depth": 4}, {"depths": (2, 2, 2, 2)})  # blocks; those of each stage
+# Blocks; those of each stage; blocks of a network that lists the heads of the keys of each.
+SHALLOW: tuple[dict[str, Any], ...] = (
+    {"depth": 4},
+    {"depths": (2, 2, 2, 2)},
+    {"depth": 4, "num_kv_heads": (8, 8, 8, 8)},
+)
 NOISE = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
 PERIOD = 1_000_003  # parameters begin at different places of the noise
 
@@ -429,7 +434,7 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> s
     for (library, _, mode), record in sorted(records.items()):
         if "skipped" not in record:
             groups[library, mode].append(record)
-    for (library, mode), group in groups.items():
+    for (library, mode), group in sorted(groups.items(), key=lambda item: (item[0][0], MODES.index(item[0][1]))):
         good = sum(not failed(record) for record in group)
         lines.append(f"| {library} | {mode} | {len(group)} | {good} | {100 * good / len(group):.1f}% |")
     rows = [
