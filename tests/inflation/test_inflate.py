@@ -111,11 +111,12 @@ def test_still_video_and_order(module: str) -> None:
     if module not in timm_models.SMALLEST:
         pytest.skip("a file that timm 1.0.31 does not have; tools/inflation_coverage.py covers it")
     name, size = timm_models.SMALLEST[module]
-    options = {} if timm.get_pretrained_cfg(name).input_size[1] == size else {"img_size": size}
+    options = timm_models.SHALLOW.get(module, {})
+    sized = {} if timm.get_pretrained_cfg(name).input_size[1] == size else {"img_size": size}
     try:
-        network = timm.create_model(name, num_classes=7, **options)
+        network = timm.create_model(name, num_classes=7, **options, **sized)
     except TypeError:
-        network = timm.create_model(name, num_classes=7)
+        network = timm.create_model(name, num_classes=7, **options)
     fill(network).double()
     clip = torch.randn(1, 3, 3, size, size, generator=torch.Generator().manual_seed(2)).double()
     for mode in ("conv", "shift", "attention"):

@@ -100,3 +100,6 @@ SMALLEST = {
     "xception_aligned": ("xception41p", 64),
     "xcit": ("xcit_nano_12_p8_224", 64),
 }
+
+# Of this size (412 and 167 million parameters) a test of the whole network takes 16 GB.
+SHALLOW = {"deepseek_vit": {"depth": 4}, "gemma4_vit": {"depth": 4}}
