@@ -183,7 +183,7 @@ def one_line(error: Exception, *, prefix: str = "") -> str:
 
 
 def _type_name(text: str) -> str:
-    """Writes ``<class 'float'>`` as ``float`` and ``typing.Literal['a', 'b']`` as ``one of 'a', 'b'``."""
+    """Writes ``<class 'float'>`` as ``float``, ``Literal['a', 'b']`` as ``one of 'a', 'b'`` (a single value alone)."""
     text = re.sub(r"<class '([^']+)'>|typing\.", r"\1", text)
     text = {"tuple": "a list such as [1, 2]", "list": "a list such as [a, b]", "dict": "keys such as {a: 1}"}.get(
         text, text

@@ -500,10 +500,9 @@ def run(videos: Sequence[str], options: argparse.Namespace, *, copies: str) -> N
         for name, (wall, cpu) in medians.items():
             faster, cheaper = medians[name] / medians["stvid"]
             pairs = float(np.median(times[name][:, 0] / times["stvid"][:, 0]))
-            ratio = f"   stvid is {faster:.2f} times as fast, {cheaper:.2f} by CPU, {pairs:.2f} pair by pair"
-            ratio = "" if name == "stvid" else ratio
+            ratios = f"   stvid is {faster:.2f} times as fast, {cheaper:.2f} by CPU, {pairs:.2f} pair by pair"
             note = f"   frames differ by up to {differences[name]}" if differences.get(name) else ""
-            print(f"  {name:<14}{wall:8.1f} ms, CPU {cpu:7.1f} ms{ratio}{note}")
+            print(f"  {name:<14}{wall:8.1f} ms, CPU {cpu:7.1f} ms{ratios if name != 'stvid' else ''}{note}")
             figures[row][name] = {"ms": float(wall), "cpu_ms": float(cpu), "ratio_of_pairs": pairs}
     if options.breakdown:
         print("\nparts of a training clip (time of the processor)")
