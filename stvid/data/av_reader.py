@@ -14,6 +14,9 @@ and without an error; if it ever does not, the reader goes back to counting. `Vi
 is used, and why. Known reasons to count: AVI (it has decode times only: files with B-frames come out shuffled when
 sorted by them), missing or repeated time stamps, damaged or truncated packets, no key frame at the beginning.
 
+Packets that lie in one piece in the file, as those of MP4 and Matroska do, are then read without opening the container
+again (`stvid.data.direct`), if that gives the same first frame.
+
 What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
 counted. It is found when the decoder comes to it. The reader then has fewer frames than it had when it was opened, and
 says so if one of those is asked for; the next reader of that file in this process has the true number from the start.
@@ -26,13 +29,15 @@ import io
 import itertools
 import os
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from stvid.data.backends import TIME_LIMIT, check_size, import_backend, why
-from stvid.data.frame_index import DEFAULT_FPS, Index, Packets, average_rate, index_cache
+from stvid.data.direct import DirectDecoder, decoder_facts, find_packet, raw_file
+from stvid.data.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
 from stvid.data.packets import PARSERS, nal_length_size
 from stvid.data.pixels import Box, RgbConverter, display_turn, stored_box, turned
 from stvid.data.stored_index import StoredIndex
@@ -49,22 +54,8 @@ _KEEP_BYTES = 128 * 2**20
 # A file that gives this many read errors in a row is taken to be at its end.
 MAX_READ_ERRORS = 1000
 
-# What keeps FFmpeg from decoding the first frames of a file that it opens (0.5 to 3 ms of a Kinetics file), which it
-# does to find what the header may lack: the size, and by how many frames the decoder must delay its output.
-_QUICK_OPTIONS = {"skip_frame": "all", "probesize": "32", "analyzeduration": "0"}
-# Not these: PyAV 15 to 17 crash where such options meet a container whose streams show only after its header.
-_NEVER_QUICK = frozenset({"flv", "live_flv"})
-
-# AVFMT_FLAG_NOFILLIN | AVFMT_FLAG_NOPARSE (libavformat/avformat.h): an MP4 file itself states time and end of every
-# packet, so that none has to be looked into (a third of the time of reading a packet).
-_NO_PARSING = 0x10 | 0x20
-
 # Demuxers that follow references to other files or URLs, or that make pictures of text.
 REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp", "rtsp", "imf", "webm_dash_manifest"})
-
-
-class _Mismatch(Exception):
-    """The decoder did not give what the scan foretold. Never leaves this module."""
 
 
 class AvSource:
@@ -89,7 +80,7 @@ class AvSource:
         self.stream: Any = None
         self.file: Any = None  # only for names that FFmpeg cannot be given
         self.kept: list[Any] = []  # frames that counting has decoded
-        self.quick = False  # open the container without probing
+        self.direct: DirectDecoder | None = None  # used instead of the container
         self.key: tuple[str, int, int] | None = None
         if isinstance(source, str):
             status = os.stat(source)
@@ -107,13 +98,17 @@ class AvSource:
             if cached is not None:
                 index_cache.put(self.key, cached)
         if cached is not None:
-            self.quick = cached.quick
+            if cached.decoder is not None:
+                try:
+                    self.direct = DirectDecoder(self.av, self.source, cached.decoder, self.num_threads)
+                    return cached
+                except (OSError, ValueError):  # the index comes from where FFmpeg has other decoders
+                    pass
             self._open(cached.stream)
             return cached
         try:
             index = self._index_by_scan()
-        except _Mismatch as reason:
-            self.quick = False
+        except MismatchError as reason:
             return self._index_by_counting(str(reason))
         index_cache.put(self.key, index)
         return index
@@ -122,6 +117,7 @@ class AvSource:
 
     def _open(self, stream_index: int | None = None, *, threads: int | None = None) -> None:
         """Opens the container at its start, closing an earlier one."""
+        self._close_direct()
         self._close_container()
         # "file:" keeps FFmpeg from taking a name such as "a:b.mp4" for a protocol. Broken metadata is no broken video.
         source: Any = io.BytesIO(self.source) if isinstance(self.source, bytes) else f"file:{self.source}"
@@ -133,19 +129,12 @@ class AvSource:
         try:
             # A playlist under a video's name must not make FFmpeg fetch what it lists.
             options = {"protocol_whitelist": "file"}
-            self.container = self.av.open(
-                source,
-                metadata_errors="replace",
-                container_options=options,
-                options=_QUICK_OPTIONS if self.quick else {},
-            )
+            self.container = self.av.open(source, metadata_errors="replace", container_options=options)
         except self.av.error.FFmpegError as error:
             self._close_container()
             raise VideoError(self.name, f"not a video, or cut off before it begins ({why(error)})") from error
         try:
             self._choose_stream(stream_index)
-            if self.quick and "mp4" in self.container.format.name.split(","):
-                self.container.flags |= _NO_PARSING
             self.stream.codec_context.thread_count = threads or self.num_threads
             self.stream.codec_context.thread_type = "FRAME" if (threads or self.num_threads) > 1 else "NONE"
         except BaseException:
@@ -175,6 +164,11 @@ class AvSource:
         # The size in the header may be missing, and be known when a frame is decoded.
         check_size(self.name, context.height or 1, context.width or 1)
 
+    def _close_direct(self) -> None:
+        if self.direct is not None:
+            self.direct.close()
+            self.direct = None
+
     def _close_container(self) -> None:
         if self.container is not None:
             self.container.close()
@@ -187,9 +181,13 @@ class AvSource:
     def close(self) -> None:
         """Frees everything; may be called twice."""
         self.kept = []
+        self._close_direct()
         self._close_container()
 
     # Indexing.
+
+    def _too_slow(self) -> VideoError:
+        return VideoError(self.name, f"not read within {self.time_limit:g} s; damaged, or very long")
 
     def _packets(self) -> Iterator[Any]:
         """Yields the stream's packets from where the container stands, past read errors."""
@@ -198,7 +196,7 @@ class AvSource:
             try:
                 for packet in self.container.demux(self.stream):
                     if time.monotonic() > self.deadline:
-                        raise VideoError(self.name, f"not read within {self.time_limit:g} s; damaged, or very long")
+                        raise self._too_slow()
                     if packet.size:  # an empty packet would tell the decoder that the stream has ended
                         errors = 0
                         yield packet
@@ -212,62 +210,13 @@ class AvSource:
         """Reads all packets and decodes only the first frame.
 
         Raises:
-            _Mismatch: If the packets do not give a reliable index.
+            MismatchError: If the packets do not give a reliable index.
         """
         self._open()
         context = self.stream.codec_context
-        codec = context.name
-        read_units = PARSERS.get(codec)
-        if read_units is None:
-            raise _Mismatch(f"packets of {codec} do not show what they hold")
-        if "avi" in self.container.format.name.split(","):
-            raise _Mismatch("AVI has no presentation times")
-        length_size = nal_length_size(codec, context.extradata)
-        pts, dts, sizes, starts, skippable, shown, parameters, layers = [], [], [], [], [], [], [], []
-        for packet in self._packets():
-            if packet.pts is None:
-                raise _Mismatch("packets without a time stamp")
-            if packet.is_corrupt:
-                raise _Mismatch("damaged packets")
-            units = read_units(bytes(packet), length_size)
-            if units is None or units.frames != 1:
-                raise _Mismatch("packets that are damaged or hold no frame or several")
-            pts.append(packet.pts)
-            dts.append(packet.pts if packet.dts is None else packet.dts)
-            sizes.append(packet.size)
-            starts.append(units.random_access)
-            skippable.append(units.skippable)
-            shown.append(not packet.is_discard)
-            parameters.append(units.parameters)
-            layers.append(units.layer)
-            if len(pts) > MAX_FRAMES:
-                raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
-        if not pts or not any(shown):
-            raise _Mismatch("no packets")
-        if len(set(pts)) != len(pts):
-            raise _Mismatch("repeated time stamps")
-        if not starts[0] or min(pts) < pts[0]:
-            raise _Mismatch("the stream does not begin with a key frame")
-        start = np.array(starts)
-        brings = np.array(parameters)
-        if brings.any():
-            # Parameter sets within the stream: a start must bring its own, and no frame may change them on its way.
-            start = start & brings if not (brings & ~start).any() else np.zeros_like(start)
-            start[0] = True
-        times = np.array(pts, np.int64)
-        visible = np.flatnonzero(shown)
-        of_frame = visible[np.argsort(times[visible], kind="stable")].astype(np.int32)
-        packets = Packets(
-            pts=times,
-            dts=np.array(dts, np.int64),
-            size=np.array(sizes, np.int32),
-            start=start,
-            skippable=np.array(skippable) & (np.array(layers) == max(layers)),  # no sub-layer above refers to them
-            shown=np.array(shown),
-            of_frame=of_frame,
-        )
+        packets, contiguous = self._scan_packets()
         time_base = float(self.stream.time_base)
-        timestamps = times[of_frame] * time_base
+        timestamps = packets.pts[packets.of_frame] * time_base
         rate = self.stream.average_rate
         index = Index(
             stream=self.stream.index,
@@ -278,44 +227,102 @@ class AvSource:
             packets=packets,
         )
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
-        shown_first = int(of_frame[0])
-        delays = context.has_b_frames
-        self.quick = self._reopens_quickly()
-        (start_first,) = self._starts_of(packets, [shown_first])
-        for _, frame in self._decode_span(packets, start_first, {shown_first}):
-            self._take_shape(index, frame)
-        if self.quick and self.stream.codec_context.has_b_frames != delays:
-            self.quick = False
-            self._open(self.stream.index)
-        index.quick = self.quick
+        facts = decoder_facts(context)
+        first = self._first_frame(packets)
+        self._take_shape(index, first)
+        if contiguous and self._decodes_directly(facts, packets, first):
+            index.decoder = facts
         return index
 
-    def _reopens_quickly(self) -> bool:
-        """Opens the file again without probing, if that gives the same stream and decoder; else as before.
-
-        Matroska states no start time, which only probing finds; nothing that reads needs it. By how many frames the
-        decoder delays its output may come with the first frame (H.264, E.2.1: max_num_reorder_frames).
-        """
-
-        def facts() -> tuple[Any, ...]:
-            context = self.stream.codec_context
-            which = (len(self.container.streams), self.stream.index, self.stream.time_base)
-            return (*which, context.name, context.extradata, context.width, context.height)
-
-        stream, probed = self.stream.index, facts()
-        if _NEVER_QUICK & set(self.container.format.name.split(",")):
-            self._open(stream)
-            return False
-        self.quick = True
+    def _decodes_directly(self, facts: DecoderFacts, packets: Packets, first: Any) -> bool:
+        """Goes over to reading without the container, if that gives the same first frame."""
         try:
-            self._open(stream)
-            if facts() == probed and self.stream.codec_context.skip_frame in ("DEFAULT", "default"):
+            self.direct = DirectDecoder(self.av, self.source, facts, self.num_threads)
+            if self._looks_like(first, self._first_frame(packets)):
+                self._close_container()
                 return True
-        except (VideoError, IndexError, self.av.error.FFmpegError):
+        except (MismatchError, OSError, self.av.error.FFmpegError):
             pass  # the header does not suffice
-        self.quick = False
-        self._open(stream)
+        self._close_direct()
         return False
+
+    def _scan_packets(self) -> tuple[Packets, bool]:
+        """Reads all packets of the opened container; returns them, and whether all lie in one piece in the file."""
+        context = self.stream.codec_context
+        codec = context.name
+        read_units = PARSERS.get(codec)
+        if read_units is None:
+            raise MismatchError(f"packets of {codec} do not show what they hold")
+        if "avi" in self.container.format.name.split(","):
+            raise MismatchError("AVI has no presentation times")
+        length_size = nal_length_size(codec, context.extradata)
+        pts, dts, sizes, positions, sums = [], [], [], [], []
+        starts, skippable, shown, parameters, layers = [], [], [], [], []
+        contiguous = True
+        with raw_file(self.source) as file:
+            for packet in self._packets():
+                if packet.pts is None:
+                    raise MismatchError("packets without a time stamp")
+                if packet.is_corrupt:
+                    raise MismatchError("damaged packets")
+                data = bytes(packet)
+                units = read_units(data, length_size)
+                if units is None or units.frames != 1:
+                    raise MismatchError("packets that are damaged or hold no frame or several")
+                if contiguous:
+                    place = find_packet(file, packet)
+                    contiguous = place is not None
+                    positions.append(place or 0)
+                pts.append(packet.pts)
+                dts.append(packet.pts if packet.dts is None else packet.dts)
+                sizes.append(packet.size)
+                sums.append(zlib.crc32(data))
+                starts.append(units.random_access)
+                skippable.append(units.skippable)
+                shown.append(not packet.is_discard)
+                parameters.append(units.parameters)
+                layers.append(units.layer)
+                if len(pts) > MAX_FRAMES:
+                    raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
+        if not pts or not any(shown):
+            raise MismatchError("no packets")
+        if len(set(pts)) != len(pts):
+            raise MismatchError("repeated time stamps")
+        if not starts[0] or min(pts) < pts[0]:
+            raise MismatchError("the stream does not begin with a key frame")
+        start = np.array(starts)
+        brings = np.array(parameters)
+        if brings.any():
+            # Parameter sets within the stream: a start must bring its own, and no frame may change them on its way.
+            start = start & brings if not (brings & ~start).any() else np.zeros_like(start)
+            start[0] = True
+        times = np.array(pts, np.int64)
+        visible = np.flatnonzero(shown)
+        packets = Packets(
+            pts=times,
+            dts=np.array(dts, np.int64),
+            size=np.array(sizes, np.int32),
+            position=np.array(positions, np.int64) if contiguous else np.full(len(pts), -1, np.int64),
+            crc=np.array(sums, np.uint32),
+            start=start,
+            skippable=np.array(skippable) & (np.array(layers) == max(layers)),  # no sub-layer above refers to them
+            shown=np.array(shown),
+            of_frame=visible[np.argsort(times[visible], kind="stable")].astype(np.int32),
+        )
+        return packets, contiguous
+
+    def _first_frame(self, packets: Packets) -> Any:
+        number = int(packets.of_frame[0])
+        (start,) = self._starts_of(packets, [number])
+        ((_, frame),) = self._decode_span(packets, start, {number})
+        return frame
+
+    def _looks_like(self, frame: Any, other: Any) -> bool:
+        """Whether two frames become the same RGB."""
+        shape = (frame.height, frame.width)
+        if frame.format.name != other.format.name or shape != (other.height, other.width):
+            return False
+        return np.array_equal(self.convert(frame, *shape), self.convert(other, *shape))
 
     def _index_by_counting(self, reason: str) -> Index:
         """Decodes the whole file and counts its frames; keeps them if they are few.
@@ -419,39 +426,46 @@ class AvSource:
         that no later packet needs to be decoded to get the delayed frames out.
 
         Raises:
-            _Mismatch: If the decoder gives anything but the frames of the packets that it got, in the order of their
-                time stamps, or reports an error.
+            MismatchError: If the decoder gives anything but the frames of the packets that it got, in the order of
+                their time stamps, or reports an error.
         """
         span = slice(first, max(wanted) + 1)
         pts, sent = packets.pts[span], ~packets.skippable[span]
         sent[np.array(list(wanted)) - first] = True
         # Frames that are shown before the start but stored after it may refer to what lies before it: leave them out.
         sent &= pts >= pts[0]
-        expected = np.flatnonzero(sent & packets.shown[span])
+        # What the container says to discard comes out too when it is not asked.
+        expected = np.flatnonzero(sent if self.direct is not None else sent & packets.shown[span])
         expected = expected[np.argsort(pts[expected], kind="stable")]
         foretold = zip(pts[expected].tolist(), (first + expected).tolist(), strict=True)
         try:
             for frame in self._feed(packets, first, sent.tolist()):
                 time_stamp, number = next(foretold, (None, -1))
                 if time_stamp is None or frame.pts != time_stamp or frame.is_corrupt:
-                    raise _Mismatch("the decoder does not give the frames that the packets promise")
+                    raise MismatchError("the decoder does not give the frames that the packets promise")
                 if number in wanted:
                     yield number, frame
         except self.av.error.FFmpegError as error:
-            raise _Mismatch(f"a packet cannot be decoded ({why(error)})") from error
+            raise MismatchError(f"a packet cannot be decoded ({why(error)})") from error
         if next(foretold, None) is not None:
-            raise _Mismatch("the decoder gives fewer frames than the packets promise")
+            raise MismatchError("the decoder gives fewer frames than the packets promise")
 
     def _feed(self, packets: Packets, first: int, sent: list[bool]) -> Iterator[Any]:
         """Sends packets `first`, `first` + 1, ... where `sent` says so, then the end; yields what the decoder gives."""
+        if self.direct is not None:
+            try:
+                yield from self.direct.feed(packets, first, sent, self.deadline)
+            except TimeoutError as error:
+                raise self._too_slow() from error
+            return
         span = slice(first, first + len(sent))
         stream = self._packets_from(packets, first)
         for send, pts, size in zip(sent, packets.pts[span].tolist(), packets.size[span].tolist(), strict=True):
             packet = next(stream, None)
             if packet is None or packet.pts != pts:
-                raise _Mismatch("reading again gives other packets")
+                raise MismatchError("reading again gives other packets")
             if packet.size != size:
-                raise _Mismatch("the file has changed since it was scanned")
+                raise MismatchError("the file has changed since it was scanned")
             if send:
                 yield from packet.decode()
         yield from self.stream.codec_context.decode(None)
@@ -474,11 +488,11 @@ class AvSource:
         if self.index.packets is not None:
             try:
                 return self._read_by_time(indices, self.index.packets, box)
-            except _Mismatch as reason:
-                if self.quick:  # what the header says of the decoder may have been wrong
-                    self.index.quick = self.quick = False
+            except MismatchError as reason:
+                if self.direct is not None:
+                    self.index.decoder = None
                     self._open(self.index.stream)
-                    return self.read(indices, box)  # with its packets again
+                    return self.read(indices, box)  # by the same packets, through the container
                 known = self.index
                 self.index = self._index_by_counting(str(reason))
                 count = len(self.index.timestamps)

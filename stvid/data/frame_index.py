@@ -12,13 +12,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["DEFAULT_FPS", "Index", "Packets", "average_rate", "index_cache"]
+__all__ = ["DEFAULT_FPS", "DecoderFacts", "Index", "MismatchError", "Packets", "average_rate", "index_cache"]
 
 DEFAULT_FPS = 25.0
 """What a folder of images, or a file without a rate and without times, is shown at."""
 
 # All indices that a process remembers: about 6,000 files of 300 frames.
 _CACHE_BYTES = 64 * 2**20
+
+
+class MismatchError(Exception):
+    """File or decoder do not give what the index foretold. Never leaves the readers, which know another way."""
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """What the container's header tells the decoder of a stream, so that it can be made without the container."""
+
+    codec: str  # the decoder's name
+    extradata: str  # hexadecimal: parameter sets
+    width: int
+    height: int
+    color_range: int  # these four as FFmpeg numbers them (libavutil/pixfmt.h)
+    color_primaries: int
+    color_trc: int
+    colorspace: int
+    reorder_depth: int  # by how many frames the output is delayed; -1 is unknown
 
 
 @dataclass
@@ -28,6 +47,8 @@ class Packets:
     pts: np.ndarray  # int64, units of the stream's time base
     dts: np.ndarray  # int64; equal to pts where the container has none
     size: np.ndarray  # int32, bytes
+    position: np.ndarray  # int64: where its bytes lie in the file, -1 if not in one piece
+    crc: np.ndarray  # uint32: of its bytes (CRC-32 of zlib)
     start: np.ndarray  # bool: decoding can begin here
     skippable: np.ndarray  # bool: may be left out when its frame is not wanted
     shown: np.ndarray  # bool: its frame comes out (False: the container says to discard it)
@@ -47,7 +68,7 @@ class Index:
     bad_packets: int = 0
     coded: tuple[int, int] = (0, 0)  # height and width before rotation, of the first frame
     turn: tuple[bool, bool, bool] = (False, False, False)  # transpose, flip vertically, flip horizontally
-    quick: bool = False  # the container's header tells the decoder all that it needs: no probing when opened again
+    decoder: DecoderFacts | None = None  # None: packets must be read through the container
 
     @property
     def height(self) -> int:
@@ -64,7 +85,7 @@ class Index:
         """Roughly the memory that it takes."""
         total = self.timestamps.nbytes + 1024
         if self.packets is not None:
-            total += len(self.packets.pts) * (8 + 8 + 4 + 3 + 4)
+            total += len(self.packets.pts) * (8 + 8 + 4 + 8 + 4 + 3 + 4)
         return total
 
 

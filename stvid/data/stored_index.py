@@ -4,11 +4,13 @@ A scan costs a few milliseconds for a file whose packets tell their times, and a
 counted (AVI). `stvid-prep index` does it once. The arrays are mapped into memory: all workers share them.
 
 A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
-are read (`stvid.data.av_reader`), so a stored index can be out of date, but never give wrong frames.
+are read (`stvid.data.direct`, `stvid.data.av_reader`), so a stored index can be out of date, but never give wrong
+frames.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from stvid.data.frame_index import Index, Packets
+from stvid.data.frame_index import DecoderFacts, Index, Packets
 from stvid.errors import StvidError
 
 __all__ = ["StoredIndex", "index_beside", "index_folder", "write_index"]
 
-_VERSION = 1
+_VERSION = 2
 _VIDEO = np.dtype(
     [
         ("key", "<u8"),
@@ -38,10 +40,21 @@ _VIDEO = np.dtype(
         ("height", "<i4"),
         ("width", "<i4"),
         ("bad_packets", "<i4"),
-        ("flags", "u1"),  # 1: transpose, 2: flip vertically, 4: flip horizontally, 8: opens without probing
+        ("decoder", "<i4"),  # which of the list; -1: packets are read through the container
+        ("flags", "u1"),  # 1: transpose, 2: flip vertically, 4: flip horizontally
     ]
 )
-_PACKET = np.dtype([("pts", "<i8"), ("dts", "<i8"), ("size", "<i4"), ("frame", "<i4"), ("flags", "u1")])
+_PACKET = np.dtype(
+    [
+        ("pts", "<i8"),
+        ("dts", "<i8"),
+        ("position", "<i8"),
+        ("size", "<i4"),
+        ("crc", "<u4"),
+        ("frame", "<i4"),
+        ("flags", "u1"),
+    ]
+)
 _START, _SKIPPABLE, _SHOWN = 1, 2, 4
 
 
@@ -79,11 +92,11 @@ class StoredIndex:
             about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             self.root = Path(self.folder, about["root"])
             self.methods: list[str] = about["methods"]
-            version = about["version"]
-        except (OSError, ValueError, KeyError) as error:
+            if about["version"] != _VERSION:
+                raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
+            self.decoders = [DecoderFacts(**facts) for facts in about["decoders"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid-prep index") from error
-        if version != _VERSION:
-            raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
         self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,6 +133,8 @@ class StoredIndex:
                 pts=row["pts"].copy(),
                 dts=row["dts"].copy(),
                 size=row["size"].copy(),
+                position=row["position"].copy(),
+                crc=row["crc"].copy(),
                 start=(row["flags"] & _START) > 0,
                 skippable=(row["flags"] & _SKIPPABLE) > 0,
                 shown=(row["flags"] & _SHOWN) > 0,
@@ -138,7 +153,7 @@ class StoredIndex:
             bad_packets=int(video["bad_packets"]),
             coded=(int(video["height"]), int(video["width"])),
             turn=(bool(flags & 1), bool(flags & 2), bool(flags & 4)),
-            quick=bool(flags & 8),
+            decoder=self.decoders[int(video["decoder"])] if video["decoder"] >= 0 else None,
         )
 
 
@@ -160,17 +175,19 @@ def write_index(
     """
     target = Path(folder)
     methods: dict[str, int] = {}
+    decoders: dict[DecoderFacts, int] = {}
     records: list[tuple[Any, ...]] = []
     rows: list[np.ndarray] = []
     times: list[np.ndarray] = []
     num_rows = num_times = 0
     for path, size, index in videos:
         name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
-        flags = sum(bit for bit, on in zip((1, 2, 4, 8), (*index.turn, index.quick), strict=True) if on)
+        flags = sum(bit for bit, on in zip((1, 2, 4), index.turn, strict=True) if on)
         packets = index.packets
         if packets is not None:
             row = np.zeros(len(packets.pts), _PACKET)
-            row["pts"], row["dts"], row["size"] = packets.pts, packets.dts, packets.size
+            for column in ("pts", "dts", "position", "size", "crc"):
+                row[column] = getattr(packets, column)
             row["frame"][: len(packets.of_frame)] = packets.of_frame
             row["flags"] = _START * packets.start + _SKIPPABLE * packets.skippable + _SHOWN * packets.shown
             rows.append(row)
@@ -188,6 +205,7 @@ def write_index(
                 index.stream,
                 *index.coded,
                 index.bad_packets,
+                -1 if index.decoder is None else decoders.setdefault(index.decoder, len(decoders)),
                 flags,
             )
         )
@@ -201,7 +219,12 @@ def write_index(
         np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
         np.save(temporary / "packets.npy", np.concatenate(rows) if rows else np.empty(0, _PACKET))
         np.save(temporary / "times.npy", np.concatenate(times) if times else np.empty(0, "<f8"))
-        about = {"version": _VERSION, "root": os.path.relpath(root, target), "methods": list(methods)}
+        about = {
+            "version": _VERSION,
+            "root": os.path.relpath(root, target),
+            "methods": list(methods),
+            "decoders": [dataclasses.asdict(facts) for facts in decoders],
+        }
         (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)

@@ -250,9 +250,11 @@ def _refuse_collisions(paths: Sequence[str], settings: dict[str, Any]) -> None:
 
 def index(argv: Sequence[str]) -> int:
     """Scan all videos once, so that training and tests need not."""
+    import dataclasses
+
     import numpy as np
 
-    from stvid.data.decoding import Index, Packets
+    from stvid.data.frame_index import DecoderFacts, Index, Packets
     from stvid.data.stored_index import index_folder, write_index
     from stvid.data_prep.jobs import run_jobs
     from stvid.data_prep.scanning import index_video
@@ -276,7 +278,7 @@ def index(argv: Sequence[str]) -> int:
         title="index",
         journal=work / "journal.jsonl",
         workers=options.workers,
-        intact=lambda result: (work / result["file"]).is_file(),
+        intact=lambda result: "decoder" in result and (work / result["file"]).is_file(),  # an older run has none
     )
 
     def records() -> Any:
@@ -285,7 +287,7 @@ def index(argv: Sequence[str]) -> int:
                 continue
             facts = outcome.result
             with np.load(work / facts["file"]) as arrays:
-                names = ("pts", "dts", "size", "start", "skippable", "shown", "of_frame")
+                names = [field.name for field in dataclasses.fields(Packets)]
                 packets = Packets(**{name: arrays[name] for name in names}) if "pts" in arrays else None
                 yield (
                     outcome.key,
@@ -300,7 +302,7 @@ def index(argv: Sequence[str]) -> int:
                         bad_packets=facts["bad_packets"],
                         coded=tuple(facts["coded"]),
                         turn=tuple(facts["turn"]),
-                        quick=facts["quick"],
+                        decoder=DecoderFacts(**facts["decoder"]) if facts["decoder"] else None,
                     ),
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -58,9 +59,7 @@ def index_video(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     packets = index.packets
     arrays: dict[str, Any] = {"timestamps": index.timestamps}
     if packets is not None:
-        arrays |= {
-            key: getattr(packets, key) for key in ("pts", "dts", "size", "start", "skippable", "shown", "of_frame")
-        }
+        arrays |= {field.name: getattr(packets, field.name) for field in dataclasses.fields(packets)}
     target = Path(options["folder"]) / name
     temporary = target.with_suffix(f".{os.getpid()}.tmp.npz")
     np.savez(temporary, **arrays)
@@ -75,7 +74,7 @@ def index_video(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         "bad_packets": index.bad_packets,
         "coded": list(index.coded),
         "turn": list(index.turn),
-        "quick": index.quick,
+        "decoder": None if index.decoder is None else dataclasses.asdict(index.decoder),
     }
 
 

@@ -694,27 +694,48 @@ def test_a_header_that_misleads_the_decoder_is_not_trusted_twice(make_video: Mak
     calls = []
 
     def misled(self: Any, *arguments: Any) -> Iterator[Any]:
-        calls.append(self.quick)
+        calls.append(self.direct is not None)
         frames = list(feed(self, *arguments))
-        return iter(frames[1:] if self.quick else frames)
+        return iter(frames[1:] if self.direct is not None else frames)
 
     monkeypatch.setattr(AvSource, "_feed", misled)
-    with VideoReader(path) as reader:
-        assert torch.equal(reader.get_batch([30, 2, 11]), expected)
-        assert reader.index_method == "time stamps"
-    with VideoReader(path) as reader:
-        assert torch.equal(reader.get_batch([30, 2, 11]), expected)
+    for _ in range(2):
+        with VideoReader(path) as reader:
+            assert torch.equal(reader.get_batch([30, 2, 11]), expected)
+            assert reader.index_method == "time stamps"
     assert calls[0] and not any(calls[1:])
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_files_are_opened_again_without_probing(name: str, make_video: MakeVideo) -> None:
-    path = make_video(name, frames=40)
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx265"), ("a.webm", "libvpx-vp9")])
+def test_packets_in_one_piece_are_read_without_the_container(name: str, codec: str, make_video: MakeVideo) -> None:
+    path = make_video(name, codec=codec, frames=40)
+    expected = plain_decode(path)
+    for source in (path, path, path.read_bytes()):  # scanned, found in the cache, scanned
+        with VideoReader(source) as reader:
+            assert reader._source.container is None
+            np.testing.assert_array_equal(reader.get_batch([30, 2, 11]).numpy(), expected[[30, 2, 11]])
+
+
+def test_packets_in_pieces_are_read_through_the_container(make_video: MakeVideo) -> None:
+    path = make_video("a.ts", frames=40)  # 188 bytes at a time
+    for _ in range(2):
+        with VideoReader(path) as reader:
+            assert reader._source.direct is None
+            np.testing.assert_array_equal(reader.get_batch([30, 2]).numpy(), plain_decode(path)[[30, 2]])
+
+
+def test_a_packet_that_has_changed_is_not_decoded_as_it_was(make_video: MakeVideo, tmp_path: Path) -> None:
+    path = make_video(to=tmp_path, frames=20, bframes=0)
     with VideoReader(path) as reader:
-        whole = reader.get_all()
-    with VideoReader(path) as reader:
-        assert reader._source.quick
-        assert torch.equal(reader.get_batch([30, 2, 11]), whole[[30, 2, 11]])
+        reader.get_batch([3])
+        with path.open("r+b") as file:  # the reader and its index know nothing of it
+            position, size, _ = packet_ranges(path)[2]
+            file.seek(position + size // 2)
+            file.write(bytes(size // 4))
+        expected = plain_decode(path)
+        frames = reader.get_batch(range(len(expected) - 1)).numpy()  # the last may be half there, with undefined pixels
+        np.testing.assert_array_equal(frames, expected[:-1])
+        assert reader._source.direct is None
 
 
 def test_a_file_is_scanned_once_until_it_changes(make_video: MakeVideo, tmp_path: Path, monkeypatch) -> None:
