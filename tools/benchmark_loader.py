@@ -259,17 +259,21 @@ def train_pytorchvideo(path: str, rng: np.random.Generator) -> torch.Tensor:
     return clip.flip(-1) if rng.random() < 0.5 else clip.contiguous()
 
 
-def test_stvid(path: str, rng: np.random.Generator) -> torch.Tensor:
-    clips = EvalDataset(MANIFESTS[path], PROTOCOL, views="10x3")[0].clips
-    assert clips is not None
-    return normalize(clips, MEAN, STD)
+def test_stvid(path: str, rng: np.random.Generator) -> None:
+    """Batches of eight views, as `stvid.evaluation.evaluate.sample_logits` gives them to a model on the CPU."""
+    views = EvalDataset(MANIFESTS[path], PROTOCOL, views="10x3")[0].clips
+    assert views is not None
+    memory = torch.empty(8, *views.shape[1:])
+    for batch in views.split(len(memory)):
+        for view, place in zip(batch, memory, strict=False):
+            normalize(view, MEAN, STD, out=place)
 
 
-def test_pytorchvideo(path: str, rng: np.random.Generator) -> torch.Tensor:
+def test_pytorchvideo(path: str, rng: np.random.Generator) -> None:
+    """Clip by clip: no more of a video is joined than the crops of one clip."""
     from pytorchvideo.data.encoded_video import EncodedVideo
 
     video = EncodedVideo.from_path(path, decode_audio=False)
-    views = []
     for first in spread_clips(path, 10)[:, 0] / 30:
         clip = video.get_clip(first, first + FRAMES * STRIDE / 30)["video"]
         clip = clip[:, torch.linspace(0, clip.shape[1] - 1, FRAMES).long()] / 255.0
@@ -278,11 +282,9 @@ def test_pytorchvideo(path: str, rng: np.random.Generator) -> torch.Tensor:
         size = [round(factor * side) for side in clip.shape[2:]]
         clip = torch.nn.functional.interpolate(clip, size=size, mode="bilinear", align_corners=False)
         top = (size[0] - SIZE) // 2
-        views += [
-            clip[:, :, top : top + SIZE, left : left + SIZE] for left in (0, (size[1] - SIZE) // 2, size[1] - SIZE)
-        ]
+        lefts = (0, (size[1] - SIZE) // 2, size[1] - SIZE)
+        torch.stack([clip[:, :, top : top + SIZE, left : left + SIZE] for left in lefts])
     video.close()
-    return torch.stack(views)
 
 
 def transcoded(work: Work) -> Work:

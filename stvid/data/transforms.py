@@ -422,7 +422,12 @@ test_crops.__test__ = False  # type: ignore[attr-defined]  # not a test, whateve
 
 
 def normalize(
-    clips: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
+    clips: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Subtracts the mean and divides by the standard deviation, on whatever device the clips are.
 
@@ -431,18 +436,25 @@ def normalize(
         mean: One number a channel, of values in 0..1.
         std: One number a channel, of values in 0..1.
         dtype: Type of the result.
+        out: Where to write the result, of the clips' shape and device and of that type; None takes new memory, which
+            takes the CPU as long as the arithmetic.
 
     Returns:
-        A new contiguous tensor of the same shape.
+        A tensor of the same shape: `out`, or a new contiguous one.
     """
     scale = 1.0 if clips.is_floating_point() else 255.0
     shape = (-1, 1, 1, 1)
     subtract = torch.tensor([scale * value for value in mean], dtype=dtype, device=clips.device).view(shape)
     divide = torch.tensor([scale * value for value in std], dtype=dtype, device=clips.device).view(shape)
-    result = torch.empty(clips.shape, dtype=dtype, device=clips.device)
+    result = torch.empty(clips.shape, dtype=dtype, device=clips.device) if out is None else out
+    if result.shape != clips.shape or result.dtype != dtype:
+        wanted, given = (f"{kind} {tuple(size)}" for kind, size in ((dtype, clips.shape), (result.dtype, result.shape)))
+        raise ValueError(f"out must be {wanted}, not {given}")
     if clips.device.type != "cpu":
         return result.copy_(clips).sub_(subtract).div_(divide)
-    for clip in np.ndindex(*clips.shape[:-4]):
-        for time in range(clips.shape[-3]):  # frame by frame: the cache holds it from step to step
-            result[clip][:, time].copy_(clips[clip][:, time]).sub_(subtract[:, 0]).div_(divide[:, 0])
+    subtract, divide = subtract[:, 0], divide[:, 0]
+    for place in np.ndindex(*clips.shape[:-4]):
+        # Frame by frame: the cache holds it from step to step.
+        for frame, target in zip(clips[place].unbind(1), result[place].unbind(1), strict=True):
+            target.copy_(frame).sub_(subtract).div_(divide)
     return result

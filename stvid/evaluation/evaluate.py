@@ -146,11 +146,12 @@ def sample_logits(
         places.append(torch.from_numpy(place))
         views.extend(clips[int(view)] for view in different)
     parts = []
+    shape = (min(view_chunk, len(views)), *views[0].shape) if views else (0,)
+    # On the CPU each batch takes the memory of the one before.
+    memory = torch.empty(shape, dtype=placement.dtype) if placement.device.type == "cpu" else None
     for start in range(0, len(views), view_chunk):
-        batch = torch.stack(
-            [view.to(placement.device, non_blocking=True) for view in views[start : start + view_chunk]]
-        )
-        clips = normalize(batch, protocol.mean, protocol.std, dtype=placement.dtype)
+        batch = views[start : start + view_chunk]
+        clips = _model_input(batch, protocol, placement, memory)
         try:
             logits = model(clips)
         except StvidError:
@@ -160,12 +161,22 @@ def sample_logits(
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ConfigError(f"the model gives {got} for {len(batch)} clips; expected logits ({len(batch)}, classes)")
-        parts.append(logits.float())
+        parts.append(logits.to(torch.float32, copy=True))  # they may be a part of `memory`
     joined = torch.cat(parts).cpu() if parts else torch.empty(0, 0)
     return [
         (sample, rows[place] if len(place) else None)
         for sample, place, rows in zip(samples, places, joined.split(counts), strict=True)
     ]
+
+
+def _model_input(views: Sequence[Tensor], protocol: Protocol, placement: Placement, memory: Tensor | None) -> Tensor:
+    """Returns views as one normalised batch on the model's device, within `memory` if there is any."""
+    if memory is None:
+        batch = torch.stack([view.to(placement.device, non_blocking=True) for view in views])
+        return normalize(batch, protocol.mean, protocol.std, dtype=placement.dtype)
+    for view, place in zip(views, memory, strict=False):
+        normalize(view, protocol.mean, protocol.std, dtype=placement.dtype, out=place)
+    return memory[: len(views)]
 
 
 @contextlib.contextmanager
