@@ -105,14 +105,14 @@ def test_key_frames_are_where_they_were_asked_for(make_video: MakeVideo, tmp_pat
     assert [number for number, (key, _) in enumerate(frames) if key] == list(range(0, 40, gop))
     if gop == 12:
         kinds = [kind for _, kind in frames]
-        assert kinds[:9] == ["I", "B", "B", "B", "P", "B", "B", "B", "P"]
+        assert kinds[:9] == ["I", *7 * ["B"], "P"]
 
 
 def test_b_frames_can_be_left_out_by_the_reader(make_video: MakeVideo, tmp_path: Path) -> None:
     _, reader = copy(make_video("long.mp4", frames=48), tmp_path / "out")
     with reader:
         packets = reader._source.index.packets  # type: ignore[union-attr]
-    assert packets.skippable.sum() >= 32
+    assert packets.skippable.sum() >= 40
 
 
 def test_a_folder_of_images_gets_the_rate_that_is_given(
