@@ -42,6 +42,8 @@ def find_packet(file: io.FileIO | io.BytesIO, packet: Any) -> int | None:
 
 
 def _tells_more(packet: Any) -> bool:
+    if not hasattr(packet, "has_sidedata"):  # PyAV before 16: nobody knows
+        return True
     return any(packet.has_sidedata(kind) for kind in ("new_extradata", "param_change", "encryption_info"))
 
 
