@@ -214,7 +214,7 @@ class AvSource:
         """
         self._open()
         context = self.stream.codec_context
-        packets, contiguous = self._scan_packets()
+        packets = self._scan_packets()
         time_base = float(self.stream.time_base)
         timestamps = packets.pts[packets.of_frame] * time_base
         rate = self.stream.average_rate
@@ -230,7 +230,7 @@ class AvSource:
         facts = decoder_facts(context)
         first = self._first_frame(packets)
         self._take_shape(index, first)
-        if contiguous and self._decodes_directly(facts, packets, first):
+        if (packets.position >= 0).all() and self._decodes_directly(facts, packets, first):
             index.decoder = facts
         return index
 
@@ -246,8 +246,12 @@ class AvSource:
         self._close_direct()
         return False
 
-    def _scan_packets(self) -> tuple[Packets, bool]:
-        """Reads all packets of the opened container; returns them, and whether all lie in one piece in the file."""
+    def _scan_packets(self) -> Packets:
+        """Reads all packets of the opened container.
+
+        Raises:
+            MismatchError: If they do not tell all frames and their times.
+        """
         context = self.stream.codec_context
         codec = context.name
         read_units = PARSERS.get(codec)
@@ -258,7 +262,7 @@ class AvSource:
         length_size = nal_length_size(codec, context.extradata)
         pts, dts, sizes, positions, sums = [], [], [], [], []
         starts, skippable, shown, parameters, layers = [], [], [], [], []
-        contiguous = True
+        place: int | None = 0
         with raw_file(self.source) as file:
             for packet in self._packets():
                 if packet.pts is None:
@@ -269,10 +273,9 @@ class AvSource:
                 units = read_units(data, length_size)
                 if units is None or units.frames != 1:
                     raise MismatchError("packets that are damaged or hold no frame or several")
-                if contiguous:
-                    place = find_packet(file, packet)
-                    contiguous = place is not None
-                    positions.append(place or 0)
+                if place is not None:  # else they are in pieces, all of them as a rule
+                    place = find_packet(file, packet, data)
+                positions.append(-1 if place is None else place)
                 pts.append(packet.pts)
                 dts.append(packet.pts if packet.dts is None else packet.dts)
                 sizes.append(packet.size)
@@ -298,18 +301,17 @@ class AvSource:
             start[0] = True
         times = np.array(pts, np.int64)
         visible = np.flatnonzero(shown)
-        packets = Packets(
+        return Packets(
             pts=times,
             dts=np.array(dts, np.int64),
             size=np.array(sizes, np.int32),
-            position=np.array(positions, np.int64) if contiguous else np.full(len(pts), -1, np.int64),
+            position=np.array(positions, np.int64),
             crc=np.array(sums, np.uint32),
             start=start,
             skippable=np.array(skippable) & (np.array(layers) == max(layers)),  # no sub-layer above refers to them
             shown=np.array(shown),
             of_frame=visible[np.argsort(times[visible], kind="stable")].astype(np.int32),
         )
-        return packets, contiguous
 
     def _first_frame(self, packets: Packets) -> Any:
         number = int(packets.of_frame[0])

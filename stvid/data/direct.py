@@ -24,27 +24,29 @@ __all__ = ["DirectDecoder", "decoder_facts", "find_packet", "raw_file"]
 _MOST_BEFORE = 32
 
 
+# What a packet may carry beside its bytes that changes what the decoder does (libavcodec/packet.h).
+_CHANGES = frozenset({"new_extradata", "param_change", "encryption_init_info", "encryption_info"})
+
+
 def raw_file(source: str | bytes) -> io.FileIO | io.BytesIO:
     """Opens a path, or bytes, for reading without a buffer."""
     return io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
 
 
-def find_packet(file: io.FileIO | io.BytesIO, packet: Any) -> int | None:
+def find_packet(file: io.FileIO | io.BytesIO, packet: Any, data: bytes) -> int | None:
     """Returns where in a file the bytes of a packet lie; None if not in one piece where PyAV says, or just after it.
 
-    None too if the container gives it what its bytes do not hold, such as a new header for the decoder.
+    None too if the container gives it what its bytes do not hold, such as a new header for the decoder, and for PyAV
+    before 16, which does not show that.
     """
-    if packet.pos is None or packet.pos < 0 or _tells_more(packet):
+    position = packet.pos
+    if position is None or position < 0 or not hasattr(packet, "iter_sidedata"):
         return None
-    file.seek(packet.pos)
-    found = (file.read(packet.size + _MOST_BEFORE) or b"").find(bytes(packet))
-    return packet.pos + found if found >= 0 else None
-
-
-def _tells_more(packet: Any) -> bool:
-    if not hasattr(packet, "has_sidedata"):  # PyAV before 16: nobody knows
-        return True
-    return any(packet.has_sidedata(kind) for kind in ("new_extradata", "param_change", "encryption_info"))
+    if any(side.data_type in _CHANGES for side in packet.iter_sidedata()):
+        return None
+    file.seek(position)
+    found = file.read(len(data) + _MOST_BEFORE) or b""
+    return next((position + before for before in range(_MOST_BEFORE) if found.startswith(data, before)), None)
 
 
 def decoder_facts(context: Any) -> DecoderFacts:

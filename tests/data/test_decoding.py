@@ -80,7 +80,7 @@ def _fresh_cache() -> Iterator[None]:
 
 
 needs_direct = pytest.mark.skipif(
-    not hasattr(av.Packet, "has_sidedata"), reason="PyAV 15 reads everything through the container"
+    not hasattr(av.Packet, "iter_sidedata"), reason="PyAV 15 reads everything through the container"
 )
 
 
