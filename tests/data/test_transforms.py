@@ -536,3 +536,14 @@ class TestNormalize:
         assert got.shape == clips.shape and got.dtype == torch.bfloat16
         assert (got == 2).all()
         assert normalize(clips[0, 0], (0.5,) * 3, (0.25,) * 3).shape == (3, 4, 6, 6)
+
+    def test_into_memory_that_is_there(self) -> None:
+        clips = torch.randint(0, 256, (2, 3, 4, 6, 5), dtype=torch.uint8)
+        memory = torch.full((5, 3, 4, 6, 5), 7.0)
+        got = normalize(clips, (0.5,) * 3, (0.25,) * 3, out=memory[1:3])
+        assert got.data_ptr() == memory[1].data_ptr()
+        assert torch.equal(memory[1:3], normalize(clips, (0.5,) * 3, (0.25,) * 3))
+        assert (memory[[0, 3, 4]] == 7).all()
+        for wrong in (memory, memory[:2].double()):
+            with pytest.raises(ValueError, match=r"out must be torch.float32 \(2, 3, 4, 6, 5\), not"):
+                normalize(clips, (0.5,) * 3, (0.25,) * 3, out=wrong)

@@ -121,6 +121,17 @@ def test_batches_are_bounded_and_change_nothing(videos, options):
     np.testing.assert_allclose(result.logits, evaluate(Tiny(), videos, views="2x3").logits, atol=1e-5)
 
 
+def test_logits_may_be_a_part_of_the_clips(videos):
+    """All batches lie in the same memory: what the model gives is copied before the next one comes."""
+
+    class Pixels(nn.Module):
+        def forward(self, clips):
+            return clips[:, 0, :3, 0, 0]
+
+    small, large = (evaluate(Pixels(), videos, views="2x3", protocol=PROTOCOL, batch_size=size) for size in (2, 100))
+    assert np.array_equal(small.logits, large.logits) and len(np.unique(small.logits)) > 10
+
+
 def test_workers_give_the_same(videos):
     expected = evaluate(Tiny(), videos, views="2x1")
     found = evaluate(Tiny(), videos, views="2x1", workers=1)
