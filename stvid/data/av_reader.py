@@ -15,7 +15,8 @@ is used, and why. Known reasons to count: AVI (it has decode times only: files w
 sorted by them), missing or repeated time stamps, damaged or truncated packets, no key frame at the beginning.
 
 Packets that lie in one piece in the file, as those of MP4 and Matroska do, are then read without opening the container
-again (`stvid.data.direct`), if that gives the same first frame.
+again (`stvid.data.direct`), if that gives the same first frame. If the decoder ever does not give what was foretold,
+they are read through the container first, and the reader counts only if that does not help.
 
 What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
 counted. It is found when the decoder comes to it. The reader then has fewer frames than it had when it was opened, and
@@ -213,7 +214,6 @@ class AvSource:
             MismatchError: If the packets do not give a reliable index.
         """
         self._open()
-        context = self.stream.codec_context
         packets = self._scan_packets()
         time_base = float(self.stream.time_base)
         timestamps = packets.pts[packets.of_frame] * time_base
@@ -226,8 +226,8 @@ class AvSource:
             method="time stamps",
             packets=packets,
         )
+        facts = decoder_facts(self.stream.codec_context)  # before decoding, which changes them
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
-        facts = decoder_facts(context)
         first = self._first_frame(packets)
         self._take_shape(index, first)
         if (packets.position >= 0).all() and self._decodes_directly(facts, packets, first):

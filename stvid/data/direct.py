@@ -1,9 +1,8 @@
 """Decoding without the container: the packets are read from where the scan found them in the file.
 
-To open a container, and to have it read the packets of sound and of the frames that nobody wants, takes as long as to
-decode tens of small frames. In the common files (MP4, Matroska) a packet lies in one piece, so that its place, its size
-and what the header tells the decoder are all that is needed. That it still is the packet that was scanned is checked by
-its CRC-32, each time.
+So nothing is spent on opening the container, on the packets of sound, and on those of frames that nobody wants. In the
+common files (MP4, Matroska) a packet lies in one piece, so that its place, its size and what the header tells the
+decoder are all that is needed. That it still is the packet that was scanned is checked by its CRC-32, each time.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ __all__ = ["DirectDecoder", "decoder_facts", "find_packet", "raw_file"]
 # Before a packet's own bytes there may be the header of a Matroska block, whose place PyAV gives (RFC 9559, 10): an
 # element's name and length, the track, the time, flags. MP4 has nothing there.
 _MOST_BEFORE = 32
-
 
 # What a packet may carry beside its bytes that changes what the decoder does (libavcodec/packet.h).
 _CHANGES = frozenset({"new_extradata", "param_change", "encryption_init_info", "encryption_info"})
@@ -60,7 +58,7 @@ def decoder_facts(context: Any) -> DecoderFacts:
         color_primaries=int(context.color_primaries),
         color_trc=int(context.color_trc),
         colorspace=int(context.colorspace),
-        # PyAV before 17 neither tells nor takes it: where the stream itself does not state it, frames may come out in
+        # Older PyAV neither tells nor takes it: where the stream itself does not state it, frames may come out in
         # another order than foretold, so that the container is asked after all.
         reorder_depth=int(getattr(context, "reorder_depth", -1)),
     )
@@ -77,7 +75,7 @@ class DirectDecoder:
 
     Raises:
         OSError: If the file cannot be opened.
-        FFmpegError: If FFmpeg has no such decoder.
+        ValueError: If FFmpeg has no such decoder.
     """
 
     def __init__(self, av: ModuleType, source: str | bytes, facts: DecoderFacts, num_threads: int) -> None:

@@ -4,8 +4,7 @@ A scan costs a few milliseconds for a file whose packets tell their times, and a
 counted (AVI). `stvid-prep index` does it once. The arrays are mapped into memory: all workers share them.
 
 A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
-are read (`stvid.data.direct`, `stvid.data.av_reader`), so a stored index can be out of date, but never give wrong
-frames.
+are read (`stvid.data.direct`, `stvid.data.av_reader`), so an index that is out of date gives no frames of another file.
 """
 
 from __future__ import annotations

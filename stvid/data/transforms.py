@@ -436,8 +436,7 @@ def normalize(
         mean: One number a channel, of values in 0..1.
         std: One number a channel, of values in 0..1.
         dtype: Type of the result.
-        out: Where to write the result, of the clips' shape and device and of that type; None takes new memory, which
-            takes the CPU as long as the arithmetic.
+        out: Where to write the result, of the clips' shape and device and of that type; None takes new memory.
 
     Returns:
         A tensor of the same shape: `out`, or a new contiguous one.

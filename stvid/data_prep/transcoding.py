@@ -1,8 +1,8 @@
 """Videos made small and quick to seek: short side, distance of key frames, H.264. PyAV brings FFmpeg with it.
 
 A copy is plain H.264 (High profile, 4:2:0) that every player reads, written so that few of its frames must be decoded
-for a clip: seven B-frames that nothing refers to stand between any two other frames, of which one frame in eight must
-be decoded for its neighbours' sake, and x264's ``fastdecode`` leaves out what costs the decoder most (CABAC, the
+for a clip: seven B-frames that nothing refers to stand between any two other frames, so that one frame in eight is
+decoded whether it is wanted or not, and x264's ``fastdecode`` leaves out what costs the decoder most (CABAC, the
 deblocking filter, weighted prediction).
 """
 

@@ -146,9 +146,9 @@ def sample_logits(
         places.append(torch.from_numpy(place))
         views.extend(clips[int(view)] for view in different)
     parts = []
-    shape = (min(view_chunk, len(views)), *views[0].shape) if views else (0,)
-    # On the CPU each batch takes the memory of the one before.
-    memory = torch.empty(shape, dtype=placement.dtype) if placement.device.type == "cpu" else None
+    memory = None
+    if views and placement.device.type == "cpu":  # each batch takes the memory of the one before
+        memory = torch.empty(min(view_chunk, len(views)), *views[0].shape, dtype=placement.dtype)
     for start in range(0, len(views), view_chunk):
         batch = views[start : start + view_chunk]
         clips = _model_input(batch, protocol, placement, memory)
