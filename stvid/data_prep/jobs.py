@@ -204,10 +204,14 @@ def _run_pool(
                         waiting.pop()
                     ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                     for future in ended:
-                        result, error = future.result()
-                        record(running.pop(future), result, error)
+                        outcome = future.result()
+                        record(running.pop(future), *outcome)
             except BrokenProcessPool:
-                suspects += running.values()
+                for future, key in running.items():
+                    try:
+                        record(key, *future.result())  # ended before the process died, not seen yet
+                    except BrokenProcessPool:
+                        suspects.append(key)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(multiprocessing.active_children()) - others:
