@@ -47,7 +47,7 @@ from stvid.engine.runs import (
     stored_run,
 )
 from stvid.engine.task import VideoTask
-from stvid.errors import CheckpointError, ConfigError, Interrupted, StvidError, nearest
+from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, nearest
 from stvid.models.layers import VideoModel
 from stvid.models.registry import create_model
 
@@ -387,6 +387,20 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         return _train(config, output)
 
 
+def _check_readable(videos: EvalDataset, *, samples: int = 8) -> None:
+    """Raises ManifestError if no video tried can be read: otherwise an epoch is trained before `val` fails."""
+    numbers = sorted({number * (len(videos) - 1) // (samples - 1) for number in range(samples)})
+    failures = []
+    for number in numbers:
+        sample = videos[number]
+        if not sample.error:
+            return
+        failures.append(f"{videos.manifest[number].path}: {sample.error}")
+    raise ManifestError(
+        f"data.val: {videos.manifest.source}: none of the {len(failures)} videos tried can be read; first {failures[0]}"
+    )
+
+
 def _train(config: TrainConfig, output: Path) -> TrainResult:
     """Does what `train` says, in a folder of its own."""
     before = None if config.resume is None else stored_run(config.resume)
@@ -422,11 +436,15 @@ def _train(config: TrainConfig, output: Path) -> TrainResult:
         "decode_threads": config.data.decode_threads,
         "multilabel": multilabel,
     }
+    val = None
+    if val_videos is not None:
+        val = EvalDataset(val_videos, config.protocol, views=config.data.val_views, **shared)
+        _check_readable(val)
     data = VideoData(
         TrainDataset(
             train_videos, config.protocol, config.augment, seed=config.seed, repeats=config.data.repeats, **shared
         ),
-        None if val_videos is None else EvalDataset(val_videos, config.protocol, views=config.data.val_views, **shared),
+        val,
         config.data,
         seed=config.seed,
         stop=stop.stop_requested,

@@ -280,6 +280,18 @@ def test_videos_that_are_not_where_the_list_says(
     assert train(configure(f"data.val={listing}")).metrics["val_failed"] == 1
 
 
+def test_validation_videos_that_cannot_be_read(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Said before the first step, not after the first epoch."""
+    for number in range(3):
+        (tmp_path / f"{number}.mp4").write_bytes(b"no video")
+    listing = tmp_path / "val.csv"
+    listing.write_text("path,label\n" + "".join(f"{number}.mp4,left\n" for number in range(3)))
+    message = r"^data\.val: .*val\.csv: none of the 3 videos tried can be read; first .*0\.mp4: "
+    with pytest.raises(ManifestError, match=message):
+        train(configure(f"data.val={listing}"))
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_disk_full_leaves_the_earlier_checkpoint(
     configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
