@@ -8,9 +8,10 @@ Each row of the table is one piece of work (a random 16x4 clip at native size, t
 test set-up); each of its columns does it with the same random choices, on one thread, opening the file anew as a data
 loader does. Before a row is timed, the frames of the readers are compared where they should be equal. A peer that is
 not installed is named and left out. Ratios are those of the medians, by the clock and by the time of the processor, and
-the median of the ratios of pairs, of which each reads the same clip; unlike files move the former, not the latter. The
-last two rows compare the files with what `stvid-prep transcode` makes of them with its defaults: "stvid" reads the
-copies, "before" the files.
+the median of the ratios of pairs, of which each reads the same clip; unlike files move the former, not the latter. Two
+rows compare the files with what `stvid-prep transcode` makes of them with its defaults: "stvid" reads the copies,
+"before" the files. The last row reads bytes, as of a tar shard: "stvid" with the index that `stvid-prep shard` puts
+beside them, "without" it.
 
 The peers' recipes are written here as their users write them: mmaction2 is decord with OpenCV, PyTorchVideo is its
 `EncodedVideo` with its steps in order (its transforms module cannot be imported with current torchvision).
@@ -37,8 +38,9 @@ import torch
 
 from stvid.config import AugmentConfig
 from stvid.data.dataset import EvalDataset, TrainDataset, collate_train
-from stvid.data.decoding import VideoReader
+from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.manifest import read_manifest
+from stvid.data.stored_index import pack_index, unpack_index
 from stvid.data.transforms import TrainTransform, normalize
 from stvid.data_prep.transcoding import DEFAULTS, transcode
 from stvid.protocol import Protocol
@@ -184,10 +186,12 @@ PROTOCOL = Protocol(frames=FRAMES, stride=STRIDE, short_side=SHORT_SIDE, crop=SI
 AUGMENT = AugmentConfig(resize="random_resized_crop", hflip=0.5, randaugment_magnitude=0, erasing=0.0)
 
 
-def train_stvid(path: str, rng: np.random.Generator) -> torch.Tensor:
+def train_stvid(
+    path: str, rng: np.random.Generator, content: bytes | None = None, index: Index | None = None
+) -> torch.Tensor:
     indices = draw_clip(path, rng)
     transform = TrainTransform(PROTOCOL, AUGMENT, ["a"])
-    with VideoReader(path) as reader:  # as `TrainDataset` does it
+    with VideoReader(content or path, index=index) as reader:  # as `TrainDataset` does it
         cut = reader.get_batch(indices, crop=transform.draw_box(reader.height, reader.width, rng))
     return normalize(transform.make_clip(cut, np.zeros(1, np.int64), rng)[0], MEAN, STD)
 
@@ -287,6 +291,16 @@ def test_pytorchvideo(path: str, rng: np.random.Generator) -> None:
     video.close()
 
 
+def train_from_shard(path: str, rng: np.random.Generator) -> torch.Tensor:
+    if path not in PACKED:
+        PACKED[path] = pack_index(scan(path))
+    return train_stvid(path, rng, Path(path).read_bytes(), unpack_index(PACKED[path]))
+
+
+def train_from_bytes(path: str, rng: np.random.Generator) -> torch.Tensor:
+    return train_stvid(path, rng, Path(path).read_bytes())
+
+
 def transcoded(work: Work) -> Work:
     return lambda path, rng: work(COPIES[path], rng)
 
@@ -321,6 +335,10 @@ ROWS: dict[str, dict[str, Work]] = {
         "stvid": transcoded(train_stvid),
         "before": train_stvid,
     },
+    "16x4 clip, random resized crop 224, flip, normalise, from a tar shard": {
+        "stvid": train_from_shard,
+        "without": train_from_bytes,
+    },
 }
 NEEDS = {
     "decord": ("decord",),
@@ -331,6 +349,7 @@ NEEDS = {
 LENGTHS: dict[str, int] = {}
 MANIFESTS: dict[str, Any] = {}
 COPIES: dict[str, str] = {}
+PACKED: dict[str, bytes] = {}
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class AvSource:
         name: str,
         num_threads: int,
         time_limit: float = TIME_LIMIT,
-        stored: StoredIndex | None = None,
+        stored: StoredIndex | Index | None = None,
     ) -> None:
         self.av = import_backend("av")
         self.time_limit = time_limit
@@ -92,10 +92,13 @@ class AvSource:
             self.close()
             raise
 
-    def _find_index(self, stored: StoredIndex | None) -> Index:
+    def _find_index(self, stored: StoredIndex | Index | None) -> Index:
         cached = index_cache.get(self.key)
-        if cached is None and stored is not None and self.key is not None:
-            cached = stored.find(self.key[0], self.key[2])
+        if cached is None and stored is not None:
+            if isinstance(stored, Index):
+                cached = stored
+            elif self.key is not None:
+                cached = stored.find(self.key[0], self.key[2])
             if cached is not None:
                 index_cache.put(self.key, cached)
         if cached is not None:

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stvid.config import AugmentConfig
-from stvid.data.decoding import VideoReader
+from stvid.data.decoding import Index, VideoReader
 from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import frame_grid, sample_train, sample_views
@@ -383,12 +383,13 @@ class TrainDataset(Dataset[TrainSample]):
         """
         return self.sample(item if isinstance(item, Draw) else Draw(int(item), int(self._epoch)))
 
-    def sample(self, draw: Draw, content: bytes | None = None) -> TrainSample:
+    def sample(self, draw: Draw, content: bytes | None = None, index: Index | None = None) -> TrainSample:
         """Cuts the random clips of a video, as ``dataset[draw]``.
 
         Args:
             draw: Which.
             content: The bytes of the video, if they have been read already.
+            index: Theirs, if it is known.
 
         Raises:
             VideoError: If 8 videos in a row cannot be read.
@@ -397,11 +398,12 @@ class TrainDataset(Dataset[TrainSample]):
             raise IndexError(f"video {draw.video} of {len(self)}")
         key = (self.seed, draw.epoch, draw.video, draw.copy)
         failures: list[tuple[str, str]] = []
-        for index in self._candidates(draw.video, key):
+        for video in self._candidates(draw.video, key):
+            given = (content, index) if content is not None and video == draw.video else None
             try:
-                return self._sample(index, key, tuple(failures), content if index == draw.video else None)
+                return self._sample(video, key, tuple(failures), given)
             except VideoError as error:
-                failures.append((self.manifest[index].path, error.reason))
+                failures.append((self.manifest[video].path, error.reason))
         listed = "; ".join(f"{path}: {reason}" for path, reason in failures)
         raise VideoError(self.manifest.source, f"{len(failures)} videos in a row cannot be read: {listed}")
 
@@ -416,16 +418,18 @@ class TrainDataset(Dataset[TrainSample]):
         yield from [int(other) for other in order[:MAX_TRIES] if other != index][: MAX_TRIES - 1]
 
     def _sample(
-        self, index: int, key: tuple[int, ...], failures: tuple[tuple[str, str], ...], content: bytes | None
+        self,
+        index: int,
+        key: tuple[int, ...],
+        failures: tuple[tuple[str, str], ...],
+        given: tuple[bytes, Index | None] | None,
     ) -> TrainSample:
         entry: VideoEntry = self.manifest[index]
         label_ids = self.manifest.label_ids(index)
         generators = [make_generator(_STREAM_CLIP, *key, repeat) for repeat in range(self.repeats)]
+        content, known = self.manifest.content_and_index(index) if given is None else given
         with VideoReader(
-            self.manifest.content(index) if content is None else content,
-            backend=self.backend,
-            num_threads=self.decode_threads,
-            index=self.stored_index,
+            content, backend=self.backend, num_threads=self.decode_threads, index=known or self.stored_index
         ) as reader:
             grid = _grid(reader, self.protocol, entry.start, entry.end)
             jitter = self.augment.temporal_jitter
@@ -554,11 +558,9 @@ class EvalDataset(Dataset[EvalSample]):
         entry: VideoEntry = self.manifest[index]
         labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
         try:
+            content, known = self.manifest.content_and_index(index)
             with VideoReader(
-                self.manifest.content(index),
-                backend=self.backend,
-                num_threads=self.decode_threads,
-                index=self.stored_index,
+                content, backend=self.backend, num_threads=self.decode_threads, index=known or self.stored_index
             ) as reader:
                 grid = _grid(reader, self.protocol, entry.start, entry.end)
                 indices = self.layout.indices(grid, self.protocol)

@@ -57,7 +57,7 @@ class VideoReader:
             with their own ideas of damaged files) or ``frames``.
         num_threads: Decoder threads. One is best in a data-loader worker.
         time_limit: Seconds after which opening the file, or one call for frames, is given up (backend av).
-        index: Indices that were stored earlier, so that the file need not be scanned.
+        index: Indices that were stored earlier, or the one of this video, so that it need not be scanned.
 
     Attributes:
         backend: The name of the backend.
@@ -77,7 +77,7 @@ class VideoReader:
         backend: str = "av",
         num_threads: int = 1,
         time_limit: float = TIME_LIMIT,
-        index: StoredIndex | None = None,
+        index: StoredIndex | Index | None = None,
     ) -> None:
         if backend not in BACKENDS:
             hint = nearest(backend, BACKENDS)
@@ -95,14 +95,16 @@ class VideoReader:
                 raise VideoError(self.source_name, "backend='frames' reads a folder of images, not bytes")
             if not content:
                 raise VideoError(self.source_name, "is empty (0 bytes)")
-            self._source = self._make(content, num_threads, time_limit, None)
+            self._source = self._make(content, num_threads, time_limit, index)
             return
         path = os.fspath(source)
         self.source_name = path
         check_file(path, folder=backend == "frames")
         self._source = self._make(path, num_threads, time_limit, index)
 
-    def _make(self, source: str | bytes, num_threads: int, time_limit: float, index: StoredIndex | None) -> Source:
+    def _make(
+        self, source: str | bytes, num_threads: int, time_limit: float, index: StoredIndex | Index | None
+    ) -> Source:
         if self.backend == "av":
             return AvSource(source, self.source_name, num_threads, time_limit, index)
         if self.backend == "decord":

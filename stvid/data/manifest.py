@@ -25,6 +25,7 @@ import numpy as np
 from stvid.errors import ManifestError, nearest
 
 if TYPE_CHECKING:
+    from stvid.data.frame_index import Index
     from stvid.data.shards import Members
 
 __all__ = ["FORMATS", "VIDEO_EXTENSIONS", "Manifest", "VideoEntry", "read_class_names", "read_manifest"]
@@ -145,7 +146,15 @@ class Manifest:
         Raises:
             VideoError: If its shard cannot be read.
         """
-        return self[index].path if self.members is None else self.members.read(range(len(self))[index])
+        return self.content_and_index(index)[0]
+
+    def content_and_index(self, index: int) -> tuple[str | bytes, Index | None]:
+        """Returns what a `VideoReader` opens for one row, as `content`, and the index that its shard has of it.
+
+        Raises:
+            VideoError: If its shard cannot be read.
+        """
+        return (self[index].path, None) if self.members is None else self.members.read(range(len(self))[index])
 
     def label_ids(self, index: int) -> np.ndarray:
         """Returns the label ids of one video: int64 (labels,), indices into `class_names`, ascending."""

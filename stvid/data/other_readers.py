@@ -32,7 +32,9 @@ class _OtherSource(ABC):
 
     method = ""
 
-    def __init__(self, source: str | bytes, name: str, num_threads: int, stored: StoredIndex | None = None) -> None:
+    def __init__(
+        self, source: str | bytes, name: str, num_threads: int, stored: StoredIndex | Index | None = None
+    ) -> None:
         self.name = name
         reference = AvSource(source, name, 1, stored=stored)
         self.index = replace(reference.index, method=self.method, packets=None, bad_packets=0)

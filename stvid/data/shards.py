@@ -1,8 +1,9 @@
 """Lists of videos that lie in WebDataset tar shards, in a folder or behind any URL that fsspec opens.
 
-`stvid-prep shard` writes them: tar files of ``<key>.json`` and ``<key>.mp4`` (or what the video is) side by side, and
+`stvid-prep shard` writes them: tars of ``<key>.json``, ``<key>.scan`` and ``<key>.mp4`` (or what the video is), and
 ``shards.json``, which has a row for each video: its labels, its shard and its place in it. So a list of shards is a
-`Manifest` like any other; one video is read from its place, which is what tests do.
+`Manifest` like any other; one video is read from its place, which is what tests do. The ``.scan`` is the index of the
+video (`stvid.data.stored_index`), without which it would be scanned at every reading; it may be missing.
 
 Training reads the shards from front to back instead, through the `webdataset` library, as disks and object stores like
 it. Each epoch puts the shards in another order and cuts their videos into one run for each process that reads; a
@@ -28,7 +29,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.data.dataset import STREAM_ORDER, Draw, TrainBatch, TrainDataset, collate_train, make_generator
+from stvid.data.frame_index import Index
 from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.stored_index import unpack_index
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 
 if TYPE_CHECKING:
@@ -38,9 +41,10 @@ __all__ = ["INDEX", "ROW", "Members", "ShardStream", "is_shards", "read_shards"]
 
 INDEX = "shards.json"
 VERSION = 1
-ROW = ("name", "member", "labels", "start", "end", "begin", "data", "bytes")
+ROW = ("name", "member", "labels", "start", "end", "begin", "data", "bytes", "scan", "scan_bytes")
 """Columns of a video in `INDEX`: name in the list it was made of; name in the tar; label ids; part to use in seconds;
-where its first header, and where the bytes of the video begin in the tar; their number."""
+where its first header, and where the bytes of the video begin in the tar; their number; and where the bytes of its
+index begin, before those of the video, and their number, 0 if it has none."""
 
 BUFFER_BYTES = 256 * 2**20
 """Videos, still encoded, that a process holds for shuffling."""
@@ -63,6 +67,8 @@ class Members:
         begin: Where the first header of the video's files is in the tar, int64 (N,).
         data: Where its bytes begin, int64 (N,).
         size: Its bytes, int64 (N,).
+        scan: Where the bytes of its index begin, int64 (N,).
+        scan_size: Their number, 0 if it has none, int64 (N,).
     """
 
     root: str
@@ -71,24 +77,27 @@ class Members:
     begin: np.ndarray
     data: np.ndarray
     size: np.ndarray
+    scan: np.ndarray
+    scan_size: np.ndarray
 
     def subset(self, picked: np.ndarray) -> Members:
         """Returns the places of some of the videos."""
-        return Members(
-            self.root, self.files, self.shard[picked], self.begin[picked], self.data[picked], self.size[picked]
-        )
+        columns = (self.shard, self.begin, self.data, self.size, self.scan, self.scan_size)
+        return Members(self.root, self.files, *(column[picked] for column in columns))
 
     def url(self, shard: int) -> str:
         """Returns where a shard is."""
         return f"{self.root}/{self.files[shard]}"
 
-    def read(self, index: int) -> bytes:
-        """Returns the bytes of one video.
+    def read(self, index: int) -> tuple[bytes, Index | None]:
+        """Returns the bytes of one video, and its index if the shard has one that can be used.
 
         Raises:
             VideoError: If they cannot be read.
         """
-        first, count = int(self.data[index]), int(self.size[index])
+        data, scan_size = int(self.data[index]), int(self.scan_size[index])
+        first = int(self.scan[index]) if scan_size else data
+        count = data + int(self.size[index]) - first
         url = self.url(int(self.shard[index]))
         try:
             files, path = _file_system(url)
@@ -102,7 +111,10 @@ class Members:
                 url,
                 f"gave {len(content)} bytes when {count} from byte {first} on were asked for (a server must do that)",
             )
-        return bytes(content)
+        content = bytes(content)
+        if not scan_size:
+            return content, None
+        return content[data - first :], unpack_index(content[:scan_size])
 
 
 def is_shards(source: str) -> bool:
@@ -128,6 +140,7 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
     try:
         about = json.loads(text)
         version, names, shards = about["version"], tuple(about["class_names"]), about["shards"]
+        columns = ("shard", *about["columns"])
         rows = [(number, *row) for number, shard in enumerate(shards) for row in shard["videos"]]
         rows.sort(key=lambda row: row[2])  # members are named by their numbers in the list they were made of
         sizes = {shard["file"]: int(shard["bytes"]) for shard in shards}
@@ -143,7 +156,8 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ManifestError(f"{root}/{file}: {state}; copy it again")
-    column = dict(zip(("shard", *ROW), zip(*rows, strict=True), strict=True))
+    column = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    nothing = [0] * len(rows)
     members = Members(
         root=root,
         files=tuple(sizes),
@@ -151,6 +165,8 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         begin=np.array(column["begin"], np.int64),
         data=np.array(column["data"], np.int64),
         size=np.array(column["bytes"], np.int64),
+        scan=np.array(column.get("scan", nothing), np.int64),
+        scan_size=np.array(column.get("scan_bytes", nothing), np.int64),
     )
     entries = [
         VideoEntry(f"{members.files[shard]}/{member}", tuple(names[label] for label in labels), start=start, end=end)
@@ -310,18 +326,18 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
             for _ in islice(samples, used * self.videos_per_batch):
                 pass
             while chunk := list(islice(samples, self.videos_per_batch)):
-                yield collate_train([self._clips(Draw(video, epoch), content) for video, content in chunk])
+                yield collate_train([self._clips(Draw(video, epoch), content, scan) for video, content, scan in chunk])
         except StvidError as error:
             yield error
 
-    def _clips(self, draw: Draw, content: bytes) -> Any:
+    def _clips(self, draw: Draw, content: bytes, scan: bytes | None) -> Any:
         try:
-            return self.dataset.sample(draw, content)
+            return self.dataset.sample(draw, content, None if scan is None else unpack_index(scan))
         except StvidError as error:
             return error
 
-    def _videos(self, videos: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, bytes]]:
-        """Yields number and bytes of some videos, shuffled in a buffer."""
+    def _videos(self, videos: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[int, bytes, bytes | None]]:
+        """Yields number, bytes and packed index of some videos, shuffled in a buffer."""
         webdataset = _import_webdataset()
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -329,10 +345,11 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
         wanted = {os.path.basename(manifest[int(video)].path).partition(".")[0]: int(video) for video in videos}
         files = tar_file_expander(self._parts(videos), select_files=lambda name: name.partition(".")[0] in wanted)
 
-        def contents() -> Iterator[tuple[int, bytes]]:
+        def contents() -> Iterator[tuple[int, bytes, bytes | None]]:
             for sample in group_by_keys(files):
-                (content,) = (value for name, value in sample.items() if name != "json" and not name.startswith("__"))
-                yield wanted.pop(sample["__key__"]), content
+                beside = ("json", "scan")
+                (content,) = (value for name, value in sample.items() if name not in beside and name[:2] != "__")
+                yield wanted.pop(sample["__key__"]), content, sample.get("scan")
 
         shuffle = webdataset.shuffle(self.buffer, initial=self.buffer, rng=random.Random(int(rng.integers(2**62))))
         try:

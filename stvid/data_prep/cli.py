@@ -321,14 +321,15 @@ def shard(argv: Sequence[str]) -> int:
     import shutil
 
     from stvid.data.manifest import read_class_names, read_manifest
+    from stvid.data.shards import ROW
     from stvid.data_prep.jobs import run_jobs
     from stvid.data_prep.sharding import plan_shards, write_shard, write_shard_index
 
     parser = _parser(
         "shard",
-        "Write the videos of a list, shuffled and unchanged, into WebDataset tar files and shards.json. Training and "
-        "tests take the folder, or the URL that it is copied to, in the place of the list. A video of which the list "
-        "has several parts is written as often.",
+        "Write the videos of a list, shuffled and unchanged, and an index of each into WebDataset tar files and "
+        "shards.json. Training and tests take the folder, or the URL that it is copied to, in the place of the list. A "
+        "video of which the list has several parts is written as often.",
     )
     _add_list(parser)
     _add_job(parser)
@@ -349,7 +350,7 @@ def shard(argv: Sequence[str]) -> int:
     code = _report_failures([Outcome(path, {}, failed.get(path, "")) for path in _paths(videos)], out / "failed.csv")
     if not plan:
         raise ManifestError(f"{options.videos}: none of its videos can be put into shards; see {out / 'failed.csv'}")
-    digest = hashlib.sha256(json.dumps([plan, videos.class_names]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([plan, videos.class_names, ROW]).encode()).hexdigest()[:16]
     folder = out / f".plan-{digest}"
     folder.mkdir(exist_ok=True)
     tars = [out / f"shard-{number:06d}.tar" for number in range(len(plan))]

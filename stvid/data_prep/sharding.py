@@ -6,6 +6,7 @@ planned first, so that the tars can be written in parallel, and an interrupted r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from stvid.checkpoints import write_atomically
+from stvid.data.decoding import scan
 from stvid.data.manifest import Manifest
 from stvid.data.shards import INDEX, ROW, VERSION
+from stvid.data.stored_index import pack_index
 from stvid.errors import VideoError
 
 __all__ = ["plan_shards", "write_shard", "write_shard_index"]
@@ -45,12 +48,13 @@ def plan_shards(manifest: Manifest, *, size: float, seed: int) -> tuple[list[lis
             continue
         name = os.path.relpath(entry.path, base)
         stem, extension = os.path.splitext(os.path.basename(name))
+        extension = extension.lower()
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:60]
         rows.append(
             {
                 "path": entry.path,
                 "name": name,
-                "member": f"{number:08d}-{stem}{extension.lower() or '.video'}",
+                "member": f"{number:08d}-{stem}{'.video' if extension in ('', '.json', '.scan') else extension}",
                 "labels": [int(label) for label in manifest.label_ids(number)],
                 "start": entry.start,
                 "end": entry.end,
@@ -104,14 +108,18 @@ def write_shard(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         members = {member.name: member for member in tar}
     videos = []
     for row in plan:
-        video, about = members[row["member"]], members[_about(row["member"])]
+        video, about, scanned = (members.get(name) for name in (row["member"], *_beside(row["member"])))
+        assert video is not None and about is not None
         place = {"begin": about.offset, "data": video.offset_data, "bytes": video.size}
+        place |= {"scan": scanned.offset_data, "scan_bytes": scanned.size} if scanned else {"scan": 0, "scan_bytes": 0}
         videos.append([({**row, **place})[column] for column in ROW])
     return {"file": target.name, "bytes": target.stat().st_size, "sha256": _digest(target), "videos": videos}
 
 
-def _about(member: str) -> str:
-    return f"{os.path.splitext(member)[0]}.json"
+def _beside(member: str) -> tuple[str, str]:
+    """Returns what lies before a video in its tar: its labels, and its index."""
+    stem = os.path.splitext(member)[0]
+    return f"{stem}.json", f"{stem}.scan"
 
 
 def _write_tar(target: Path, plan: Sequence[Mapping[str, Any]]) -> None:
@@ -119,7 +127,11 @@ def _write_tar(target: Path, plan: Sequence[Mapping[str, Any]]) -> None:
         for row in plan:
             about = {key: row[key] for key in ("name", "labels", "start", "end")}
             text = json.dumps(about, ensure_ascii=False).encode()
-            tar.addfile(_header(_about(row["member"]), len(text)), io.BytesIO(text))
+            labels, index = _beside(row["member"])
+            tar.addfile(_header(labels, len(text)), io.BytesIO(text))
+            with contextlib.suppress(VideoError):  # who reads it says what is wrong with it
+                scanned = pack_index(scan(row["path"]))
+                tar.addfile(_header(index, len(scanned)), io.BytesIO(scanned))
             with open(row["path"], "rb") as video:
                 if os.fstat(video.fileno()).st_size != row["bytes"]:
                     raise VideoError(row["path"], "has changed while the shards were written; start again")

@@ -16,10 +16,15 @@ import pytest
 import torch
 
 from stvid.config import AugmentConfig, load_config
+from stvid.data import stored_index
+from stvid.data.av_reader import AvSource
 from stvid.data.datamodule import ShardLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
+from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.data.shards import ShardStream
+from stvid.data.stored_index import pack_index, unpack_index
+from stvid.data_prep import sharding
 from stvid.engine.train import train
 from stvid.errors import ConfigError, Interrupted, ManifestError, StvidError
 from stvid.protocol import Protocol
@@ -80,6 +85,8 @@ def test_shards_are_tars_that_webdataset_reads(files: Manifest, shards: Path) ->
         index = by_name[Path(about["name"]).name]
         assert sample["mp4"] == Path(files[index].path).read_bytes()
         assert about["labels"] == files.label_ids(index).tolist()
+        packed = unpack_index(sample["scan"])
+        assert packed is not None and np.array_equal(packed.timestamps, scan(files[index].path).timestamps)
 
 
 def test_the_same_plan_gives_the_same_bytes_and_another_seed_another_order(
@@ -211,6 +218,46 @@ def test_evaluation_reads_from_shards_what_it_reads_from_files(files: Manifest, 
     for one, two in zip(*loaded, strict=True):
         assert one.clips is not None and two.clips is not None
         assert torch.equal(one.clips, two.clips) and (one.labels == two.labels).all()
+
+
+@pytest.mark.parametrize("state", ["good", "damaged", "of another version", "missing", "not in the list"])
+def test_a_video_is_scanned_only_if_its_index_is_of_no_use(
+    files: Manifest, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    if state == "damaged":
+        monkeypatch.setattr(sharding, "pack_index", lambda index: pack_index(index)[:-1] + b"!")
+    elif state == "of another version":
+        monkeypatch.setattr(stored_index, "_VERSION", 1)
+    elif state == "missing":
+        monkeypatch.setattr(sharding, "scan", lambda path: VideoReader(b"no video"))
+    manifest = make_shards(files.subset(range(4)), tmp_path / "shards")
+    monkeypatch.undo()
+    if state == "not in the list":  # as in shards that were written without indices
+        place = tmp_path / "shards" / "shards.json"
+        about = json.loads(place.read_text())
+        about["columns"] = about["columns"][:-2]
+        for shard in about["shards"]:
+            shard["videos"] = [row[:-2] for row in shard["videos"]]
+        place.write_text(json.dumps(about))
+        manifest = read_manifest(tmp_path / "shards")
+
+    scans = []
+    original = AvSource._index_by_scan
+
+    def counted(self: AvSource) -> Index:
+        scans.append(self.name)
+        return original(self)
+
+    expected = [dataset(files)[Draw(video, 0)].clips for video in range(4)]
+    monkeypatch.setattr(AvSource, "_index_by_scan", counted)
+    tests = EvalDataset(manifest, PROTOCOL, views="1x1")
+    assert all(tests[video].clips is not None for video in range(4))
+    assert len(scans) == (0 if state == "good" else 4)
+    scans.clear()
+    for batch in make_train_loader(dataset(manifest), batch_size=1, workers=0, seed=3):
+        assert torch.equal(batch.clips, expected[int(batch.videos[0])])
+    # Training reads what lies in the tar.
+    assert len(scans) == (0 if state in ("good", "not in the list") else 4)
 
 
 def test_an_unreadable_member_is_listed_and_replaced(files: Manifest, make_shards: MakeShards, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from stvid.data.dataset import EvalDataset
 from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
-from stvid.data.stored_index import StoredIndex, index_folder, write_index
+from stvid.data.stored_index import StoredIndex, index_folder, pack_index, unpack_index, write_index
 from stvid.errors import StvidError
 from stvid.protocol import Protocol
 
@@ -41,6 +41,7 @@ def test_stored_indices_give_the_same_reader_without_a_scan(videos: list[Path], 
         with VideoReader(path) as reader:
             facts = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
             expected.append((facts, reader.timestamps, reader.get_batch([17, 2, 2])))
+    packed = [pack_index(scan(path)) for path in videos]
     index_cache.clear()
 
     def refuse(*_: object) -> None:
@@ -50,12 +51,13 @@ def test_stored_indices_give_the_same_reader_without_a_scan(videos: list[Path], 
     monkeypatch.setattr(AvSource, "_index_by_counting", refuse)
     index = pickle.loads(pickle.dumps(StoredIndex(tmp_path / "index")))
     assert len(index) == 4
-    for path, (facts, timestamps, frames) in zip(videos, expected, strict=True):
-        with VideoReader(path, index=index) as reader:
-            found = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
-            assert found == facts
-            assert (reader.timestamps == timestamps).all()
-            assert torch.equal(reader.get_batch([17, 2, 2]), frames)
+    for path, one, (facts, timestamps, frames) in zip(videos, packed, expected, strict=True):
+        for source, known in ((path, index), (path.read_bytes(), unpack_index(one))):
+            with VideoReader(source, index=known) as reader:
+                found = (len(reader), reader.fps, reader.height, reader.width, reader.index_method, reader.bad_packets)
+                assert found == facts
+                assert (reader.timestamps == timestamps).all()
+                assert torch.equal(reader.get_batch([17, 2, 2]), frames)
 
 
 def test_a_data_set_can_be_moved_with_its_index(videos: list[Path], tmp_path: Path, monkeypatch) -> None:

@@ -42,7 +42,7 @@ def test_shards_have_about_the_size_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_odd_names_become_plain_members(tmp_path: Path) -> None:
-    names = ["a.b c.MP4", "ü#é.webm", "noextension", f"{'x' * 200}.avi"]
+    names = ["a.b c.MP4", "ü#é.webm", "noextension", f"{'x' * 200}.avi", "taken.JSON", "taken.scan"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     manifest = Manifest.from_entries([VideoEntry(str(tmp_path / name)) for name in names])
@@ -52,6 +52,8 @@ def test_odd_names_become_plain_members(tmp_path: Path) -> None:
         "ü#é.webm": "00000001-___.webm",
         "noextension": "00000002-noextension.video",
         f"{'x' * 200}.avi": f"00000003-{'x' * 60}.avi",
+        "taken.JSON": "00000004-taken.video",
+        "taken.scan": "00000005-taken.video",
     }
 
 
