@@ -102,6 +102,7 @@ class AvSource:
             if cached is not None:
                 index_cache.put(self.key, cached)
         if cached is not None:
+            check_size(self.name, *cached.coded)
             if cached.decoder is not None:
                 try:
                     self.direct = DirectDecoder(self.av, self.source, cached.decoder, self.num_threads)

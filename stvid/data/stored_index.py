@@ -58,6 +58,9 @@ _PACKET = np.dtype(
 )
 _START, _SKIPPABLE, _SHOWN = 1, 2, 4
 
+# Bytes of a packed index once unpacked: what the longest video that is read takes (2^22 packets), and some.
+_MOST_UNPACKED = 2**22 * _PACKET.itemsize + 2**20
+
 
 def _rows(packets: Packets) -> np.ndarray:
     rows = np.zeros(len(packets.pts), _PACKET)
@@ -266,27 +269,27 @@ def pack_index(index: Index) -> bytes:
 
 def unpack_index(content: bytes) -> Index | None:
     """Returns the index that `pack_index` was given; None if it is damaged, or of another version: scan the video."""
+    unpacking = zlib.decompressobj()
     try:
-        head, _, table = zlib.decompress(content).partition(b"\n")  # which checks a sum
+        head, _, table = unpacking.decompress(content, _MOST_UNPACKED).partition(b"\n")
         about = json.loads(head)
-    except (zlib.error, ValueError):
+        if not unpacking.eof or about["version"] != _VERSION:  # at its end the sum has been checked
+            return None
+        packets = None if about["counted"] else _packets(np.frombuffer(table, _PACKET), about["frames"])
+        times = np.frombuffer(table, "<f8").copy() if packets is None else packets.pts[packets.of_frame]
+        if not 0 < len(times) == about["frames"]:
+            return None
+        return Index(
+            stream=about["stream"],
+            timestamps=times if packets is None else times * about["time_base"],
+            time_base=about["time_base"],
+            fps=about["fps"],
+            method=about["method"],
+            packets=packets,
+            bad_packets=about["bad_packets"],
+            coded=tuple(about["coded"]),
+            turn=tuple(about["turn"]),
+            decoder=None if about["decoder"] is None else DecoderFacts(**about["decoder"]),
+        )
+    except (zlib.error, ValueError, LookupError, TypeError):
         return None
-    if about["version"] != _VERSION:
-        return None
-    packets = None if about["counted"] else _packets(np.frombuffer(table, _PACKET), about["frames"])
-    return Index(
-        stream=about["stream"],
-        timestamps=(
-            np.frombuffer(table, "<f8").copy()
-            if packets is None
-            else packets.pts[packets.of_frame] * about["time_base"]
-        ),
-        time_base=about["time_base"],
-        fps=about["fps"],
-        method=about["method"],
-        packets=packets,
-        bad_packets=about["bad_packets"],
-        coded=tuple(about["coded"]),
-        turn=tuple(about["turn"]),
-        decoder=None if about["decoder"] is None else DecoderFacts(**about["decoder"]),
-    )

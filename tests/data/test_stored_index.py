@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from stvid.data import stored_index
 from stvid.data.av_reader import AvSource
 from stvid.data.dataset import EvalDataset
 from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
 from stvid.data.stored_index import StoredIndex, index_folder, pack_index, unpack_index, write_index
-from stvid.errors import StvidError
+from stvid.errors import StvidError, VideoError
 from stvid.protocol import Protocol
 
 MakeVideo = Callable[..., Path]
@@ -111,3 +114,30 @@ def test_a_folder_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"version": 99, "root": ".", "methods": []}')
     with pytest.raises(StvidError, match="another version"):
         StoredIndex(tmp_path)
+
+
+def test_a_packed_index_that_is_damaged_is_none(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_index(scan(make_video()))
+    assert unpack_index(packed) is not None
+    plain = zlib.decompress(packed)
+    head, _, table = plain.partition(b"\n")
+    for content in (b"", b"no index", packed[:-1], packed[:50], packed[:-1] + bytes([packed[-1] ^ 1])):
+        assert unpack_index(content) is None
+    for unpacked in (
+        b"",
+        b"{}",
+        head,
+        head + b"\n" + table[:-1],
+        b"[]\n" + table,
+        head.replace(b"frames", b"f") + table,
+    ):
+        assert unpack_index(zlib.compress(unpacked)) is None
+    monkeypatch.setattr(stored_index, "_MOST_UNPACKED", len(plain) - 1)
+    assert unpack_index(packed) is None  # more than any video has is not unpacked
+
+
+def test_an_index_that_promises_huge_frames_is_refused(make_video: MakeVideo) -> None:
+    path = make_video()
+    index = dataclasses.replace(scan(path), coded=(60_000, 60_000))
+    with pytest.raises(VideoError, match="60000 x 60000 pixels, more than a video can have"):
+        VideoReader(path.read_bytes(), index=index)
