@@ -143,6 +143,9 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         columns = ("shard", *about["columns"])
         rows = [(number, *row) for number, shard in enumerate(shards) for row in shard["videos"]]
         rows.sort(key=lambda row: row[2])  # members are named by their numbers in the list they were made of
+        column = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else {}
+        if rows and not {*ROW[:-2]} <= {*column}:
+            raise KeyError("columns")
         sizes = {shard["file"]: int(shard["bytes"]) for shard in shards}
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ManifestError(f"{place}: is no list of shards; make it with: stvid-prep shard") from error
@@ -156,7 +159,6 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ManifestError(f"{root}/{file}: {state}; copy it again")
-    column = dict(zip(columns, zip(*rows, strict=True), strict=True))
     nothing = [0] * len(rows)
     members = Members(
         root=root,

@@ -321,9 +321,15 @@ def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypat
         patch.setitem(sys.modules, "webdataset", None)
         with pytest.raises(StvidError, match=r"needs webdataset: pip install stvid\[shards\]"):
             make_train_loader(dataset(manifest), batch_size=2, workers=0, seed=0)
-    (tmp_path / "shards.json").write_text("{}")
-    with pytest.raises(ManifestError, match="is no list of shards"):
-        read_manifest(tmp_path)
+    about = json.loads((shards / "shards.json").read_text())
+    for text in (
+        "{}",
+        json.dumps(about | {"columns": about["columns"][1:]}),
+        json.dumps(about | {"columns": ["a"] * 10}),
+    ):
+        (tmp_path / "shards.json").write_text(text)
+        with pytest.raises(ManifestError, match="is no list of shards"):
+            read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["missing", "cut"])
