@@ -70,6 +70,8 @@ class VideoReader:
         UnknownNameError: If there is no such backend.
     """
 
+    _source: Source | None = None
+
     def __init__(
         self,
         source: str | os.PathLike[str] | bytes | BinaryIO,
@@ -85,7 +87,6 @@ class VideoReader:
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}: at least 1 is needed")
         self.backend = backend
-        self._source: Source | None = None
         if not isinstance(source, (str, os.PathLike)) and hasattr(source, "read"):
             source = source.read()
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -203,6 +204,9 @@ class VideoReader:
         if self._source is not None:
             self._source.close()
             self._source = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> VideoReader:
         return self

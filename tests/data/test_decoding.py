@@ -610,6 +610,19 @@ def test_results_do_not_share_memory(make_video: MakeVideo) -> None:
         assert first[1].any() and reader.get_batch([3]).any()
 
 
+def test_a_reader_that_is_not_closed_leaves_nothing_open(make_video: MakeVideo) -> None:
+    path = make_video()
+    for _ in range(2):  # by a scan, and by the index that is remembered then
+        reader = VideoReader(path)
+        reader.get_batch([0])
+        source = reader._source
+        del reader
+        assert isinstance(source, AvSource)
+        assert source.direct is None and source.container is None
+    with pytest.raises(TypeError):
+        VideoReader(path, nothing=1)  # type: ignore[call-arg]
+
+
 def test_a_closed_reader_says_so(make_video: MakeVideo) -> None:
     reader = VideoReader(make_video())
     assert "20 frames" in repr(reader)
