@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from stvid.errors import ConfigError, ManifestError, StvidError, nearest
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from stvid.data.frame_index import Index
     from stvid.data.manifest import Manifest
 
 __all__ = ["main"]
@@ -250,12 +251,9 @@ def _refuse_collisions(paths: Sequence[str], settings: dict[str, Any]) -> None:
 
 def index(argv: Sequence[str]) -> int:
     """Scan all videos once, so that training and tests need not."""
-    import dataclasses
+    import shutil
 
-    import numpy as np
-
-    from stvid.data.frame_index import DecoderFacts, Index, Packets
-    from stvid.data.stored_index import index_folder, write_index
+    from stvid.data.stored_index import index_folder, unpack_index, write_index
     from stvid.data_prep.jobs import run_jobs
     from stvid.data_prep.scanning import index_video
 
@@ -271,6 +269,13 @@ def index(argv: Sequence[str]) -> int:
     folder = index_folder(options.videos)
     work = folder.with_name(f"{folder.name}.work")
     work.mkdir(parents=True, exist_ok=True)
+
+    def packed(result: Mapping[str, Any]) -> Index | None:
+        try:
+            return unpack_index((work / result["file"]).read_bytes())
+        except OSError:
+            return None
+
     outcomes = run_jobs(
         index_video,
         _paths(videos),
@@ -278,37 +283,20 @@ def index(argv: Sequence[str]) -> int:
         title="index",
         journal=work / "journal.jsonl",
         workers=options.workers,
-        intact=lambda result: "decoder" in result and (work / result["file"]).is_file(),  # an older run has none
+        intact=lambda result: packed(result) is not None,
     )
 
-    def records() -> Any:
+    def videos_done() -> Iterator[tuple[str, int, Index]]:
         for outcome in outcomes:
-            if outcome.error:
-                continue
-            facts = outcome.result
-            with np.load(work / facts["file"]) as arrays:
-                names = [field.name for field in dataclasses.fields(Packets)]
-                packets = Packets(**{name: arrays[name] for name in names}) if "pts" in arrays else None
-                yield (
-                    outcome.key,
-                    facts["bytes"],
-                    Index(
-                        stream=facts["stream"],
-                        timestamps=arrays["timestamps"],
-                        time_base=facts["time_base"],
-                        fps=facts["fps"],
-                        method=facts["method"],
-                        packets=packets,
-                        bad_packets=facts["bad_packets"],
-                        coded=tuple(facts["coded"]),
-                        turn=tuple(facts["turn"]),
-                        decoder=DecoderFacts(**facts["decoder"]) if facts["decoder"] else None,
-                    ),
-                )
+            if not outcome.error:
+                index = packed(outcome.result)
+                if index is None:
+                    raise StvidError(
+                        f"{work}: what was written there is gone or damaged; the same command does it again"
+                    )
+                yield outcome.key, outcome.result["bytes"], index
 
-    import shutil
-
-    count = write_index(folder, records(), root=folder.parent)
+    count = write_index(folder, videos_done(), root=folder.parent)
     shutil.rmtree(work)
     print(f"{count} videos: {folder}")
     return _report_failures(outcomes, folder.with_name(f"{folder.name}.failed.csv"))

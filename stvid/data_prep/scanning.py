@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stvid.data.decoding import VideoReader, scan
+from stvid.data.stored_index import pack_index
 from stvid.data_prep.jobs import Outcome
 
 __all__ = ["examine", "expected_seconds", "findings", "index_video"]
@@ -51,31 +51,17 @@ def examine(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def index_video(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Scans a video once; what `stvid.data.stored_index.write_index` needs is kept in a file of the job's folder."""
-    import numpy as np
+    """Scans a video once; its index is kept in a file of the job's folder, packed.
 
-    index = scan(path)
-    name = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:24] + ".npz"
-    packets = index.packets
-    arrays: dict[str, Any] = {"timestamps": index.timestamps}
-    if packets is not None:
-        arrays |= {field.name: getattr(packets, field.name) for field in dataclasses.fields(packets)}
-    target = Path(options["folder"]) / name
-    temporary = target.with_suffix(f".{os.getpid()}.tmp.npz")
-    np.savez(temporary, **arrays)
-    os.replace(temporary, target)
-    return {
-        "file": name,
-        "bytes": os.path.getsize(path),
-        "stream": index.stream,
-        "time_base": index.time_base,
-        "fps": index.fps,
-        "method": index.method,
-        "bad_packets": index.bad_packets,
-        "coded": list(index.coded),
-        "turn": list(index.turn),
-        "decoder": None if index.decoder is None else dataclasses.asdict(index.decoder),
-    }
+    Returns:
+        ``file``: its name; ``bytes``: the size of the video.
+
+    Raises:
+        VideoError: If it cannot be read.
+    """
+    target = Path(options["folder"], f"{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:24]}.scan")
+    target.write_bytes(pack_index(scan(path)))
+    return {"file": target.name, "bytes": os.path.getsize(path)}
 
 
 def expected_seconds(path: str) -> float | None:

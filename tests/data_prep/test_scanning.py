@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from stvid.config import AugmentConfig
-from stvid.data import decoding
+from stvid.data import decoding, stored_index
 from stvid.data.av_reader import AvSource
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
+from stvid.data.stored_index import StoredIndex
+from stvid.data_prep import scanning
 from stvid.data_prep.cli import main
 from stvid.data_prep.jobs import Outcome
 from stvid.data_prep.scanning import examine, expected_seconds, findings
-from stvid.errors import VideoError
+from stvid.errors import StvidError, VideoError
 from stvid.protocol import Protocol
 
 MakeVideo = Callable[..., Path]
@@ -148,3 +150,27 @@ def test_training_uses_the_index(
     assert all(torch.equal(dataset[number].clips, clips) for number, clips in enumerate(expected))
     index_cache.clear()
     assert EvalDataset(read_manifest(folder), protocol, views="1x1")[0].error is None
+
+
+def test_an_interrupted_index_goes_on_with_what_is_whole(
+    make_dataset: Callable[..., Path], tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_dataset(tmp_path / "v", classes=("left", "right"), per_class=2)
+
+    def full(*_: object, **__: object) -> None:
+        raise StvidError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_index, "write_index", full)
+        assert main(["index", str(folder)]) == 1
+    assert "no space left" in capsys.readouterr().err
+    cut, gone, *_ = sorted((tmp_path / "v.index.work").glob("*.scan"))
+    cut.write_bytes(cut.read_bytes()[:-3])
+    gone.unlink()
+
+    scanned = []
+    scan = scanning.scan
+    monkeypatch.setattr(scanning, "scan", lambda path: scanned.append(path) or scan(path))
+    assert main(["index", str(folder)]) == 0
+    assert len(set(scanned)) == len(scanned) == 2
+    assert len(StoredIndex(tmp_path / "v.index")) == 4 and not (tmp_path / "v.index.work").exists()
