@@ -28,7 +28,7 @@ __all__ = ["BACKENDS", "IMAGE_EXTENSIONS", "Index", "Packets", "VideoReader", "a
 
 
 def scan(path: str | os.PathLike[str]) -> Index:
-    """Returns the index of a video file, for `stvid.data.stored_index.write_index`.
+    """Returns the index of a video file, for `stvid.data.stored_index.pack_index`.
 
     Raises:
         MissingFileError: If there is nothing at the path.

@@ -1,7 +1,7 @@
 """Indices of videos, stored so that no process has to scan them again: of many in one folder, or of one as bytes.
 
 A scan costs a few milliseconds for a file whose packets tell their times, and a whole decode for one that must be
-counted (AVI). `stvid-prep index` does it once. The arrays are mapped into memory: all workers share them. Shards
+counted (AVI). `stvid-prep index` does it once. The folder is mapped into memory: all workers share it. Shards
 (`stvid.data.shards`) hold the index of each video beside it.
 
 A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
@@ -27,24 +27,8 @@ from stvid.errors import StvidError
 
 __all__ = ["StoredIndex", "index_beside", "index_folder", "pack_index", "unpack_index", "write_index"]
 
-_VERSION = 2
-_VIDEO = np.dtype(
-    [
-        ("key", "<u8"),
-        ("first", "<i8"),  # row of its first packet, or of its first frame if it is counted
-        ("packets", "<i4"),  # 0: it is counted
-        ("frames", "<i4"),
-        ("time_base", "<f8"),
-        ("fps", "<f8"),
-        ("method", "<i4"),
-        ("stream", "<i4"),
-        ("height", "<i4"),
-        ("width", "<i4"),
-        ("bad_packets", "<i4"),
-        ("decoder", "<i4"),  # which of the list; -1: packets are read through the container
-        ("flags", "u1"),  # 1: transpose, 2: flip vertically, 4: flip horizontally
-    ]
-)
+_VERSION = 3
+_VIDEO = np.dtype([("key", "<u8"), ("begin", "<i8"), ("size", "<i8")])  # where its packed index lies among the others
 _PACKET = np.dtype(
     [
         ("pts", "<i8"),
@@ -83,168 +67,6 @@ def _packets(rows: np.ndarray, frames: int) -> Packets:
         shown=(rows["flags"] & _SHOWN) > 0,
         of_frame=rows["frame"][:frames].copy(),
     )
-
-
-def _key(name: str, size: int) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(f"{size}:{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
-    )
-
-
-def index_folder(source: str | os.PathLike[str]) -> Path:
-    """Returns where the index of a list or folder of videos lies: beside it, with ``.index`` after its name."""
-    path = Path(os.path.abspath(source))
-    return path.with_name(f"{path.name}.index")
-
-
-def index_beside(source: str | os.PathLike[str]) -> StoredIndex | None:
-    """Returns the stored index of a list or folder of videos, None if there is none."""
-    folder = index_folder(source)
-    return StoredIndex(folder) if folder.is_dir() else None
-
-
-class StoredIndex:
-    """The indices of a folder that `write_index` wrote; opened when first used, so that it pickles as a path.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        StvidError: If there is no index, or one of another version.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        try:
-            about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            self.root = Path(self.folder, about["root"])
-            self.methods: list[str] = about["methods"]
-            if about["version"] != _VERSION:
-                raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
-            self.decoders = [DecoderFacts(**facts) for facts in about["decoders"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid-prep index") from error
-        self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}
-
-    def _opened(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._arrays is None:
-            try:
-                videos, packets, times = (
-                    np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("videos", "packets", "times")
-                )
-            except (OSError, ValueError) as error:
-                raise StvidError(f"{self.folder}: damaged; make it again with: stvid-prep index") from error
-            self._arrays = (videos, packets, times)
-        return self._arrays
-
-    def __len__(self) -> int:
-        return len(self._opened()[0])
-
-    def find(self, path: str, size: int) -> Index | None:
-        """Returns the index of a video of `size` bytes, None if there is none."""
-        videos, rows, times = self._opened()
-        key = np.uint64(_key(os.path.relpath(os.path.abspath(path), os.path.abspath(self.root)), size))
-        at = int(np.searchsorted(videos["key"], key))
-        if at >= len(videos) or videos["key"][at] != key:
-            return None
-        video = videos[at]
-        first, frames = int(video["first"]), int(video["frames"])
-        flags = int(video["flags"])
-        packets = None
-        if video["packets"]:
-            packets = _packets(rows[first : first + int(video["packets"])], frames)
-            timestamps = packets.pts[packets.of_frame] * float(video["time_base"])
-        else:
-            timestamps = times[first : first + frames].copy()
-        return Index(
-            stream=int(video["stream"]),
-            timestamps=timestamps,
-            time_base=float(video["time_base"]),
-            fps=float(video["fps"]),
-            method=self.methods[int(video["method"])],
-            packets=packets,
-            bad_packets=int(video["bad_packets"]),
-            coded=(int(video["height"]), int(video["width"])),
-            turn=(bool(flags & 1), bool(flags & 2), bool(flags & 4)),
-            decoder=self.decoders[int(video["decoder"])] if video["decoder"] >= 0 else None,
-        )
-
-
-def write_index(
-    folder: str | os.PathLike[str], videos: Iterable[tuple[str, int, Index]], *, root: str | os.PathLike[str]
-) -> int:
-    """Writes the indices of videos; an index that was there before is replaced when all is written.
-
-    Args:
-        folder: Where to.
-        videos: Path, size in bytes and index (`stvid.data.decoding.scan`) of each.
-        root: The folder that the names count from, so that a data set can be moved with its index.
-
-    Returns:
-        The number of videos.
-
-    Raises:
-        StvidError: If it cannot be written.
-    """
-    target = Path(folder)
-    methods: dict[str, int] = {}
-    decoders: dict[DecoderFacts, int] = {}
-    records: list[tuple[Any, ...]] = []
-    rows: list[np.ndarray] = []
-    times: list[np.ndarray] = []
-    num_rows = num_times = 0
-    for path, size, index in videos:
-        name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
-        flags = sum(bit for bit, on in zip((1, 2, 4), index.turn, strict=True) if on)
-        packets = index.packets
-        if packets is not None:
-            rows.append(_rows(packets))
-        else:
-            times.append(np.asarray(index.timestamps, "<f8"))
-        records.append(
-            (
-                _key(name, size),
-                num_times if packets is None else num_rows,
-                0 if packets is None else len(packets.pts),
-                len(index.timestamps),
-                index.time_base,
-                index.fps,
-                methods.setdefault(index.method, len(methods)),
-                index.stream,
-                *index.coded,
-                index.bad_packets,
-                -1 if index.decoder is None else decoders.setdefault(index.decoder, len(decoders)),
-                flags,
-            )
-        )
-        if packets is None:
-            num_times += len(times[-1])
-        else:
-            num_rows += len(rows[-1])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
-        np.save(temporary / "packets.npy", np.concatenate(rows) if rows else np.empty(0, _PACKET))
-        np.save(temporary / "times.npy", np.concatenate(times) if times else np.empty(0, "<f8"))
-        about = {
-            "version": _VERSION,
-            "root": os.path.relpath(root, target),
-            "methods": list(methods),
-            "decoders": [dataclasses.asdict(facts) for facts in decoders],
-        }
-        (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    except OSError as error:
-        raise StvidError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return len(records)
 
 
 def pack_index(index: Index) -> bytes:
@@ -293,3 +115,109 @@ def unpack_index(content: bytes) -> Index | None:
         )
     except (zlib.error, ValueError, LookupError, TypeError):
         return None
+
+
+def _key(name: str, size: int) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(f"{size}:{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+    )
+
+
+def index_folder(source: str | os.PathLike[str]) -> Path:
+    """Returns where the index of a list or folder of videos lies: beside it, with ``.index`` after its name."""
+    path = Path(os.path.abspath(source))
+    return path.with_name(f"{path.name}.index")
+
+
+def index_beside(source: str | os.PathLike[str]) -> StoredIndex | None:
+    """Returns the stored index of a list or folder of videos, None if there is none."""
+    folder = index_folder(source)
+    return StoredIndex(folder) if folder.is_dir() else None
+
+
+class StoredIndex:
+    """The indices of a folder that `write_index` wrote; opened when first used, so that it pickles as a path.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        StvidError: If there is no index, or one of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            self.root = Path(self.folder, about["root"])
+            version = about["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid-prep index") from error
+        if version != _VERSION:
+            raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}
+
+    def _opened(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._arrays is None:
+            try:
+                videos = np.load(self.folder / "videos.npy", mmap_mode="r")
+                packed = self.folder / "indices.bin"
+                self._arrays = (videos, np.memmap(packed, np.uint8, "r") if len(videos) else np.empty(0, np.uint8))
+            except (OSError, ValueError) as error:
+                raise StvidError(f"{self.folder}: damaged; make it again with: stvid-prep index") from error
+        return self._arrays
+
+    def __len__(self) -> int:
+        return len(self._opened()[0])
+
+    def find(self, path: str, size: int) -> Index | None:
+        """Returns the index of a video of `size` bytes, None if there is none, or it is damaged."""
+        videos, packed = self._opened()
+        key = np.uint64(_key(os.path.relpath(os.path.abspath(path), os.path.abspath(self.root)), size))
+        at = int(np.searchsorted(videos["key"], key))
+        if at >= len(videos) or videos["key"][at] != key:
+            return None
+        begin = int(videos["begin"][at])
+        return unpack_index(packed[begin : begin + int(videos["size"][at])].tobytes())
+
+
+def write_index(
+    folder: str | os.PathLike[str], videos: Iterable[tuple[str, int, bytes]], *, root: str | os.PathLike[str]
+) -> int:
+    """Writes the indices of videos; an index that was there before is replaced when all is written.
+
+    Args:
+        folder: Where to.
+        videos: Path, size in bytes and packed index (`pack_index`) of each.
+        root: The folder that the names count from, so that a data set can be moved with its index.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        StvidError: If it cannot be written.
+    """
+    target = Path(folder)
+    records: list[tuple[int, int, int]] = []
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        with open(temporary / "indices.bin", "wb") as file:
+            for path, size, packed in videos:
+                name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+                records.append((_key(name, size), file.tell(), len(packed)))
+                file.write(packed)
+        np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
+        about = {"version": _VERSION, "root": os.path.relpath(root, target)}
+        (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        raise StvidError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,6 @@ from stvid.errors import ConfigError, ManifestError, StvidError, nearest
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from stvid.data.frame_index import Index
     from stvid.data.manifest import Manifest
 
 __all__ = ["main"]
@@ -270,11 +269,9 @@ def index(argv: Sequence[str]) -> int:
     work = folder.with_name(f"{folder.name}.work")
     work.mkdir(parents=True, exist_ok=True)
 
-    def packed(result: Mapping[str, Any]) -> Index | None:
-        try:
-            return unpack_index((work / result["file"]).read_bytes())
-        except OSError:
-            return None
+    def intact(result: Mapping[str, Any]) -> bool:
+        file = work / result["file"]
+        return file.is_file() and unpack_index(file.read_bytes()) is not None
 
     outcomes = run_jobs(
         index_video,
@@ -283,20 +280,11 @@ def index(argv: Sequence[str]) -> int:
         title="index",
         journal=work / "journal.jsonl",
         workers=options.workers,
-        intact=lambda result: packed(result) is not None,
+        intact=intact,
     )
-
-    def videos_done() -> Iterator[tuple[str, int, Index]]:
-        for outcome in outcomes:
-            if not outcome.error:
-                index = packed(outcome.result)
-                if index is None:
-                    raise StvidError(
-                        f"{work}: what was written there is gone or damaged; the same command does it again"
-                    )
-                yield outcome.key, outcome.result["bytes"], index
-
-    count = write_index(folder, videos_done(), root=folder.parent)
+    done = [outcome for outcome in outcomes if not outcome.error]
+    indices = ((video.key, video.result["bytes"], (work / video.result["file"]).read_bytes()) for video in done)
+    count = write_index(folder, indices, root=folder.parent)
     shutil.rmtree(work)
     print(f"{count} videos: {folder}")
     return _report_failures(outcomes, folder.with_name(f"{folder.name}.failed.csv"))

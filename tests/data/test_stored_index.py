@@ -13,7 +13,7 @@ import torch
 from stvid.data import stored_index
 from stvid.data.av_reader import AvSource
 from stvid.data.dataset import EvalDataset
-from stvid.data.decoding import Index, VideoReader, scan
+from stvid.data.decoding import VideoReader, scan
 from stvid.data.frame_index import index_cache
 from stvid.data.manifest import read_manifest
 from stvid.data.stored_index import StoredIndex, index_folder, pack_index, unpack_index, write_index
@@ -23,8 +23,8 @@ from stvid.protocol import Protocol
 MakeVideo = Callable[..., Path]
 
 
-def entry(path: Path) -> tuple[str, int, Index]:
-    return str(path), path.stat().st_size, scan(path)
+def entry(path: Path) -> tuple[str, int, bytes]:
+    return str(path), path.stat().st_size, pack_index(scan(path))
 
 
 @pytest.fixture
@@ -77,6 +77,19 @@ def test_a_data_set_can_be_moved_with_its_index(videos: list[Path], tmp_path: Pa
     assert index.find(str(tmp_path / "plain.mp4"), path.stat().st_size) is None
 
 
+def test_a_folder_of_no_videos_and_a_damaged_one(videos: list[Path], tmp_path: Path) -> None:
+    assert write_index(tmp_path / "none", [], root=tmp_path) == 0
+    assert StoredIndex(tmp_path / "none").find(*entry(videos[0])[:2]) is None
+    write_index(tmp_path / "index", map(entry, videos), root=tmp_path)
+    packed = tmp_path / "index" / "indices.bin"
+    packed.write_bytes(packed.read_bytes()[:-1])
+    found = [StoredIndex(tmp_path / "index").find(*entry(path)[:2]) for path in videos]
+    assert [index is None for index in found] == [False, False, False, True]
+    packed.unlink()
+    with pytest.raises(StvidError, match="damaged; make it again with: stvid-prep index"):
+        StoredIndex(tmp_path / "index").find(*entry(videos[0])[:2])
+
+
 def test_an_index_that_is_out_of_date_gives_no_wrong_frames(make_video: MakeVideo, tmp_path: Path) -> None:
     path, other = tmp_path / "a.mp4", tmp_path / "b.mp4"
     shutil.copy(make_video("a.mp4", frames=20), path)
@@ -111,7 +124,7 @@ def test_datasets_take_the_index_that_lies_beside_their_list(videos: list[Path],
 def test_a_folder_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(StvidError, match="stvid-prep index"):
         StoredIndex(tmp_path)
-    (tmp_path / "index.json").write_text('{"version": 99, "root": ".", "methods": []}')
+    (tmp_path / "index.json").write_text('{"version": 99, "root": "."}')
     with pytest.raises(StvidError, match="another version"):
         StoredIndex(tmp_path)
 
