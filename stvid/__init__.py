@@ -12,20 +12,20 @@ from stvid.version import __version__
 if TYPE_CHECKING:
     from stvid.checkpoints import LoadReport, load_checkpoint, load_model, save_model
     from stvid.data.dataset import Clip, load_clip
-    from stvid.data.decoding import VideoReader
     from stvid.data.manifest import read_manifest
     from stvid.errors import StvidError
     from stvid.evaluation.evaluate import EvaluationResult, evaluate
-    from stvid.evaluation.explanation import explain
     from stvid.evaluation.predict import Prediction, predict
     from stvid.evaluation.timeline import timeline
     from stvid.exporting import export_model, load_exported
     from stvid.inference import fuse, late_fusion, optimize
     from stvid.inflation.inflate import inflate
+    from stvid.look.explanation import explain
     from stvid.models.attention import set_attention_backend
     from stvid.models.merging import merge_tokens
     from stvid.models.registry import create_model, list_models
     from stvid.protocol import Protocol
+    from stvid.video.reader import VideoReader
 
 _HOMES = {
     "Clip": "stvid.data.dataset",
@@ -34,12 +34,12 @@ _HOMES = {
     "Prediction": "stvid.evaluation.predict",
     "Protocol": "stvid.protocol",
     "StvidError": "stvid.errors",
-    "VideoReader": "stvid.data.decoding",
+    "VideoReader": "stvid.video.reader",
     "create_model": "stvid.models.registry",
     "evaluate": "stvid.evaluation.evaluate",
     "fuse": "stvid.inference",
     "inflate": "stvid.inflation.inflate",
-    "explain": "stvid.evaluation.explanation",
+    "explain": "stvid.look.explanation",
     "export_model": "stvid.exporting",
     "late_fusion": "stvid.inference",
     "list_models": "stvid.models.registry",

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from stvid.errors import CheckpointError, StvidError
 from stvid.evaluation.metrics import Task
-from stvid.models.layers import VideoModel
+from stvid.files import write_atomically
+from stvid.models.base import VideoModel
 from stvid.models.registry import create_model
 from stvid.protocol import Protocol
 from stvid.version import __version__
@@ -40,7 +41,6 @@ __all__ = [
     "read_checkpoint",
     "save_model",
     "unwrap",
-    "write_atomically",
 ]
 
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "module", "params", "target", "optimizer/target")
@@ -393,27 +393,6 @@ def _count_classes(name: str, state: Mapping[str, Tensor], source: str, options:
         if key in state:
             return int(state[key].shape[0])
     raise CheckpointError(f"{source}: has no classifier of {name} (looked for {', '.join(sorted(biases))})")
-
-
-def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
-    """Writes a file so that an interruption or a full disk leaves the earlier file as it was.
-
-    Args:
-        path: Where the file is to be.
-        write: Called with a temporary path in the same folder; what it writes there is moved into place.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from stvid.checkpoints import describe
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.models.attention import get_attention_backend, set_attention_backend
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
 __all__ = ["ExportFormat", "ExportReport", "ExportedModel", "export_metadata", "export_model", "load_exported"]

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stvid.errors import ConfigError, StvidError
-from stvid.models.layers import Conv3d, VideoModel, channels_last
+from stvid.models.base import VideoModel
+from stvid.models.kernels import Conv3d, channels_last
 
 if TYPE_CHECKING:
     from stvid.evaluation.result import EvaluationResult

@@ -24,7 +24,7 @@ KINETICS_MEAN = (0.45, 0.45, 0.45)  # SlowFast's DATA.MEAN, used by everything t
 KINETICS_STD = (0.225, 0.225, 0.225)
 
 
-_CROPS = (1, 3, 5, 10)  # the layouts that `stvid.evaluation.views.ViewPlan` names
+_CROPS = (1, 3, 5, 10)  # the layouts that `stvid.data.views.ViewPlan` names
 
 
 def parse_views(views: str, *, key: str | None = None) -> tuple[int, int]:

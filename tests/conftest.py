@@ -21,8 +21,8 @@ import torch
 
 import stvid
 from stvid.data.manifest import Manifest
-from stvid.data_prep.sharding import plan_shards, write_shard, write_shard_index
-from stvid.models.layers import VideoModel
+from stvid.data.sharding import plan_shards, write_shard, write_shard_index
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
 _ROWS, _COLUMNS = 4, 6

@@ -9,17 +9,10 @@ import pytest
 import torch
 
 import stvid
-from stvid.checkpoints import (
-    describe,
-    load_checkpoint,
-    load_model,
-    newest_checkpoint,
-    read_checkpoint,
-    save_model,
-    write_atomically,
-)
+from stvid.checkpoints import describe, load_checkpoint, load_model, newest_checkpoint, read_checkpoint, save_model
 from stvid.errors import CheckpointError
-from stvid.models.layers import VideoModel
+from stvid.files import write_atomically
+from stvid.models.base import VideoModel
 
 
 def tiny(num_classes: int = 5, **options: Any) -> VideoModel:

@@ -21,10 +21,10 @@ from stvid.config import (
 )
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import TrainTransform
+from stvid.data.views import ViewPlan
 from stvid.engine.optim import build_optimizer, learning_rate_curve
 from stvid.engine.train import _build_model
 from stvid.errors import ConfigError
-from stvid.evaluation.views import ViewPlan
 from stvid.models.registry import create_model
 from stvid.protocol import Protocol, parse_views
 

@@ -17,7 +17,9 @@ import stvid
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.evaluation.result import ViewAccumulator
 from stvid.inference import FuseReport, OptimizedModel, pick_precision
-from stvid.models.layers import Conv3d, Mlp, VideoModel, clip_layout
+from stvid.models.base import VideoModel
+from stvid.models.blocks import Mlp
+from stvid.models.kernels import Conv3d, clip_layout
 from stvid.protocol import Protocol
 
 TINY: dict[str, Any] = {"depth": (1, 1, 1, 1)}

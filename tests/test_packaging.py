@@ -17,9 +17,9 @@ import torch
 
 import stvid
 from stvid.cli import COMMANDS
+from stvid.commands import prep as data_prep
 from stvid.commands.common import parse, split_config_options, take_option
 from stvid.config import list_configs, load_config
-from stvid.data_prep import cli as data_prep
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,12 +27,12 @@ import torch
 from benchmark_loader import make_videos
 
 from stvid.data.dataset import EvalDataset
-from stvid.data.decoding import VideoReader
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import sample_views
 from stvid.data.transforms import test_crops
-from stvid.evaluation.views import affordable_views
+from stvid.data.views import affordable_views
 from stvid.protocol import Protocol, parse_views
+from stvid.video.reader import VideoReader
 
 PROTOCOL = Protocol(frames=16, stride=4, short_side=256, crop=224)
 

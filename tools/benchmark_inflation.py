@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import stvid
 
-# The places of I3D's kernels in time (Wang et al. 2018), as stvid/models/i3d_resnet.py has them.
+# The places of I3D's kernels in time (Wang et al. 2018), as stvid/models/families/i3d_resnet.py has them.
 PLACES = r"^conv1$|^layer1\.\d\.conv1$|^layer2\.[02]\.conv1$|^layer3\.[024]\.conv1$|^layer4\.1\.conv1$"
 
 

@@ -38,12 +38,12 @@ import torch
 
 from stvid.config import AugmentConfig
 from stvid.data.dataset import EvalDataset, TrainDataset, collate_train
-from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.manifest import read_manifest
-from stvid.data.stored_index import pack_index, unpack_index
+from stvid.data.transcoding import DEFAULTS, transcode
 from stvid.data.transforms import TrainTransform, normalize
-from stvid.data_prep.transcoding import DEFAULTS, transcode
 from stvid.protocol import Protocol
+from stvid.video.reader import Index, VideoReader, scan
+from stvid.video.stored_index import pack_index, unpack_index
 
 FRAMES, STRIDE, SIZE, SHORT_SIDE = 16, 4, 224, 256
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
@@ -406,7 +406,7 @@ def measure(works: dict[str, Work], videos: Sequence[str], rounds: int) -> dict[
 
 def breakdown(videos: Sequence[str], rounds: int) -> dict[str, float]:
     """Median milliseconds of the processor for the parts of a training clip of stvid, and the bytes that it copies."""
-    from stvid.data.av_reader import AvSource
+    from stvid.video.av_reader import AvSource
 
     parts: dict[str, list[float]] = {}
     spent: dict[str, float] = {}

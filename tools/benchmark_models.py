@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
 from stvid.inference import fuse, optimize
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 
 NUM_CLASSES = 400
 DTYPES = ("float32", "bf16", "fused", "optimized")

@@ -67,8 +67,8 @@ def mutate(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
 
 def read(content: bytes, path: Path, rng: np.random.Generator) -> str:
     """Reads some frames; returns how it went."""
-    from stvid.data.decoding import VideoReader
     from stvid.errors import StvidError
+    from stvid.video.reader import VideoReader
 
     as_bytes = rng.random() < 0.3
     if not as_bytes:

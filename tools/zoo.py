@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
-from stvid.checkpoints import write_atomically
+from stvid.files import write_atomically
 from stvid.models.registry import ModelInfo, model_info
 
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stvid.config import TrainConfig
     from stvid.data.manifest import Manifest
-    from stvid.models.layers import VideoModel
+    from stvid.models.base import VideoModel
 
 __all__ = [
     "add_checkpoint_options",
@@ -143,7 +143,7 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     from stvid.checkpoints import load_model, read_checkpoint
     from stvid.config import config_keys, load_config, parse_config
     from stvid.data.manifest import read_class_names
-    from stvid.engine.runs import newest_checkpoint
+    from stvid.runs import newest_checkpoint
 
     keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
     usable = [key for key in config_keys() if key.startswith("protocol.") or key in USED_KEYS]

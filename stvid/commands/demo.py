@@ -34,8 +34,8 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(parser, own)
 
-    from stvid.demo_page import build_page, launch_page
     from stvid.evaluation.timeline import parse_seconds
+    from stvid.look.demo_page import build_page, launch_page
 
     window = parse_seconds(options.window, name="--window")
     stride = parse_seconds(options.stride, name="--stride")

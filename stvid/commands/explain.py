@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
     from stvid.errors import VideoError
     from stvid.evaluation.evaluate import inference
-    from stvid.evaluation.explanation import explain
+    from stvid.look.explanation import explain
 
     model, config = load(options, dotted)
     with inference(model, device=pick_device(options.device), precision="32-true") as place:

@@ -43,8 +43,8 @@ def run(argv: Sequence[str]) -> int:
     options = parse(parser, own)
 
     from stvid.engine.features import extract_features
-    from stvid.engine.runs import default_workers, is_first_rank, read_split
     from stvid.evaluation.timeline import parse_seconds
+    from stvid.runs import default_workers, is_first_rank, read_split
 
     window = None if options.window is None else parse_seconds(options.window, name="--window")
     stride = None if options.stride is None else parse_seconds(options.stride, name="--stride")

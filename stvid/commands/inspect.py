@@ -55,8 +55,8 @@ def run(argv: Sequence[str]) -> int:
 
     from stvid.config import load_config
     from stvid.data.manifest import read_class_names
-    from stvid.evaluation.drawing import save_picture
-    from stvid.evaluation.inspection import inspect_video
+    from stvid.look.drawing import save_picture
+    from stvid.look.inspection import inspect_video
 
     if options.checkpoint is not None:
         model, config = load(options, dotted)
@@ -98,7 +98,7 @@ def _place(
 ) -> tuple[Manifest, int]:
     """Finds the video among the training videos of the config; else makes a list of this video alone, and says so."""
     from stvid.data.manifest import Manifest, VideoEntry
-    from stvid.engine.runs import read_data
+    from stvid.runs import read_data
 
     sharded = find_in_shards(video)
     wanted = os.path.realpath(video) if sharded is None else sharded[0][sharded[1]].path

@@ -24,7 +24,7 @@ from stvid.errors import ConfigError, VideoError
 if TYPE_CHECKING:
     from stvid.evaluation.predict import Prediction
     from stvid.evaluation.timeline import TimelineWindow
-    from stvid.models.layers import VideoModel
+    from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
 
 __all__ = ["run"]
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(parser, own)
     if options.window is None:
-        from stvid.data.streaming import is_live
+        from stvid.video.streaming import is_live
 
         for name in ("stride", "out"):
             if getattr(options, name) is not None:
@@ -169,7 +169,7 @@ def _follow(
     as_json: bool,
 ) -> None:
     """Prints windows as they come, and writes them."""
-    from stvid.evaluation.timeline_output import TimelineFiles
+    from stvid.look.timeline_output import TimelineFiles
 
     with contextlib.ExitStack() as stack:
         files = None

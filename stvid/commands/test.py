@@ -75,10 +75,10 @@ def run(argv: Sequence[str]) -> int:
     options = parse(parser, own)
 
     from stvid.data.dataset import EvalDataset
-    from stvid.engine.runs import default_workers, read_data, read_split
     from stvid.evaluation.cost import measure_cost
     from stvid.evaluation.evaluate import PROBES, evaluate, evaluation_digest
-    from stvid.evaluation.report import find_examples, write_report
+    from stvid.look.report import find_examples, write_report
+    from stvid.runs import default_workers, read_data, read_split
 
     model, config = load(options, dotted)
     given = {option.partition("=")[0] for option in dotted}
@@ -144,7 +144,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _further_views(text: str, protocol: Protocol) -> tuple[str, ...]:
-    from stvid.evaluation.views import ViewPlan, affordable_views
+    from stvid.data.views import ViewPlan, affordable_views
 
     if text == "auto":
         return affordable_views(protocol.views, protocol.sampling)
@@ -155,7 +155,7 @@ def _further_views(text: str, protocol: Protocol) -> tuple[str, ...]:
 
 def _output_folder(options: Any, views: str, videos: Manifest, evaluation: str) -> Path:
     """Where the result goes; never over that of another evaluation, unless told so."""
-    from stvid.engine.runs import default_test_output, held_evaluation
+    from stvid.runs import default_test_output, held_evaluation
 
     if options.output is None:
         return default_test_output(

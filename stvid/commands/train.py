@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     name, options = take_option(argv, "--config")
     resume, rest = take_option(options, "--resume")
     if resume is not None and name is None:
-        from stvid.engine.runs import resume_config
+        from stvid.runs import resume_config
 
         config = resume_config(resume, rest)
     else:
@@ -31,8 +31,8 @@ def run(argv: Sequence[str]) -> int:
         config = load_config(name, rest)
         config.resume = resume
 
-    from stvid.engine.runs import is_first_rank  # after the config: a mistake there need not wait for Lightning
     from stvid.engine.train import train
+    from stvid.runs import is_first_rank  # after the config: a mistake there need not wait for Lightning
 
     result = train(config, name=Path(name or resume or "run").stem)
     if not is_first_rank():

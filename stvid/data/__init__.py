@@ -1,1 +1,1 @@
-"""From videos to tensors; in order: manifest, decoding, sampling, transforms, mixing, dataset, datamodule, motion."""
+"""Frames to batches: lists of videos, shards, sampling, views, transforms, mixing, data sets, loaders."""

@@ -21,14 +21,14 @@ import torch
 from torch.utils.data import Dataset
 
 from stvid.config import AugmentConfig
-from stvid.data.decoding import Index, VideoReader
 from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import frame_grid, sample_train, sample_views
-from stvid.data.stored_index import index_beside
 from stvid.data.transforms import CropBox, TrainTransform, crop_offsets, normalize, resize_short_side, test_crops
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
+from stvid.video.reader import Index, VideoReader
+from stvid.video.stored_index import index_beside
 
 __all__ = [
     "Clip",

@@ -25,8 +25,8 @@ import numpy as np
 from stvid.errors import ManifestError, nearest
 
 if TYPE_CHECKING:
-    from stvid.data.frame_index import Index
     from stvid.data.shards import Members
+    from stvid.video.frame_index import Index
 
 __all__ = ["FORMATS", "VIDEO_EXTENSIONS", "Manifest", "VideoEntry", "read_class_names", "read_manifest"]
 

@@ -3,7 +3,7 @@
 `stvid-prep shard` writes them: tars of ``<key>.json``, ``<key>.scan`` and ``<key>.mp4`` (or what the video is), and
 ``shards.json``, which has a row for each video: its labels, its shard and its place in it. So a list of shards is a
 `Manifest` like any other; one video is read from its place, which is what tests do. The ``.scan`` is the index of the
-video (`stvid.data.stored_index`), without which it would be scanned at every reading; it may be missing.
+video (`stvid.video.stored_index`), without which it would be scanned at every reading; it may be missing.
 
 Training reads the shards from front to back instead, through the `webdataset` library, as disks and object stores like
 it. Each epoch puts the shards in another order and cuts their videos into one run for each process that reads; a
@@ -29,10 +29,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.data.dataset import STREAM_ORDER, Draw, TrainBatch, TrainDataset, collate_train, make_generator
-from stvid.data.frame_index import Index
 from stvid.data.manifest import Manifest, VideoEntry
-from stvid.data.stored_index import unpack_index
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
+from stvid.video.frame_index import Index
+from stvid.video.stored_index import unpack_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from stvid.checkpoints import write_atomically
 from stvid.errors import CheckpointError, Interrupted
+from stvid.files import write_atomically
 
 __all__ = ["AtomicCheckpointIO", "EpochLines", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
 

@@ -16,11 +16,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from stvid.checkpoints import write_atomically
 from stvid.data.datamodule import _Loader, _worker_options
 from stvid.data.manifest import Manifest
 from stvid.data.transforms import normalize
-from stvid.engine.runs import is_first_rank
 from stvid.engine.train import _quiet_lightning
 from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, model_protocol
@@ -34,8 +32,10 @@ from stvid.evaluation.features import (
     save_features,
     weights_digest,
 )
-from stvid.models.layers import VideoModel
+from stvid.files import write_atomically
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
+from stvid.runs import is_first_rank
 
 __all__ = ["FeatureReport", "extract_features"]
 

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningDataModule
 from stvid.config import DataConfig
 from stvid.data.datamodule import TrainLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import EvalDataset, TrainDataset
-from stvid.engine.runs import default_workers
 from stvid.errors import ConfigError
+from stvid.runs import default_workers
 
 __all__ = ["ResumableLoader", "StoppableLoader", "VideoData"]
 

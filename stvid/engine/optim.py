@@ -12,7 +12,7 @@ from timm.models import group_parameters
 
 from stvid.config import OptimConfig
 from stvid.errors import ConfigError
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 
 __all__ = ["Treatment", "build_optimizer", "learning_rate_curve", "plan_parameters", "scaled_learning_rate"]
 

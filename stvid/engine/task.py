@@ -22,7 +22,8 @@ from stvid.data.transforms import normalize
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
-from stvid.models.layers import VideoModel, channels_last
+from stvid.models.base import VideoModel
+from stvid.models.kernels import channels_last
 
 __all__ = ["VideoTask"]
 

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from stvid.checkpoints import load_checkpoint, read_checkpoint, write_atomically
+from stvid.checkpoints import load_checkpoint, read_checkpoint
 from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.engine.callbacks import (
@@ -36,7 +36,12 @@ from stvid.engine.callbacks import (
 )
 from stvid.engine.loaders import VideoData
 from stvid.engine.optim import scaled_learning_rate
-from stvid.engine.runs import (
+from stvid.engine.task import VideoTask
+from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, nearest
+from stvid.files import write_atomically
+from stvid.models.base import VideoModel
+from stvid.models.registry import create_model
+from stvid.runs import (
     RUN_DIR_VARIABLE,
     check_resumable,
     claim_output,
@@ -46,10 +51,6 @@ from stvid.engine.runs import (
     read_data,
     stored_run,
 )
-from stvid.engine.task import VideoTask
-from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, nearest
-from stvid.models.layers import VideoModel
-from stvid.models.registry import create_model
 
 __all__ = ["TrainResult", "train"]
 

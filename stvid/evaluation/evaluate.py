@@ -25,11 +25,11 @@ from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import normalize
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation.metrics import Average, Task
 from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
-from stvid.evaluation.views import ViewPlan
 from stvid.inference import OptimizedModel
 from stvid.protocol import Protocol
 

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
-from stvid.checkpoints import write_atomically
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest
-from stvid.data.streaming import Frame, stream_frames
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
-from stvid.evaluation.views import ViewPlan
+from stvid.files import write_atomically
 from stvid.protocol import Protocol
+from stvid.video.streaming import Frame, stream_frames
 
 __all__ = [
     "ClipChunk",
@@ -381,7 +381,7 @@ class _Part:
 
 
 def _first_second(source: str | bytes, backend: str) -> float:
-    from stvid.data.decoding import VideoReader
+    from stvid.video.reader import VideoReader
 
     with VideoReader(source, backend=backend) as reader:  # a file's index is remembered from the clips
         return float(reader.timestamps[0])

@@ -16,10 +16,10 @@ from torch import nn
 from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.evaluation.metrics import Task, video_scores
-from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
 
 __all__ = ["Prediction", "predict"]

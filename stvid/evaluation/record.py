@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvid.data.layout import view_layout
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import metrics as M
 from stvid.evaluation.metrics import Average, Calibration, Task
-from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
 
 __all__ = ["EvaluationResult", "Temporal", "compute_metrics"]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stvid.data.layout import view_layout
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation import metrics as M
 from stvid.evaluation.metrics import Average, Task
 from stvid.evaluation.record import EvaluationResult, Temporal, compute_metrics
-from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
 from stvid.version import __version__
 

@@ -31,13 +31,13 @@ from torch import nn
 
 from stvid.data.dataset import EvalSample
 from stvid.data.sampling import frame_grid, sample_views
-from stvid.data.streaming import Frame, is_live, stream_frames
 from stvid.data.transforms import test_crops
+from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, VideoError
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.evaluation.metrics import Task, video_scores
-from stvid.evaluation.views import ViewPlan
 from stvid.protocol import Protocol
+from stvid.video.streaming import Frame, is_live, stream_frames
 
 __all__ = [
     "TimelineWindow",
@@ -172,7 +172,7 @@ def stream_windows(
     """Yields the windows of a stream, each as soon as a frame at its end has come.
 
     Args:
-        frames: Frames in order, such as `stvid.data.streaming.stream_frames` gives.
+        frames: Frames in order, such as `stvid.video.streaming.stream_frames` gives.
         protocol: Frames, sampling and size.
         window: Length in seconds.
         stride: Seconds from the start of a window to that of the next.
@@ -258,7 +258,7 @@ def timeline(
     Args:
         model: Maps clips (B, C, T, H, W) to logits (B, K). It stays on the device until the iterator is used up or
             closed.
-        source: A file, or what else `stvid.data.streaming.stream_frames` reads.
+        source: A file, or what else `stvid.video.streaming.stream_frames` reads.
         window: Length in seconds.
         stride: Seconds from the start of a window to that of the next.
         topk: How many classes to name.

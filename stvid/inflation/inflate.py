@@ -20,7 +20,7 @@ from stvid.inflation.model import InflatedModel, Init, Temporal
 from stvid.inflation.proof import check_foldable, filter_pairs, still_difference
 from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference, TensorRule
 from stvid.inflation.sources import ImageOrigin, head_classes, image_models, load_strictly, parse_source
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 from stvid.models.registry import ModelInfo
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 

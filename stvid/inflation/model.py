@@ -44,7 +44,8 @@ from stvid.inflation.temporal import (
     speed_up,
     taps,
 )
-from stvid.models.layers import VideoModel, _batch_norms, _recompute_contexts
+from stvid.models.base import VideoModel
+from stvid.models.blocks import _batch_norms, _recompute_contexts
 
 __all__ = ["InflatedModel", "Temporal", "describe_taps", "has_attention"]
 

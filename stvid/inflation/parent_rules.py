@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import Kind
 from stvid.inflation.transfer import Transfer
-from stvid.models.i3d import ConvNorm, InceptionVideo
-from stvid.models.i3d_resnet import InflatedResNet
-from stvid.models.layers import VideoModel, resize_grid
-from stvid.models.resnet3d import ResNet3d
-from stvid.models.timesformer import TimeSformer
-from stvid.models.uniformer import UniFormer
-from stvid.models.video_resnet import VideoResNet
-from stvid.models.video_swin import VideoSwin
-from stvid.models.vivit import ViViT, tubelet_weight
-from stvid.models.xvit import XViT
+from stvid.models.base import VideoModel
+from stvid.models.blocks import resize_grid
+from stvid.models.families.i3d import ConvNorm, InceptionVideo
+from stvid.models.families.i3d_resnet import InflatedResNet
+from stvid.models.families.resnet3d import ResNet3d
+from stvid.models.families.timesformer import TimeSformer
+from stvid.models.families.uniformer import UniFormer
+from stvid.models.families.video_resnet import VideoResNet
+from stvid.models.families.video_swin import VideoSwin
+from stvid.models.families.vivit import ViViT, tubelet_weight
+from stvid.models.families.xvit import XViT
 
 __all__ = ["PARENT_OF", "fill"]
 

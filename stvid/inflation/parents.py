@@ -29,13 +29,14 @@ from stvid.inflation.parent_rules import PARENT_OF, fill
 from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference
 from stvid.inflation.sources import LIBRARIES, ImageOrigin, parse_source
 from stvid.inflation.transfer import Init, Transfer
-from stvid.models.i3d import WINDOW, InceptionVideo
-from stvid.models.layers import Attention, VideoModel
+from stvid.models.base import VideoModel
+from stvid.models.blocks import Attention
+from stvid.models.families.i3d import WINDOW, InceptionVideo
+from stvid.models.families.uniformer import UniFormer
+from stvid.models.families.video_resnet import VideoResNet
+from stvid.models.families.vivit import ViViT
+from stvid.models.families.xvit import MixingAttention, XViT
 from stvid.models.registry import create_model, list_models, model_info
-from stvid.models.uniformer import UniFormer
-from stvid.models.video_resnet import VideoResNet
-from stvid.models.vivit import ViViT
-from stvid.models.xvit import MixingAttention, XViT
 
 __all__ = ["InflatedParent", "inflate_parent", "models_with_parent"]
 
@@ -172,7 +173,7 @@ def _weightless(name: str) -> VideoModel:
 
 def _kind_of(name: str) -> Kind | None:
     package, _, family = model_info(name).build.__module__.rpartition(".")
-    return PARENT_OF.get(family) if package == "stvid.models" else None
+    return PARENT_OF.get(family) if package == "stvid.models.families" else None
 
 
 def _read_source(

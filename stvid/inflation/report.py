@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stvid.checkpoints import write_atomically
 from stvid.errors import StvidError
+from stvid.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,15 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.layers import (
-    Attention,
-    Block,
-    Conv3d,
-    channels_last,
-    init_transformer_weights,
-    resize_grid,
-    takes_onednn,
-)
+from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid
+from stvid.models.kernels import Conv3d, channels_last, takes_onednn
 
 __all__ = [
     "ClipTime",

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import ImageNetwork
 from stvid.inflation.report import TensorRule
-from stvid.models.layers import VideoModel
-from stvid.models.vivit import tubelet_weight
+from stvid.models.base import VideoModel
+from stvid.models.families.vivit import tubelet_weight
 
 __all__ = ["Init", "Transfer"]
 

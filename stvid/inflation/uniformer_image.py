@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from stvid.models.layers import Attention, Mlp
+from stvid.models.blocks import Attention, Mlp
 
 __all__ = ["UniFormerImage"]
 
@@ -19,7 +19,9 @@ BLOCK_NORM_EPS = 1e-6  # of the global blocks' LayerNorms; the patch embeddings'
 
 
 class UniFormerImage(nn.Module):
-    """The image UniFormer, which no library has: blocks as in `stvid.models.uniformer`, with kernels in space alone.
+    """The image UniFormer, which no library has.
+
+    Its blocks are those of `stvid.models.families.uniformer`, with kernels in space alone.
 
     Args:
         depth: Blocks of the four stages.

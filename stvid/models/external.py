@@ -44,9 +44,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.models.layers import VideoModel, rename_keys, resize_grid, run_blocks
+from stvid.models.base import VideoModel
+from stvid.models.blocks import rename_keys, resize_grid, run_blocks
+from stvid.models.families.video_resnet import TORCHVISION
 from stvid.models.registry import ModelInfo
-from stvid.models.video_resnet import TORCHVISION
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["LibraryModel", "library_model_info", "library_models"]

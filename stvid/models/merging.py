@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from stvid.errors import ConfigError
 from stvid.models.attention import attend
-from stvid.models.layers import Block, VideoModel
+from stvid.models.base import VideoModel
+from stvid.models.blocks import Block
 
 __all__ = ["draw_sources", "merge_as_built", "merge_schedule", "merge_tokens", "token_sources"]
 
@@ -282,7 +283,7 @@ class _Merging:
 
 
 class MergingBlock(_Merging, Block):  # type: ignore[misc]  # takes and returns `Merged` too
-    """`stvid.models.layers.Block` that merges."""
+    """`stvid.models.blocks.Block` that merges."""
 
     def attend_with(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns `x` after attention, and the keys."""

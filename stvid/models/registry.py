@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stvid.errors import UnknownNameError, nearest
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
 __all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
@@ -100,7 +100,7 @@ def register_model(
 
 def _load_families() -> None:
     for family in FAMILIES:
-        importlib.import_module(f"stvid.models.{family}")
+        importlib.import_module(f"stvid.models.families.{family}")
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -22,11 +22,11 @@ from stvid.data.dataset import (
     load_clip,
     make_generator,
 )
-from stvid.data.decoding import VideoReader
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.data.transforms import CropBox, TrainTransform, normalize, test_crops
 from stvid.errors import ConfigError, ManifestError, MissingFileError, StvidError, VideoError
 from stvid.protocol import Protocol
+from stvid.video.reader import VideoReader
 
 PROTOCOL = Protocol(frames=4, stride=2, short_side=64, crop=64)
 PLAIN = AugmentConfig(resize="none", hflip=0.0)

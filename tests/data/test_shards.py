@@ -16,18 +16,18 @@ import pytest
 import torch
 
 from stvid.config import AugmentConfig, load_config
-from stvid.data import stored_index
-from stvid.data.av_reader import AvSource
+from stvid.data import sharding
 from stvid.data.datamodule import ShardLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
-from stvid.data.decoding import Index, VideoReader, scan
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.data.shards import ShardStream
-from stvid.data.stored_index import pack_index, unpack_index
-from stvid.data_prep import sharding
 from stvid.engine.train import train
 from stvid.errors import ConfigError, Interrupted, ManifestError, StvidError
 from stvid.protocol import Protocol
+from stvid.video import stored_index
+from stvid.video.av_reader import AvSource
+from stvid.video.reader import Index, VideoReader, scan
+from stvid.video.stored_index import pack_index, unpack_index
 
 pytest.importorskip("webdataset")
 
@@ -359,7 +359,7 @@ def test_a_run_on_shards_can_be_continued_inside_an_epoch(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stvid.engine.callbacks import StopOnSignal
-    from stvid.engine.runs import resume_config
+    from stvid.runs import resume_config
 
     def options(output: str) -> list[str]:
         values = {

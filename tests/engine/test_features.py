@@ -22,7 +22,7 @@ from stvid.engine.features import extract_features
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import features as evaluation
 from stvid.evaluation.features import ClipFeatures, feature_files, load_features, save_features
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
 PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32, views="3x3", class_names=("a", "b"))

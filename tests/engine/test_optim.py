@@ -9,7 +9,7 @@ import stvid
 from stvid.config import OptimConfig
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters, scaled_learning_rate
 from stvid.errors import ConfigError
-from stvid.models.layers import VideoModel
+from stvid.models.base import VideoModel
 
 
 def tiny() -> VideoModel:

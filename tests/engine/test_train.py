@@ -20,10 +20,10 @@ import stvid
 from stvid.config import TrainConfig, load_config
 from stvid.data.manifest import read_manifest
 from stvid.engine.callbacks import MetricsCsv, StopOnSignal
-from stvid.engine.runs import claim_output, newest_checkpoint, resume_config
 from stvid.engine.train import TrainResult, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
+from stvid.runs import claim_output, newest_checkpoint, resume_config
 
 MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 import stvid
 from stvid.data.dataset import EvalDataset
-from stvid.data.decoding import VideoReader
 from stvid.data.manifest import Manifest, VideoEntry
-from stvid.data.streaming import stream_frames
 from stvid.data.transforms import normalize
 from stvid.errors import ConfigError, VideoError
 from stvid.evaluation import timeline as timeline_module
 from stvid.evaluation.timeline import TimelineWindow, parse_seconds, stream_windows, timeline
-from stvid.evaluation.timeline_output import ClassTrack, TimelineFiles
+from stvid.look.timeline_output import ClassTrack, TimelineFiles
 from stvid.protocol import Protocol
+from stvid.video.reader import VideoReader
+from stvid.video.streaming import stream_frames
 
 NAMES = ("ant", "bee", "cat")
 DENSE = Protocol(frames=4, stride=3, short_side=24, crop=16, class_names=NAMES)

@@ -22,7 +22,7 @@ from stvid.checkpoints import load_model, save_model
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.inflation.parents import InflatedParent, inflate_parent, models_with_parent
 from stvid.inflation.uniformer_image import UniFormerImage
-from stvid.models.uniformer import UniFormer
+from stvid.models.families.uniformer import UniFormer
 
 ONES = {"depth": (1, 1, 1, 1), "img_size": 64, "num_frames": 4}
 TOKENS = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "num_frames": 4}

@@ -24,7 +24,7 @@ from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.models.external import LibraryModel, library_models
-from stvid.models.layers import channels_last
+from stvid.models.kernels import channels_last
 from stvid.models.registry import model_info
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import stvid
 from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
-from stvid.models.layers import VideoModel, channels_last
+from stvid.models.base import VideoModel
+from stvid.models.kernels import channels_last
 from stvid.models.registry import model_info
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

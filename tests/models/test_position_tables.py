@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 import stvid
 from stvid.errors import CheckpointError
-from stvid.models.layers import VideoModel, resize_grid
-from stvid.models.vivit import tubelet_weight
+from stvid.models.base import VideoModel
+from stvid.models.blocks import resize_grid
+from stvid.models.families.vivit import tubelet_weight
 
 TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -1,0 +1,80 @@
+"""How a program finds its command, runs it, and turns its errors into one line and an exit code.
+
+An error is one line on standard error and a non-zero exit code: 2 for something in the call or the config, 1 for
+something in the data or the weights, 128 + n after signal n. ``STVID_DEBUG=1`` shows the traceback besides.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
+from stvid.version import __version__
+
+__all__ = ["dispatch"]
+
+
+def _help(program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]]) -> str:
+    lines = [f"usage: {program} COMMAND [OPTIONS]", "", about, ""]
+    for name, command in commands.items():
+        lines.append(f"  {name:<{max(map(len, commands))}}  {(command.__doc__ or '').strip().splitlines()[0]}")
+    lines += ["", f"{program} COMMAND --help shows the options of a command; {program} --version shows the version."]
+    return "\n".join(lines)
+
+
+def dispatch(
+    program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]], argv: Sequence[str] | None
+) -> int:
+    """Runs the command that the arguments name, and turns its errors into a line and an exit code.
+
+    Args:
+        program: Name for messages.
+        about: What the program does, for its help.
+        commands: Name to function; its docstring is its line in the help.
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(program, about, commands))
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"{program} {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in commands:
+        return _fail(program, f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
+    try:
+        return commands[name](rest)
+    except SystemExit as error:  # --help of a command
+        return error.code if isinstance(error.code, int) else 2
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the reader has gone; nothing more can be printed
+        return 1
+    except StvidError as error:
+        signum = getattr(error, "signum", None)
+        if signum is not None:
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the first rank says it for all
+                return 128 + signum
+            return _fail(program, str(error), 128 + signum)
+        return _fail(program, str(error), 2 if isinstance(error, ConfigError | UnknownNameError) else 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(program, f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(program, f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    if os.environ.get("STVID_DEBUG") and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,415 @@
+"""``stvid prep``: from official annotations and downloaded files to a data set that trains without surprises.
+
+There is one function a command, each thin over a module of `stvid.data`. ``stvid-prep X`` is another name of
+``stvid prep X``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stvid.commands.common import parse
+from stvid.commands.dispatch import dispatch
+from stvid.data.jobs import Outcome
+from stvid.errors import ConfigError, ManifestError, StvidError, nearest
+from stvid.files import write_lines, write_table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from stvid.data.manifest import Manifest
+
+__all__ = ["COMMANDS", "main", "run"]
+
+
+def _parser(command: str, description: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"stvid prep {command}", description=description, exit_on_error=False)
+
+
+def _add_list(parser: ArgumentParser) -> None:
+    parser.add_argument("videos", type=str, help="List of videos: CSV, JSON or a folder per class, as for training.")
+    parser.add_argument("--root", type=str | None, help="Folder that relative paths of the list start from.")
+
+
+def _add_job(parser: ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int | None, help="Processes; default one a core.")
+
+
+def _read(options: Any) -> Manifest:
+    from stvid.data.manifest import read_manifest
+
+    return _of_files(read_manifest(options.videos, root=options.root))
+
+
+def _of_files(manifest: Manifest) -> Manifest:
+    if manifest.members is not None:
+        raise ConfigError(f"{manifest.source}: lies in shards already; give the list of files that they were made of")
+    return manifest
+
+
+def _paths(manifest: Manifest) -> list[str]:
+    return list(dict.fromkeys(manifest[number].path for number in range(len(manifest))))
+
+
+def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
+    """Lists the files that failed; returns the exit code."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if not failed:
+        place.unlink(missing_ok=True)
+        return 0
+    rows = [(outcome.key, outcome.error.removeprefix(f"{outcome.key}: ")) for outcome in failed]
+    write_table(place, ("path", "reason"), rows)
+    print(f"{len(failed)} of {len(outcomes)} videos failed; they are listed in {place}", file=sys.stderr)
+    return 1
+
+
+def manifest(argv: Sequence[str]) -> int:
+    """Write the list of videos of a data set from its official annotation."""
+    from stvid.data.annotations import CLASSES, DATASETS, convert, write_list
+
+    parser = _parser(
+        "manifest",
+        "Write a list of videos (path,label[,start,end]) and its class names from an official annotation. Videos that "
+        "are annotated but not there are listed beside it.",
+    )
+    parser.add_argument("dataset", type=str, help=", ".join(DATASETS))
+    parser.add_argument("annotation", type=str, help="Official file (HMDB51: folder of the split files).")
+    parser.add_argument("--root", type=str | None, help="Folder of the videos; default that of the annotation.")
+    parser.add_argument("--out", type=str, required=True, help="The CSV to write.")
+    parser.add_argument("--part", type=Literal["train", "test"] | None, help="HMDB51: which part; default train.")
+    parser.add_argument("--split", type=Literal[1, 2, 3] | None, help="HMDB51: which split; default 1.")
+    options = parse(parser, argv)
+    for option in ("part", "split"):
+        if options.dataset != "hmdb51" and getattr(options, option) is not None:
+            raise ConfigError(f"--{option}: only for hmdb51; {options.dataset} has a file for each")
+    if options.dataset == "folder" and options.root:
+        raise ConfigError("--root: has no meaning for a folder per class; leave it out")
+    annotation = Path(options.annotation)
+    root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
+    found = convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
+    out = Path(options.out)
+    write_list(out, found)
+    names = out.with_name(f"{out.stem}_classes.txt")
+    write_lines(names, found.class_names)
+    total = len(found.rows) + len(found.missing)
+    print(f"{len(found.rows)} of {total} annotated videos are there: {out}; {len(found.class_names)} classes: {names}")
+    if found.repeated:
+        print(f"{found.repeated} rows of the annotation are there twice and were left out once", file=sys.stderr)
+    expected = CLASSES.get(options.dataset)
+    if expected is not None and len(found.class_names) not in (0, expected):
+        print(f"{options.dataset} has {expected} classes, the annotation {len(found.class_names)}", file=sys.stderr)
+    for kind, values in (("missing", found.missing), ("unexpected", found.unexpected)):
+        place = out.with_name(f"{out.stem}_{kind}.txt")
+        write_lines(place, values)
+        if values:
+            print(f"{len(values)} {kind}: {place}", file=sys.stderr)
+    return 0
+
+
+def scan(argv: Sequence[str]) -> int:
+    """Find videos that are unreadable, damaged, of the wrong length, or there twice."""
+    from stvid.data.jobs import run_jobs
+    from stvid.data.scanning import examine, findings
+
+    parser = _parser("scan", "Read every video of a list and report what is wrong with it. Exit code 1 if anything is.")
+    _add_list(parser)
+    _add_job(parser)
+    parser.add_argument("--out", type=str | None, help="The report (CSV); default beside the list.")
+    parser.add_argument("--full", action="store_true", help="Decode every frame, not only the first, middle and last.")
+    parser.add_argument("--shortest", type=float, default=0.5, help="Seconds below which a video counts as short.")
+    parser.add_argument("--fix", type=str | None, help="Also write a list without the unreadable videos (CSV).")
+    options = parse(parser, argv)
+    videos = _read(options)
+    out = Path(options.out) if options.out else Path(f"{options.videos.rstrip('/')}.scan.csv")
+    outcomes = run_jobs(
+        examine,
+        _paths(videos),
+        {"full": options.full},
+        title="scan",
+        journal=out.with_suffix(".jsonl"),
+        workers=options.workers,
+    )
+    entries = [videos[number] for number in range(len(videos))]
+    parts: dict[str, list[tuple[float, float | None]]] = {}
+    for entry in entries:
+        if entry.start is not None or entry.end is not None:
+            parts.setdefault(entry.path, []).append((entry.start or 0.0, entry.end))
+    found = findings(outcomes, parts, shortest=options.shortest)
+    write_table(out, ("path", "kind", "detail"), found)
+    kinds = {kind: sum(1 for row in found if row[1] == kind) for kind in dict.fromkeys(row[1] for row in found)}
+    summary = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing is wrong"
+    print(f"{len(outcomes)} videos: {summary}; {out}")
+    if options.fix:
+        bad = {outcome.key for outcome in outcomes if outcome.error}
+        good = [entry for entry in entries if entry.path not in bad]
+        if not good:
+            raise ManifestError(f"{options.videos}: none of its videos can be read; {options.fix} is not written")
+        _write_manifest(Path(options.fix), good)
+        print(f"{len(good)} readable of {len(entries)} listed: {options.fix}")
+    return 1 if found else 0
+
+
+def _write_manifest(path: Path, entries: Sequence[Any]) -> None:
+    from stvid.data.annotations import Annotated, write_list
+
+    if any(len(entry.labels) > 1 for entry in entries):
+        raise ConfigError("lists with several labels a video are not written by stvid-prep")
+    rows = [(entry.path, entry.labels[0] if entry.labels else "", entry.start, entry.end) for entry in entries]
+    write_list(path, Annotated(rows=rows))
+
+
+def transcode(argv: Sequence[str]) -> int:
+    """Write small copies that are quick to seek: short side, distance of key frames."""
+    import dataclasses
+
+    from stvid.data.jobs import run_jobs
+    from stvid.data.transcoding import DEFAULTS, PRESETS, TEMPORARY
+    from stvid.data.transcoding import transcode as work
+
+    parser = _parser(
+        "transcode",
+        "Copy every video of a list as H.264 with the given short side and distance of key frames. An interrupted run "
+        "is continued by the same command; a copy is in its place only when it is whole and was read again.",
+    )
+    _add_list(parser)
+    _add_job(parser)
+    parser.add_argument("--out", type=str, required=True, help="Folder for the copies and their list.")
+    parser.add_argument(
+        "--short_side", type=int, default=DEFAULTS["short_side"], help="Pixels; smaller videos keep their size."
+    )
+    parser.add_argument("--gop", type=int, default=DEFAULTS["gop"], help="Frames from one key frame to the next.")
+    parser.add_argument("--all_intra", action="store_true", help="Only key frames: --gop 1.")
+    parser.add_argument("--crf", type=int, default=DEFAULTS["crf"], help="Quality of x264: 18 is good, 28 is small.")
+    parser.add_argument("--preset", type=str, default=DEFAULTS["preset"], help="Speed of x264: ultrafast to veryslow.")
+    parser.add_argument(
+        "--frames_fps",
+        type=float | None,
+        help="Images a second of videos that are folders of images; 12 for Something-Something v1.",
+    )
+    options = parse(parser, argv)
+    if not 0 <= options.crf <= 51 or options.gop < 1 or options.short_side < 16:
+        raise ConfigError("--crf is 0 to 51, --gop at least 1, --short_side at least 16")
+    if options.preset not in PRESETS:
+        raise ConfigError(
+            f"--preset {options.preset}: is none of {', '.join(PRESETS)}{nearest(options.preset, PRESETS)}"
+        )
+    if options.frames_fps is not None and not 0 < options.frames_fps <= 1000:
+        raise ConfigError(f"--frames_fps {options.frames_fps:g}: is not a number above 0 and up to 1000")
+    videos = _read(options)
+    out = Path(options.out)
+    paths = _paths(videos)
+    root = str(Path(options.root or (options.videos if Path(options.videos).is_dir() else Path(options.videos).parent)))
+    settings = {
+        "root": str(Path(root).absolute()),
+        "out": str(out.absolute()),
+        "short_side": options.short_side,
+        "gop": 1 if options.all_intra else options.gop,
+        "crf": options.crf,
+        "preset": options.preset,
+        "frames_fps": options.frames_fps,
+    }
+    _refuse_collisions(paths, settings)
+    for left_over in out.rglob(f".*{TEMPORARY}"):  # of a run that was killed
+        left_over.unlink()
+    outcomes = run_jobs(
+        work,
+        paths,
+        settings,
+        title="transcode",
+        journal=out / "transcode.jsonl",
+        workers=options.workers,
+        intact=lambda result: os.path.isfile(result["out"]) and os.path.getsize(result["out"]) == result["bytes_after"],
+    )
+    done = {outcome.key: outcome.result for outcome in outcomes if not outcome.error}
+    entries = [videos[number] for number in range(len(videos))]
+    copies = [dataclasses.replace(e, path=done[e.path]["out"]) for e in entries if e.path in done]
+    if copies:
+        _write_manifest(out / "videos.csv", copies)
+        before, after = (sum(result[key] for result in done.values()) for key in ("bytes_before", "bytes_after"))
+        print(f"{len(done)} videos, {before / 1e6:.1f} MB to {after / 1e6:.1f} MB ({after / before:.2f} times): {out}")
+        print(f"their list: {out / 'videos.csv'}")
+    return _report_failures(outcomes, out / "failed.csv")
+
+
+def _refuse_collisions(paths: Sequence[str], settings: dict[str, Any]) -> None:
+    from stvid.data.transcoding import output_path
+
+    places: dict[Path, str] = {}
+    for path in paths:
+        place = output_path(path, settings["root"], settings["out"])
+        other = places.setdefault(place, path)
+        if other != path:
+            raise ConfigError(
+                f"{path} and {other} would both become {place}; rename one, or give the folder of both with --root"
+            )
+        if place == Path(path).absolute():
+            raise ConfigError(f"{path} would be replaced by its own copy; give another --out")
+
+
+def index(argv: Sequence[str]) -> int:
+    """Scan all videos once, so that training and tests need not."""
+    import shutil
+
+    from stvid.data.jobs import run_jobs
+    from stvid.data.scanning import index_video
+    from stvid.video.stored_index import index_folder, unpack_index, write_index
+
+    parser = _parser(
+        "index",
+        "Scan the packets of every video of a list once. The index lies beside the list (LIST.index), where training "
+        "and tests find it.",
+    )
+    _add_list(parser)
+    _add_job(parser)
+    options = parse(parser, argv)
+    videos = _read(options)
+    folder = index_folder(options.videos)
+    work = folder.with_name(f"{folder.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+
+    def intact(result: Mapping[str, Any]) -> bool:
+        file = work / result["file"]
+        return file.is_file() and unpack_index(file.read_bytes()) is not None
+
+    outcomes = run_jobs(
+        index_video,
+        _paths(videos),
+        {"folder": str(work)},
+        title="index",
+        journal=work / "journal.jsonl",
+        workers=options.workers,
+        intact=intact,
+    )
+    done = [outcome for outcome in outcomes if not outcome.error]
+    indices = ((video.key, video.result["bytes"], (work / video.result["file"]).read_bytes()) for video in done)
+    count = write_index(folder, indices, root=folder.parent)
+    shutil.rmtree(work)
+    print(f"{count} videos: {folder}")
+    return _report_failures(outcomes, folder.with_name(f"{folder.name}.failed.csv"))
+
+
+def shard(argv: Sequence[str]) -> int:
+    """Write the videos of a list into WebDataset tar shards."""
+    import hashlib
+    import json
+    import shutil
+
+    from stvid.data.jobs import run_jobs
+    from stvid.data.manifest import read_class_names, read_manifest
+    from stvid.data.sharding import plan_shards, write_shard, write_shard_index
+    from stvid.data.shards import ROW
+
+    parser = _parser(
+        "shard",
+        "Write the videos of a list, shuffled and unchanged, and an index of each into WebDataset tar files and "
+        "shards.json. Training and tests take the folder, or the URL that it is copied to, in the place of the list. A "
+        "video of which the list has several parts is written as often.",
+    )
+    _add_list(parser)
+    _add_job(parser)
+    parser.add_argument("--out", type=str, required=True, help="Folder for the shards.")
+    parser.add_argument("--size", type=float, default=500.0, help="Megabytes of a shard.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the order of the videos, 0 or more.")
+    parser.add_argument("--class_names", type=str | None, help="File with the classes in order; default sorted.")
+    parser.add_argument("--multilabel", action="store_true", help="Labels of the list are several, joined by |.")
+    options = parse(parser, argv)
+    if not 0 < options.size < float("inf") or options.seed < 0:
+        raise ConfigError("--size is a number of megabytes above 0, --seed 0 or more")
+    names = read_class_names(options.class_names) if options.class_names else None
+    videos = read_manifest(options.videos, root=options.root, class_names=names, multilabel=options.multilabel)
+    _of_files(videos)
+    plan, failed = plan_shards(videos, size=options.size * 1e6, seed=options.seed)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    code = _report_failures([Outcome(path, {}, failed.get(path, "")) for path in _paths(videos)], out / "failed.csv")
+    if not plan:
+        raise ManifestError(f"{options.videos}: none of its videos can be put into shards; see {out / 'failed.csv'}")
+    digest = hashlib.sha256(json.dumps([plan, videos.class_names, ROW]).encode()).hexdigest()[:16]
+    folder = out / f".plan-{digest}"
+    folder.mkdir(exist_ok=True)
+    tars = [out / f"shard-{number:06d}.tar" for number in range(len(plan))]
+    for tar, rows in zip(tars, plan, strict=True):
+        (folder / f"{tar.stem}.json").write_text(json.dumps(rows), encoding="utf-8")
+    try:
+        outcomes = run_jobs(
+            write_shard,
+            [str(tar) for tar in tars],
+            {"plan": str(folder)},
+            title="shard",
+            journal=out / "shard.jsonl",
+            workers=options.workers,
+        )
+    except ConfigError:
+        shutil.rmtree(folder)
+        raise
+    broken = [outcome for outcome in outcomes if outcome.error]
+    if broken:
+        raise StvidError(
+            f"{len(broken)} of {len(outcomes)} shards could not be written ({broken[0].error}); the same command goes "
+            "on from there"
+        )
+    write_shard_index(out, videos.class_names, [outcome.result for outcome in outcomes])
+    shutil.rmtree(folder)
+    size = sum(outcome.result["bytes"] for outcome in outcomes)
+    print(f"{sum(map(len, plan))} videos in {len(plan)} shards, {size / 1e6:.1f} MB: {out}")
+    return code
+
+
+def check_leakage(argv: Sequence[str]) -> int:
+    """Find near-duplicates of the training videos among the test videos."""
+    from stvid.data.jobs import run_jobs
+    from stvid.data.leakage import hash_video, near_duplicates
+
+    parser = _parser(
+        "check-leakage",
+        "Find videos of one list of which the other holds a copy, be it encoded anew, scaled or slightly cropped. Exit "
+        "code 1 if there are any.",
+    )
+    parser.add_argument("train", type=str, help="One list of videos.")
+    parser.add_argument("test", type=str, help="The other list.")
+    parser.add_argument("--out", type=str, default="leakage.csv", help="The pairs.")
+    parser.add_argument(
+        "--threshold", type=float, default=8.0, help="Largest mean difference of two hashes, in bits of 64."
+    )
+    _add_job(parser)
+    options = parse(parser, argv)
+    from stvid.data.manifest import read_manifest
+
+    sides = [_paths(_of_files(read_manifest(source))) for source in (options.train, options.test)]
+    out = Path(options.out)
+    everything = list(dict.fromkeys(sides[0] + sides[1]))
+    journal = out.with_suffix(".jsonl")
+    outcomes = run_jobs(hash_video, everything, {}, title="check-leakage", journal=journal, workers=options.workers)
+    hashes = {outcome.key: outcome.result["hashes"] for outcome in outcomes if not outcome.error}
+    first, second = ([path for path in side if path in hashes] for side in sides)
+    pairs = near_duplicates([hashes[p] for p in first], [hashes[p] for p in second], threshold=options.threshold)
+    write_table(out, ("train", "test", "distance"), [(first[a], second[b], f"{d:.2f}") for a, b, d in pairs])
+    print(f"{len(first)} and {len(second)} videos: {len(pairs)} near-duplicate pairs; {out}")
+    code = _report_failures(outcomes, out.with_name(f"{out.stem}_failed.csv"))
+    return 1 if pairs else code
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "manifest": manifest,
+    "scan": scan,
+    "transcode": transcode,
+    "index": index,
+    "shard": shard,
+    "check-leakage": check_leakage,
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prepare data sets: lists, checks, smaller copies, indices, shards."""
+    return dispatch("stvid prep", "Prepare data sets of videos.", COMMANDS, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``stvid-prep``, the older name of ``stvid prep``; returns the exit code."""
+    return run(sys.argv[1:] if argv is None else argv)

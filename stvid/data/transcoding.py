@@ -1,0 +1,152 @@
+"""Videos made small and quick to seek: short side, distance of key frames, H.264. PyAV brings FFmpeg with it.
+
+A copy is plain H.264 (High profile, 4:2:0) that every player reads, written so that few of its frames must be decoded
+for a clip: seven B-frames that nothing refers to stand between any two other frames, so that one frame in eight is
+decoded whether it is wanted or not, and x264's ``fastdecode`` leaves out what costs the decoder most (CABAC, the
+deblocking filter, weighted prediction).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stvid.errors import VideoError
+from stvid.video.reader import VideoReader
+
+__all__ = ["DEFAULTS", "PRESETS", "TEMPORARY", "output_path", "transcode"]
+
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+
+DEFAULTS: dict[str, Any] = {"short_side": 256, "gop": 24, "crf": 22, "preset": "medium", "frames_fps": None}
+"""Options of `transcode` beside ``root`` and ``out``."""
+
+TEMPORARY = ".tmp.mp4"
+"""End of the name of a copy that is not whole."""
+
+_CLOCK = 90_000  # ticks a second of the new file's time stamps, as MPEG has it
+_BLOCK = 32
+# B-frames that nothing refers to are skipped by `VideoReader`; b-adapt 0 makes them regular.
+_X264 = "bframes=7:b-pyramid=none:b-adapt=0:ref=1"
+
+
+def output_path(path: str, root: str, out: str) -> Path:
+    """Returns where the copy of a video goes: the same place below `out` that it has below `root`, as .mp4."""
+    relative = os.path.relpath(path, root)
+    if relative.startswith(".."):
+        relative = os.path.basename(path)
+    stem = relative if os.path.isdir(path) else os.path.splitext(relative)[0]
+    return Path(out, f"{stem}.mp4")
+
+
+def transcode(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Writes a copy whose frames are those of the original, scaled: the same number at the same times.
+
+    Rotation is applied, odd sides are made even, sound is left out. The copy is read again before it takes its place.
+
+    Args:
+        path: The original.
+        options: ``root``, ``out``, ``short_side`` (never enlarged), ``gop`` (frames from key frame to key frame, 1 for
+            all-intra), ``crf`` (x264's quality, 18 good to 28 small), ``preset``, ``frames_fps`` (images a second of
+            videos that are folders of images; None refuses them).
+
+    Returns:
+        ``out``, ``frames``, ``width``, ``height``, ``bytes_before`` and ``bytes_after``.
+
+    Raises:
+        VideoError: If the original cannot be read or the copy does not hold what it should.
+    """
+    import av
+
+    try:
+        return _transcode(path, options)
+    except av.error.FFmpegError as error:
+        raise VideoError(path, f"cannot be written anew ({error.strerror or error})") from error
+
+
+def _transcode(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    import av
+
+    target = output_path(path, options["root"], options["out"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY}")
+    try:
+        with VideoReader(path, backend="frames" if os.path.isdir(path) else "av") as reader:
+            height, width = _scaled(reader.height, reader.width, options["short_side"])
+            times, fps = reader.timestamps, reader.fps
+            if reader.backend == "frames":
+                if options["frames_fps"] is None:
+                    raise VideoError(path, "is a folder of images; say how many a second they are with --frames_fps")
+                times, fps = np.arange(len(times)) / options["frames_fps"], options["frames_fps"]
+            ticks = _ticks(times)
+            with av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
+                stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.time_base = stream.codec_context.time_base = Fraction(1, _CLOCK)
+                stream.thread_count = 1
+                gop = str(options["gop"])
+                stream.options = {
+                    "crf": str(options["crf"]),
+                    "preset": options["preset"],
+                    "g": gop,
+                    "keyint_min": gop,
+                    "sc_threshold": "0",
+                    "threads": "1",
+                    "tune": "fastdecode",
+                    "x264-params": _X264,
+                }
+                for first in range(0, len(ticks), _BLOCK):
+                    last = min(first + _BLOCK, len(ticks))
+                    for number, image in enumerate(reader.get_batch(range(first, last)).numpy(), start=first):
+                        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                        if (height, width) != image.shape[:2]:
+                            frame = frame.reformat(width, height, interpolation="BICUBIC")
+                        frame.pts, frame.time_base = int(ticks[number]), Fraction(1, _CLOCK)
+                        container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+        _check(temporary, path, times)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {
+        "out": str(target),
+        "frames": len(times),
+        "width": width,
+        "height": height,
+        "bytes_before": _size(path),
+        "bytes_after": os.path.getsize(target),
+    }
+
+
+def _size(path: str) -> int:
+    if os.path.isdir(path):
+        return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    return os.path.getsize(path)
+
+
+def _scaled(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Returns even sides, the shorter one `short_side` or less."""
+    factor = min(1.0, short_side / min(height, width))
+    even = [max(2, 2 * round(side * factor / 2)) for side in (height, width)]
+    return even[0], even[1]
+
+
+def _ticks(times: np.ndarray) -> np.ndarray:
+    """Times from the first frame in ticks, each later than the one before."""
+    ticks = np.round((times - times[0]) * _CLOCK).astype(np.int64)
+    return np.maximum.accumulate(ticks - np.arange(len(ticks))) + np.arange(len(ticks))
+
+
+def _check(copy: Path, path: str, times: np.ndarray) -> None:
+    with VideoReader(copy) as reader:
+        if len(reader) != len(times):
+            raise VideoError(path, f"its copy has {len(reader)} frames instead of {len(times)}")
+        drift = np.abs((reader.timestamps - reader.timestamps[0]) - (times - times[0])).max()
+        if drift > max(0.002, len(times) / _CLOCK):
+            raise VideoError(path, f"the times of its copy are off by {drift:.3f} s")
+        reader.get_batch([len(reader) - 1])

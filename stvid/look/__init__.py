@@ -1,0 +1,1 @@
+"""Numbers to pictures: reports, explanations, contact sheets, timelines, the demo page."""

@@ -1,0 +1,189 @@
+"""What is kept of a timeline: a CSV that grows window by window, and at the end a JSON and a plot."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stvid.evaluation.timeline import TimelineWindow
+from stvid.files import write_atomically
+
+__all__ = ["ClassTrack", "TimelineFiles"]
+
+
+class ClassTrack:
+    """The scores of a timeline for a plot, in bounded memory: neighbours are averaged when there are too many.
+
+    Args:
+        class_names: Names of the classes; empty calls them "class 0", ...
+        limit: Points that are kept.
+    """
+
+    def __init__(self, class_names: Sequence[str], *, limit: int = 1024) -> None:
+        self.class_names = tuple(class_names)
+        self.limit = limit
+        self.times: list[float] = []  # middle of each point
+        self.scores: list[NDArray[np.float64]] = []
+        self._group: list[TimelineWindow] = []
+        self._per_point = 1
+
+    def add(self, window: TimelineWindow) -> None:
+        """Adds a window; one without scores is left out."""
+        if window.error is not None:
+            return
+        self._group.append(window)
+        if len(self._group) < self._per_point:
+            return
+        self._close_group()
+        if len(self.times) >= self.limit:
+            self._per_point *= 2
+            self.times = [float(np.mean(self.times[n : n + 2])) for n in range(0, len(self.times), 2)]
+            self.scores = [np.mean(self.scores[n : n + 2], axis=0) for n in range(0, len(self.scores), 2)]
+
+    def _close_group(self) -> None:
+        self.times.append(float(np.mean([(item.start + item.end) / 2 for item in self._group])))
+        self.scores.append(np.mean([item.scores for item in self._group], axis=0))
+        self._group = []
+
+    def svg(self, *, classes: int = 5, width: int = 860, height: int = 300) -> str:
+        """Returns a line for each of the classes that were ever the most probable, as an SVG picture.
+
+        Args:
+            classes: Lines at most; classes with the highest peaks are taken.
+            width: Pixels.
+            height: Pixels.
+        """
+        if self._group:
+            self._close_group()
+            self._group = []
+        left, right, top, bottom = 44, 12, 12, 34
+        if not self.times:
+            return (
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
+                f'<text x="{left}" y="{height / 2}">no window has scores</text></svg>'
+            )
+        scores = np.stack(self.scores)
+        names = self.class_names or tuple(f"class {k}" for k in range(scores.shape[1]))
+        chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes]
+        begin, end = self.times[0], self.times[-1]
+        span = max(end - begin, 1e-9)
+        legend = 18 * len(chosen)
+        inner_width, inner_height = width - left - right, height - top - bottom
+
+        def x(seconds: float) -> float:
+            return left + inner_width * ((seconds - begin) / span if len(self.times) > 1 else 0.5)
+
+        def y(score: float) -> float:
+            return top + inner_height * (1 - score)
+
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + legend}" '
+            'font-family="sans-serif" font-size="12">',
+            f'<rect width="{width}" height="{height + legend}" fill="white"/>',
+        ]
+        for level in (0, 0.25, 0.5, 0.75, 1):
+            parts.append(f'<path d="M{left} {y(level):.1f}H{width - right}" stroke="#ddd"/>')
+            parts.append(f'<text x="{left - 6}" y="{y(level) + 4:.1f}" text-anchor="end" fill="#555">{level:g}</text>')
+        for tick in _ticks(begin, end):
+            parts.append(f'<path d="M{x(tick):.1f} {top}V{top + inner_height}" stroke="#eee"/>')
+            parts.append(
+                f'<text x="{x(tick):.1f}" y="{top + inner_height + 15}" text-anchor="middle" fill="#555">'
+                f"{tick:g} s</text>"
+            )
+        for number, k in enumerate(chosen.tolist()):
+            colour = _COLOURS[number % len(_COLOURS)]
+            points = " ".join(f"{x(t):.1f},{y(score):.1f}" for t, score in zip(self.times, scores[:, k], strict=True))
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+            if len(self.times) == 1:
+                parts.append(f'<circle cx="{x(begin):.1f}" cy="{y(scores[0, k]):.1f}" r="3" fill="{colour}"/>')
+            at = height + 18 * number
+            parts.append(f'<rect x="{left}" y="{at - 9}" width="14" height="8" fill="{colour}"/>')
+            parts.append(
+                f'<text x="{left + 20}" y="{at - 1}">{html.escape(names[k])} (at most {scores[:, k].max():.2f})</text>'
+            )
+        return "\n".join([*parts, "</svg>"])
+
+
+# Okabe and Ito's colours, which most colour-blind people can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def _ticks(begin: float, end: float) -> list[float]:
+    """Returns at most nine round numbers in a range."""
+    if end <= begin:
+        return [round(begin, 3)]
+    raw = (end - begin) / 8
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    first = math.ceil(begin / step - 1e-9)
+    return [round(step * n, 9) for n in range(first, math.floor(end / step + 1e-9) + 1)]
+
+
+class TimelineFiles:
+    """Writes ``timeline.csv``, ``timeline.json`` and ``timeline.svg`` into a folder, whatever the number of windows.
+
+    A line of the CSV is on disk as soon as `add` returns, so that nothing is lost if the process is killed; the other
+    two are put in place when the context ends, also by an error or Ctrl-C, with the reason under ``stopped``.
+
+    Args:
+        folder: Made if it is missing.
+        header: What the JSON says besides ``windows`` and ``stopped``: source, protocol, window, stride ...
+        class_names: For the plot.
+        topk: Classes in a line of the CSV.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], header: dict[str, Any], *, class_names: Sequence[str], topk: int
+    ) -> None:
+        self.folder = Path(folder)
+        self.track = ClassTrack(class_names)
+        self._header = header
+        self._topk = topk
+        self._draft = self.folder / f".timeline.json.{os.getpid()}.tmp"
+        self._empty = True
+
+    def __enter__(self) -> TimelineFiles:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._csv = open(self.folder / "timeline.csv", "w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._csv)
+        ranks = [name for k in range(1, self._topk + 1) for name in (f"class_{k}", f"probability_{k}")]
+        self._writer.writerow(["start", "end", *ranks, "error"])
+        self._csv.flush()
+        self._json = open(self._draft, "w", encoding="utf-8")
+        whole = json.dumps({**self._header, "windows": []}, indent=2, allow_nan=False)
+        self._json.write(whole.removesuffix("]\n}"))
+        return self
+
+    def add(self, window: TimelineWindow) -> None:
+        """Writes one window."""
+        pairs = list(zip(window.classes, window.probabilities, strict=True))[: self._topk]
+        cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6g}")]
+        cells += [""] * (2 * self._topk - len(cells))
+        self._writer.writerow([f"{window.start:g}", f"{window.end:g}", *cells, window.error or ""])
+        self._csv.flush()
+        self._json.write(("" if self._empty else ",") + "\n    " + json.dumps(window.to_dict(), allow_nan=False))
+        self._empty = False
+        self.track.add(window)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._csv.close()
+        reason = None if kind is None else (" ".join(str(error).split()) or kind.__name__)
+        self._json.write(f'\n  ],\n  "stopped": {json.dumps(reason)}\n}}\n')
+        self._json.close()
+        os.replace(self._draft, self.folder / "timeline.json")
+        write_atomically(self.folder / "timeline.svg", lambda file: file.write_text(self.track.svg(), encoding="utf-8"))

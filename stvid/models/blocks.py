@@ -1,0 +1,316 @@
+"""Pieces that three or more families share: blocks, embeddings, initialisation, conversion of keys and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from stvid.models.attention import attend
+from stvid.models.kernels import Conv3d, Linear
+
+__all__ = [
+    "Attention",
+    "Block",
+    "FeedForward",
+    "Mlp",
+    "TubeletEmbed",
+    "drop_path_rates",
+    "init_conv_weights",
+    "init_transformer_weights",
+    "mean_of_windows",
+    "rename_keys",
+    "resize_grid",
+    "run_blocks",
+    "shortcut",
+]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens; (B, N, dim) to the same.
+
+    Args:
+        dim: Channels of input and output.
+        num_heads: Heads, each of dim / num_heads channels.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_rate: Dropout of the projection.
+        attn_drop_rate: Dropout of the attention weights.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int, qkv_bias: bool = True, drop_rate: float = 0.0, attn_drop_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"embed_dim {dim} is no multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes the tokens."""
+        return self.mix(*self.queries_keys_values(x))
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the projections of tokens (B, N, dim), each (B, N, num_heads, head_dim); views of one tensor."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attends and projects; (B, N, num_heads, head_dim) each, and a bias of the scores, to (B, N, dim)."""
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        mixed = attend(q, k, v, bias=bias, drop_rate=drop_rate, layout="BMHK")
+        return self.proj_drop(self.proj(mixed.flatten(-2)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between; (..., dim) to the same.
+
+    Args:
+        dim: Channels of input and output.
+        hidden_dim: Channels between.
+        drop_rate: Dropout after each layer.
+        gelu: torch's name of the GELU: ``none`` is the exact one, ``tanh`` the approximation that flax uses.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, gelu: Literal["none", "tanh"] = "none"
+    ) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = nn.GELU(approximate=gelu)
+        self.fc2 = Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies both layers."""
+        return self.drop(self.fc2(self.drop(self._expand(x))))
+
+    def _expand(self, x: Tensor) -> Tensor:
+        """The first layer and the GELU; in one pass if both are as built and nobody watches what is between."""
+        layer, act = self.fc1, self.act
+        watched = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, act))
+        if type(layer) is Linear and type(act) is nn.GELU and not watched and layer.takes_onednn(x):
+            return layer.by_onednn(x, gelu="tanh" if act.approximate == "tanh" else "none")
+        return act(layer(x))
+
+
+class FeedForward(nn.Module):
+    """The second half of a pre-norm transformer block: norm, MLP, residual. The first half is the subclass's.
+
+    Args:
+        dim: Channels of a token.
+        mlp_ratio: Hidden channels of the MLP over `dim`.
+        drop_rate: Dropout of the MLP.
+        drop_path_rate: Stochastic depth.
+        norm_eps: Epsilon of the norms.
+        gelu: As in `Mlp`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        gelu: Literal["none", "tanh"] = "none",
+    ) -> None:
+        super().__init__()
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu=gelu)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to the same."""
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Block(FeedForward):
+    """A pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3).
+
+    Args:
+        dim: Channels of a token.
+        attention: Mixes the tokens.
+        **options: As in `FeedForward`.
+    """
+
+    def __init__(self, dim: int, *, attention: Attention, norm_eps: float = 1e-6, **options: Any) -> None:
+        super().__init__(dim, norm_eps=norm_eps, **options)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attention
+
+    def forward(self, x: Tensor, **layout: int) -> Tensor:
+        """(B, N, dim) to the same; `layout` is what the attention asks for besides the tokens."""
+        x = x + self.drop_path(self.attn(self.norm1(x), **layout))
+        return self.feed_forward(x)
+
+
+class TubeletEmbed(nn.Module):
+    """Cuts a clip into tubelets without overlap and embeds each; a rest that fills none is left out.
+
+    A convolution whose stride is its kernel is a matrix product of the tubelets, and computed as one. Its weights are
+    three-dimensional for tubelets of one frame too (the published ones of those have four axes).
+
+    Args:
+        in_chans: Channels of the clip.
+        dim: Channels of a token.
+        tubelet_size: Frames, height and width of a tubelet.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, tubelet_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_chans, dim, tubelet_size, stride=tubelet_size)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
+        t, h, w = self.proj.kernel_size
+        time, height, width = (length // step for length, step in zip(clip.shape[2:], (t, h, w), strict=True))
+        clip = clip[:, :, : time * t, : height * h, : width * w]
+        tubelets = clip.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
+        tubelets = tubelets.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Returns the stochastic depth rate of each block: linear from 0 to `last` (Huang et al. 2016, section 3)."""
+    return [last * block / max(depth - 1, 1) for block in range(depth)]
+
+
+def resize_grid(table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: Literal["nearest", "linear"]) -> Tensor:
+    """Resizes a position table that has one entry per cell of a grid of one to three axes.
+
+    Args:
+        table: (1, cells of `old`, dim), the last axis of the grid fastest.
+        old: The grid's length along each axis.
+        new: The wanted lengths.
+        mode: ``nearest`` takes cell floor(i * old / new); ``linear`` keeps the first and last cell in their places.
+
+    Returns:
+        (1, cells of `new`, dim); `table` itself if nothing changes.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    grid = table.transpose(1, 2).unflatten(2, tuple(old))
+    if mode == "nearest":
+        grid = F.interpolate(grid, size=tuple(new), mode="nearest")
+    else:
+        kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(new)]
+        grid = F.interpolate(grid, size=tuple(new), mode=kind, align_corners=True)
+    return grid.flatten(2).transpose(1, 2)
+
+
+def run_blocks(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, *, recompute: bool) -> Tensor:
+    """Applies blocks in order, each recomputed in the backward pass if `recompute` is set and gradients are on.
+
+    A recomputed batch norm does not count its batch a second time, so that the running statistics are those of a run
+    without recomputation.
+    """
+    recompute = recompute and torch.is_grad_enabled()
+    for block in blocks:
+        if not recompute:
+            x = block(x)
+        elif norms := _batch_norms(block):
+            contexts = functools.partial(_recompute_contexts, norms)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        else:
+            x = checkpoint(block, x, use_reentrant=False)
+    return x
+
+
+def _batch_norms(block: Callable[[Tensor], Tensor]) -> list[_BatchNorm]:
+    """Returns the batch norms of a block that would update their running statistics."""
+    if not isinstance(block, nn.Module):
+        return []
+    return [part for part in block.modules() if isinstance(part, _BatchNorm) and part.training]
+
+
+def _recompute_contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return contextlib.nullcontext(), _frozen_statistics(norms)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # the statistics of the batch are used, but not added up
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
+def init_transformer_weights(module: nn.Module) -> None:
+    """Truncated normal of 0.02 for linear weights, zero biases, unit norms; for `nn.Module.apply` (timm, DeiT)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def init_conv_weights(module: nn.Module) -> None:
+    """Kaiming normal for convolutions, unit norms, normal of 0.01 for linear weights; for `nn.Module.apply`."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def mean_of_windows(x: Tensor, window: tuple[int, int, int] | None) -> Tensor:
+    """Averages over time and space; (B, C, T, H, W) to (B, C).
+
+    Several official heads average over windows of a fixed size at stride 1 and then over the windows. That is the
+    plain mean only where one window covers all; in a larger map the positions in the middle weigh more.
+
+    Args:
+        x: The features.
+        window: (T, H, W) of the window, cut to the map where that is smaller; None takes the plain mean.
+    """
+    if window is not None:
+        kernel = [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)]
+        if kernel != list(x.shape[2:]):
+            x = F.avg_pool3d(x, kernel, stride=1)
+    return x.mean((2, 3, 4))
+
+
+def shortcut(in_dim: int, dim: int, stride: tuple[int, int, int]) -> nn.Module:
+    """Builds the shortcut of a residual block: 1x1x1 and a norm where the shape changes, else nothing."""
+    if stride == (1, 1, 1) and in_dim == dim:
+        return nn.Identity()
+    return nn.Sequential(Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim))
+
+
+def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Returns a state whose keys went through every (pattern, replacement) in order, as in `re.sub`."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    own: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in compiled:
+            key = pattern.sub(replacement, key)
+        own[key] = value
+    return own

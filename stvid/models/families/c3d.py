@@ -1,0 +1,146 @@
+"""C3D: eight 3x3x3 convolutions, five max pools, two hidden linear layers.
+
+Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks", ICCV 2015, arXiv:1412.0767; checked
+against DavideA/c3d-pytorch, C3D_model.py (the Sports-1M weights of the authors, converted from Caffe).
+
+Shapes, for a clip (B, 3, T, H, W): the first pool halves space only, the others time and space. The last one pads
+space, so that 16 frames of 112x112 give (B, 512, 1, 4, 4), which `fc6` sees flattened in the order C, T, H, W. Other
+clips are averaged to 1x4x4 positions before `fc6` (nothing is done at the published size), so that the published
+weights serve any clip of at least 16 frames of 16x16 pixels.
+
+`forward_features` returns what the classifier sees, the output of `fc7`: the network has no pooling after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvid.models.base import VideoModel
+from stvid.models.blocks import init_conv_weights, run_blocks
+from stvid.models.kernels import Conv3d, clip_layout
+from stvid.models.registry import register_model
+from stvid.protocol import Protocol
+
+__all__ = ["C3D"]
+
+GRID = (1, 4, 4)  # positions that fc6 sees
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(x, inplace=True)
+
+
+class C3D(VideoModel):
+    """C3D.
+
+    Args:
+        num_classes: Number of logits.
+        num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
+        img_size: (height, width) in pixels, likewise.
+        in_chans: Channels of the clip.
+        embed_dim: Channels of the five stages.
+        hidden_dim: Channels of the hidden linear layers.
+        drop_rate: Dropout after each of these.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 487,
+        num_frames: int = 16,
+        img_size: tuple[int, int] = (112, 112),
+        in_chans: int = 3,
+        embed_dim: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512),
+        hidden_dim: int = 4096,
+        drop_rate: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if len(embed_dim) != 5:
+            raise ValueError(f"C3D has five stages: embed_dim {embed_dim} needs five numbers")
+        self.num_classes = num_classes
+        self.num_features = hidden_dim
+        self.in_chans = in_chans
+        self.conv1 = Conv3d(in_chans, embed_dim[0], 3, padding=1)
+        self.conv2 = Conv3d(embed_dim[0], embed_dim[1], 3, padding=1)
+        self.conv3a = Conv3d(embed_dim[1], embed_dim[2], 3, padding=1)
+        self.conv3b = Conv3d(embed_dim[2], embed_dim[2], 3, padding=1)
+        self.conv4a = Conv3d(embed_dim[2], embed_dim[3], 3, padding=1)
+        self.conv4b = Conv3d(embed_dim[3], embed_dim[3], 3, padding=1)
+        self.conv5a = Conv3d(embed_dim[3], embed_dim[4], 3, padding=1)
+        self.conv5b = Conv3d(embed_dim[4], embed_dim[4], 3, padding=1)
+        self.fc6 = nn.Linear(embed_dim[4] * GRID[0] * GRID[1] * GRID[2], hidden_dim)
+        self.fc7 = nn.Linear(hidden_dim, hidden_dim)
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(hidden_dim, num_classes) if num_classes else nn.Identity()
+        self.apply(init_conv_weights)
+
+    def _stage1(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(_relu(self.conv1(x)), (1, 2, 2))
+
+    def _stage2(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(_relu(self.conv2(x)), 2)
+
+    def _stage3(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(_relu(self.conv3b(_relu(self.conv3a(x)))), 2)
+
+    def _stage4(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(_relu(self.conv4b(_relu(self.conv4a(x)))), 2)
+
+    def _stage5(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(_relu(self.conv5b(_relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the output of `fc7`.
+
+        Args:
+            clip: (B, in_chans, T, H, W), T, H and W at least 16.
+
+        Returns:
+            (B, hidden_dim).
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=(16, 16, 16))
+        stages = (self._stage1, self._stage2, self._stage3, self._stage4, self._stage5)
+        x = run_blocks(stages, clip_layout(clip), recompute=self.grad_checkpointing)
+        if x.shape[2:] != GRID:
+            x = F.adaptive_avg_pool3d(x, GRID)
+        x = self.drop(F.relu(self.fc6(x.flatten(1))))
+        return self.drop(F.relu(self.fc7(x)))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes)."""
+        return self.head(self.forward_features(clip))
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Returns the layer groups: the first convolution, then every layer in order."""
+        return {"stem": r"^conv1", "blocks": [(r"^conv(\d)", None), (r"^fc(\d)", None)]}
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Renames the classifier of DavideA/c3d-pytorch."""
+        if "fc8.weight" not in state:
+            return "stvid", dict(state)
+        return "DavideA/c3d-pytorch", {re.sub(r"^fc8\.", "head.", key): value for key, value in state.items()}
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+# DavideA/c3d-pytorch, predict.py: 16 frames in a row, scaled to a height of 112, the centre crop, values 0..255 without
+# a mean. The paper averages 10 clips of a video; it prints neither parameters nor operations (38.5 is follow-ups').
+_SPORTS1M = Protocol(
+    frames=16, stride=1, short_side=112, crop=112, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), views="10x1"
+)
+
+
+@register_model(
+    protocol=_SPORTS1M, gflops=38.5, paper="Tran et al. 2015, arXiv:1412.0767", formats=("DavideA/c3d-pytorch",)
+)
+def c3d(**kwargs: Any) -> C3D:
+    """C3D."""
+    return C3D(**kwargs)

@@ -1,0 +1,297 @@
+"""TimeSformer: a Vision Transformer whose blocks attend over time and over space, one after the other.
+
+Bertasius et al., "Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, arXiv:2102.05095; official
+code: facebookresearch/TimeSformer, timesformer/models/vit.py.
+
+Shapes, for a clip (B, 3, T, H, W): frames are cut into S = H/16 * W/16 patches, which gives a sequence
+(B, 1 + S*T, embed_dim) with the class token in front and time running fastest. `attention_type` decides what a token
+sees: with ``divided_space_time`` (the paper's proposal) the patches at its place in the other frames, and then the
+patches of its frame; with ``joint_space_time`` all; with ``space_only`` its frame, and the frames are averaged at the
+end. The class token takes part in the attention over space only: each frame has a copy, and the copies are averaged.
+
+The variants differ in frames and size: base 8 x 224, HR 16 x 448, L 96 x 224. The tables of positions and times are
+resized to any other clip (nearest neighbour, as in the official forward), when a checkpoint is loaded or at run time.
+The authors' keys are this file's own; those of transformers' Timesformer are renamed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from stvid.models.base import VideoModel
+from stvid.models.blocks import (
+    Attention,
+    Block,
+    TubeletEmbed,
+    drop_path_rates,
+    init_transformer_weights,
+    rename_keys,
+    resize_grid,
+    run_blocks,
+)
+from stvid.models.kernels import Linear
+from stvid.models.merging import merge_as_built
+from stvid.models.registry import register_model
+from stvid.protocol import Protocol
+
+__all__ = ["TimeSformer"]
+
+AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
+NORM_EPS = 1e-6  # of every LayerNorm (official code)
+
+
+class DividedBlock(Block):
+    """Attention over time, then over space, then an MLP (section 3, "divided space-time attention").
+
+    Since time runs fastest in the sequence, the columns of the first attention are a view of it, and the one copy
+    that the second needs is the one that puts the class token in front of each frame.
+    """
+
+    def __init__(self, dim: int, *, attention: Attention, temporal_attention: Attention, **options: Any) -> None:
+        super().__init__(dim, attention=attention, **options)
+        self.temporal_norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.temporal_attn = temporal_attention
+        self.temporal_fc = Linear(dim, dim)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
+        """(B, 1 + S * frames, dim) to the same."""
+        batch, tokens, dim = x.shape
+        space = (tokens - 1) // frames
+        cls, patches = x[:, :1], x[:, 1:]
+
+        columns = self.temporal_norm1(patches).reshape(batch * space, frames, dim)
+        mixed = self.drop_path(self.temporal_attn(columns))
+        patches = patches + self.temporal_fc(mixed).view(batch, space * frames, dim)
+
+        by_frame = patches.view(batch, space, frames, dim).transpose(1, 2)
+        with_cls = torch.cat((cls.unsqueeze(1).expand(-1, frames, -1, -1), by_frame), dim=2).flatten(0, 1)
+        mixed = self.drop_path(self.attn(self.norm1(with_cls))).view(batch, frames, 1 + space, dim)
+        cls = cls + mixed[:, :, 0].mean(1, keepdim=True)
+        patches = patches.view(batch, space, frames, dim) + mixed[:, :, 1:].transpose(1, 2)
+
+        return self.feed_forward(torch.cat((cls, patches.flatten(1, 2)), dim=1))
+
+
+class TimeSformer(VideoModel):
+    """TimeSformer.
+
+    Args:
+        num_classes: Number of logits.
+        num_frames: Frames of a clip: entries of the table of times. Other clips are taken, with the table resized.
+        img_size: (height, width) in pixels, which decides the table of positions, likewise.
+        in_chans: Channels of the clip.
+        patch_size: Side of a patch in pixels.
+        attention_type: ``divided_space_time``, ``joint_space_time`` or ``space_only``.
+        depth: Number of blocks.
+        embed_dim: Channels of a token.
+        num_heads: Heads of each attention.
+        mlp_ratio: Hidden channels of the MLPs over `embed_dim`.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_rate: Dropout of embeddings and projections.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 400,
+        num_frames: int = 8,
+        img_size: tuple[int, int] = (224, 224),
+        in_chans: int = 3,
+        patch_size: int = 16,
+        attention_type: AttentionType = "divided_space_time",
+        depth: int = 12,
+        embed_dim: int = 768,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        token_merging: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if attention_type not in get_args(AttentionType):
+            raise ValueError(f"attention_type {attention_type!r}: choose one of {', '.join(get_args(AttentionType))}")
+        if min(img_size) < patch_size:
+            raise ValueError(f"img_size {img_size} is smaller than a patch of {patch_size} pixels")
+        self.num_classes = num_classes
+        self.num_features = embed_dim
+        self.num_frames = num_frames
+        self.in_chans = in_chans
+        self.patch_size = patch_size
+        self.attention_type = attention_type
+        self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=(1, patch_size, patch_size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid), embed_dim))
+        if attention_type != "space_only":
+            self.time_embed = nn.Parameter(torch.zeros(1, num_frames, embed_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        attention = partial(
+            Attention,
+            embed_dim,
+            num_heads=num_heads,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+        )
+
+        def block(rate: float) -> Block:
+            options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
+            options |= {"attention": attention(), "norm_eps": NORM_EPS}
+            if attention_type == "divided_space_time":
+                return DividedBlock(embed_dim, temporal_attention=attention(), **options)
+            return Block(embed_dim, **options)
+
+        self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path_rate, depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(init_transformer_weights)
+        for module in self.blocks:
+            if isinstance(module, DividedBlock):  # attention over time starts as the identity (official code)
+                nn.init.zeros_(module.temporal_fc.weight)
+        if token_merging is not None:
+            merge_as_built(self, token_merging)
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens.
+
+        Args:
+            clip: (B, in_chans, T, H, W), H and W at least one patch.
+
+        Returns:
+            (B, 1 + S*T, embed_dim), the class token first; with ``space_only`` the frames' mean, (B, 1 + S, embed_dim).
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.patch_size, self.patch_size))
+        x = self.patch_embed(clip)
+        batch, frames, height, width, _ = x.shape
+        positions = resize_grid(self.pos_embed[:, 1:], self.grid, (height, width), mode="nearest")
+        patches = self.pos_drop(x.flatten(2, 3) + positions.unsqueeze(1))
+        cls = self.pos_drop(self.cls_token + self.pos_embed[:, :1])
+        if self.attention_type == "space_only":
+            x = torch.cat((cls.expand(batch * frames, -1, -1), patches.flatten(0, 1)), dim=1)
+            x = run_blocks(self.blocks, x, recompute=self.grad_checkpointing)
+            return self.norm(x.unflatten(0, (batch, frames)).mean(1))
+        times = resize_grid(self.time_embed, (self.num_frames,), (frames,), mode="nearest")
+        patches = self.pos_drop(patches.transpose(1, 2) + times.unsqueeze(1))
+        x = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 2)), dim=1)
+        if self.attention_type == "joint_space_time":
+            return self.norm(run_blocks(self.blocks, x, recompute=self.grad_checkpointing))
+        blocks = [partial(block, frames=frames) for block in self.blocks]
+        return self.norm(run_blocks(blocks, x, recompute=self.grad_checkpointing))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes), of the class token."""
+        return self.head(self.forward_features(clip)[:, 0])
+
+    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+        """Returns the blocks, unless they divide attention between time and space."""
+        return None if self.attention_type == "divided_space_time" else (list(self.blocks), 1)
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the tables and the class token (official code)."""
+        return {name for name, _ in self.named_parameters() if name in ("pos_embed", "time_embed", "cls_token")}
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Returns the layer groups: the embeddings, then every block in order."""
+        return {
+            "stem": r"^patch_embed|^cls_token|^pos_embed|^time_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Recognises the authors' checkpoints and those of transformers' TimesformerForVideoClassification."""
+        name, own = super().convert_checkpoint(state)
+        if "timesformer.embeddings.cls_token" in own:
+            name, own = "transformers Timesformer", rename_keys(own, _TRANSFORMERS)
+        patches = own.get("patch_embed.proj.weight")
+        if patches is not None and patches.dim() == 4:
+            own["patch_embed.proj.weight"] = patches.unsqueeze(2)
+            name = "facebookresearch/TimeSformer" if name == "stvid" else name
+        return name, own
+
+    def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
+        """Resizes the tables of positions (of a square grid, unless stvid wrote it) and times."""
+        if table.dim() != 3 or table.shape[2] != self.num_features:
+            return None
+        if key == "time_embed" and table.shape[1]:
+            return resize_grid(table, (table.shape[1],), (self.num_frames,), mode="nearest")
+        if key != "pos_embed" or table.shape[1] < 2:
+            return None
+        old = [math.isqrt(table.shape[1] - 1)] * 2  # published models are square
+        if "img_size" in built:
+            old = [size // self.patch_size for size in built["img_size"]]
+        if math.prod(old) != table.shape[1] - 1:
+            return None
+        return torch.cat((table[:, :1], resize_grid(table[:, 1:], old, self.grid, mode="nearest")), dim=1)
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
+
+_TRANSFORMERS = (
+    (r"^timesformer\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^timesformer\.embeddings\.cls_token$", "cls_token"),
+    (r"^timesformer\.embeddings\.position_embeddings$", "pos_embed"),
+    (r"^timesformer\.embeddings\.time_embeddings$", "time_embed"),
+    (r"^timesformer\.encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.temporal_layernorm\.", r"\1.temporal_norm1."),
+    (r"^(blocks\.\d+)\.temporal_attention\.attention\.qkv\.", r"\1.temporal_attn.qkv."),
+    (r"^(blocks\.\d+)\.temporal_attention\.output\.dense\.", r"\1.temporal_attn.proj."),
+    (r"^(blocks\.\d+)\.temporal_dense\.", r"\1.temporal_fc."),
+    (r"^(blocks\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"^(blocks\.\d+)\.attention\.attention\.qkv\.", r"\1.attn.qkv."),
+    (r"^(blocks\.\d+)\.attention\.output\.dense\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"^timesformer\.layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+)
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+_ALL: dict[str, Any] = {
+    "params": 121.4,
+    "paper": "Bertasius et al. 2021, arXiv:2102.05095",
+    "formats": ("facebookresearch/TimeSformer", "transformers Timesformer"),
+    "note": "the paper prints one number for all, that of 174 classes",
+}
+# Official code: configs/Kinetics/TimeSformer_divST_*.yaml (1 clip of 3 crops; DATA.TARGET_FPS is 30), and
+# timesformer/datasets/kinetics.py, which scales the short side to TEST_CROP_SIZE when there are several crops.
+
+
+def _k400(frames: int, stride: int, crop: int) -> Protocol:
+    return Protocol(frames=frames, stride=stride, fps=30, short_side=crop, crop=crop, views="1x3")
+
+
+@register_model(protocol=_k400(8, 32, 224), gflops=196.7, **_ALL)
+def timesformer_base(**kwargs: Any) -> TimeSformer:
+    """TimeSformer, 8 x 224."""
+    return TimeSformer(**kwargs)
+
+
+@register_model(protocol=_k400(16, 16, 448), gflops=1703, **_ALL)
+def timesformer_hr(**kwargs: Any) -> TimeSformer:
+    """TimeSformer-HR, 16 x 448."""
+    return TimeSformer(**kwargs)
+
+
+@register_model(protocol=_k400(96, 4, 224), gflops=2380, **_ALL)
+def timesformer_l(**kwargs: Any) -> TimeSformer:
+    """TimeSformer-L, 96 x 224."""
+    return TimeSformer(**kwargs)

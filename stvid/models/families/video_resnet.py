@@ -1,0 +1,410 @@
+"""Video ResNets: R3D, MC3, R(2+1)D and CSN, one trunk with another convolution in its blocks.
+
+Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018, arXiv:1711.11248 (R3D,
+MC3, R(2+1)D); Tran et al., "Video Classification with Channel-Separated Convolutional Networks", ICCV 2019,
+arXiv:1904.02811 (CSN). Official code: facebookresearch/VMZ, pt/vmz/models; torchvision/models/video/resnet.py;
+facebookresearch/pytorchvideo, models/csn.py and models/r2plus1d.py.
+
+Shapes, for a clip (B, 3, T, H, W): the stem halves space (the deeper variants pool once more), and stages 2 to 4 halve
+time and space. Stage i holds (B, expansion * 64 * 2^i, T/2^i, H/2^(i+1), W/2^(i+1)), half of H and W with the pool.
+Sizes are rounded up, so that any clip is taken that is no smaller than the stride in space.
+
+What differs is the convolution (`conv`) that stands where a 2D ResNet has its 3x3 convolution:
+
+- ``3d``: 3x3x3 (R3D);
+- ``2d``: 1x3x3, which keeps all frames (stages 2 to 4 of MC3);
+- ``2+1d``: 1x3x3 to "mid planes", norm, ReLU, 3x1x1 (R(2+1)D, section 3.5: as many weights as 3x3x3 would have);
+- ``1+2d``: 3x1x1, norm, ReLU, 1x3x3, no mid planes (PyTorchVideo's R(2+1)D of 50 layers);
+- ``ir``: depth-wise 3x3x3 (interaction-reduced CSN);
+- ``ip``: 1x1x1, norm, depth-wise 3x3x3 (interaction-preserved CSN).
+
+Where the published versions disagree, a variant follows the code whose weights it has. torchvision counts the mid
+planes once per block, VMZ for each convolution (`block_midplanes`): the second convolution of a block with stride
+differs. VMZ has a norm epsilon of 1e-3 (from Caffe2), torchvision and PyTorchVideo 1e-5; PyTorchVideo's heads average
+over windows. Since a CSN has weights in both layouts, loading sets `norm_eps` and `pool_size` to those of the layout.
+VMZ also sets its norms' momentum to 0.9, which is Caffe2's meaning of torch's 0.1; here it is 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from stvid.models.base import StagedModel
+from stvid.models.blocks import init_conv_weights, mean_of_windows, rename_keys, shortcut
+from stvid.models.kernels import Conv3d, clip_layout
+from stvid.models.registry import register_model
+from stvid.protocol import Protocol
+
+__all__ = ["TORCHVISION", "VideoResNet"]
+
+ConvName = Literal["3d", "2d", "2+1d", "1+2d", "ir", "ip"]
+Size3d = tuple[int, int, int]
+STEM_MIDPLANES = 45  # of the R(2+1)D stem (torchvision, VMZ)
+
+
+def mid_planes(in_planes: int, planes: int) -> int:
+    """Returns the channels between 1x3x3 and 3x1x1 that give as many weights as 3x3x3 (R(2+1)D, section 3.5)."""
+    return (in_planes * planes * 27) // (in_planes * 9 + planes * 3)
+
+
+def make_conv(conv: ConvName, in_planes: int, planes: int, stride: Size3d, middle: int) -> nn.Module:
+    """Builds the convolution of a block; see the top of this file. `middle` is used by ``2+1d`` alone."""
+    time, space = (stride[0], 1, 1), (1, stride[1], stride[2])
+    if conv == "3d":
+        return Conv3d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+    if conv == "2d":
+        return Conv3d(in_planes, planes, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
+    if conv == "2+1d":
+        return nn.Sequential(
+            Conv3d(in_planes, middle, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+            nn.BatchNorm3d(middle),
+            nn.ReLU(inplace=True),
+            Conv3d(middle, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+        )
+    if conv == "1+2d":
+        return nn.Sequential(
+            Conv3d(in_planes, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(planes),
+            nn.ReLU(inplace=True),
+            Conv3d(planes, planes, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+        )
+    depthwise = Conv3d(planes, planes, 3, stride=stride, padding=1, groups=planes, bias=False)
+    if conv == "ir":
+        return depthwise
+    if conv == "ip":
+        return nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), depthwise)
+    raise ValueError(f"conv {conv!r}: must be one of 3d, 2d, 2+1d, 1+2d, ir, ip")
+
+
+def make_stem(stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool) -> nn.Sequential:
+    """Builds the stem: 3x7x7, 1x7x7, or 1x7x7 and 3x1x1, with stride 2 in space; then, with `pool`, a max pool."""
+    first, kernel = (STEM_MIDPLANES, 1) if stem == "2+1d" else (64, 3 if stem == "3d" else 1)
+    layers: list[nn.Module] = [
+        Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
+        nn.BatchNorm3d(first),
+        nn.ReLU(inplace=True),
+    ]
+    if stem == "2+1d":
+        layers += [
+            Conv3d(first, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(64),
+            nn.ReLU(inplace=True),
+        ]
+    if pool:
+        layers.append(nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
+    return nn.Sequential(*layers)
+
+
+class Block(nn.Module):
+    """A residual block: two convolutions, or with `bottleneck` one between two of 1x1x1 (four times the channels)."""
+
+    def __init__(
+        self,
+        in_planes: int,
+        planes: int,
+        *,
+        conv: ConvName,
+        stride: Size3d,
+        bottleneck: bool,
+        block_midplanes: bool,
+    ) -> None:
+        super().__init__()
+        relu = nn.ReLU(inplace=True)
+        out_planes = planes * 4 if bottleneck else planes
+        if bottleneck:
+            middle = mid_planes(planes, planes)
+            self.conv1 = nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), relu)
+            self.conv2 = nn.Sequential(make_conv(conv, planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
+            self.conv3: nn.Module = nn.Sequential(Conv3d(planes, out_planes, 1, bias=False), nn.BatchNorm3d(out_planes))
+        else:
+            middle = mid_planes(in_planes, planes)
+            second = middle if block_midplanes else mid_planes(planes, planes)
+            self.conv1 = nn.Sequential(make_conv(conv, in_planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
+            self.conv2 = nn.Sequential(make_conv(conv, planes, planes, (1, 1, 1), second), nn.BatchNorm3d(planes))
+            self.conv3 = nn.Identity()
+        self.downsample = shortcut(in_planes, out_planes, stride)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_planes, T, H, W) to (B, out_planes, T', H', W')."""
+        out = self.conv3(self.conv2(self.conv1(x)))
+        out += self.downsample(x)
+        return self.relu(out)
+
+
+class VideoResNet(StagedModel):
+    """R3D, MC3, R(2+1)D or CSN.
+
+    Args:
+        num_classes: Number of logits.
+        num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
+        img_size: (height, width) in pixels, likewise.
+        in_chans: Channels of the clip.
+        depth: Blocks of the four stages.
+        conv: The convolution of the blocks, of all stages or of each.
+        stem: ``3d``, ``2d`` or ``2+1d``.
+        stem_pool: Whether the stem ends with a max pool of stride 2 in space.
+        bottleneck: Whether the blocks are bottlenecks.
+        stage_strides: (time, height, width) of the first block of each stage.
+        block_midplanes: Whether both convolutions of a ``2+1d`` block have the mid planes of the first (torchvision).
+        norm_eps: Epsilon of the norms; loading a published format sets that format's.
+        pool_size: Window (T, H, W) of the head's average; None takes the plain mean. Loading sets it likewise.
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 400,
+        num_frames: int = 16,
+        img_size: tuple[int, int] = (112, 112),
+        in_chans: int = 3,
+        depth: Sequence[int] = (2, 2, 2, 2),
+        conv: ConvName | Sequence[ConvName] = "3d",
+        stem: Literal["3d", "2d", "2+1d"] = "3d",
+        stem_pool: bool = False,
+        bottleneck: bool = False,
+        stage_strides: Sequence[Size3d] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        block_midplanes: bool = True,
+        norm_eps: float = 1e-5,
+        pool_size: Size3d | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        convs: Sequence[ConvName] = (conv,) * 4 if isinstance(conv, str) else conv
+        if len(convs) != 4 or len(stage_strides) != 4:
+            raise ValueError(f"a video ResNet has four stages: conv {conv}, strides {stage_strides}")
+        self.num_classes = num_classes
+        self.num_features = 2048 if bottleneck else 512
+        self.in_chans = in_chans
+        self.stem = make_stem(stem, in_chans, pool=stem_pool)
+        strides: list[Size3d] = [
+            (1 if kind == "2d" else time, height, width)
+            for kind, (time, height, width) in zip(convs, stage_strides, strict=True)
+        ]
+        stem_stride = 4 if stem_pool else 2
+        self.min_size = [stem_stride * math.prod(step[axis] for step in strides) for axis in (1, 2)]
+        expansion = 4 if bottleneck else 1
+
+        def make_block(stage: int, block: int) -> Block:
+            planes = 64 * 2**stage
+            if block:
+                in_planes = planes * expansion
+            else:
+                in_planes = planes // 2 * expansion if stage else 64
+            return Block(
+                in_planes,
+                planes,
+                conv=convs[stage],
+                stride=(1, 1, 1) if block else strides[stage],
+                bottleneck=bottleneck,
+                block_midplanes=block_midplanes,
+            )
+
+        self.build_stages(depth, make_block)
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.apply(init_conv_weights)
+        self._configure(norm_eps, pool_size)
+
+    def _configure(self, norm_eps: float, pool_size: Size3d | None) -> None:
+        self.norm_eps = norm_eps
+        self.pool_size = None if pool_size is None else (pool_size[0], pool_size[1], pool_size[2])
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.eps = norm_eps
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the last stage.
+
+        Args:
+            clip: (B, in_chans, T, H, W), H and W at least the stride in space (16; 32 with the stem's pool).
+
+        Returns:
+            (B, num_features, T/8, H/16, W/16), rounded up; with the stem's pool H/32 and W/32.
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.min_size[0], self.min_size[1]))
+        return self.run_stages(self.stem(clip_layout(clip)))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
+        return self.head(self.drop(mean_of_windows(self.forward_features(clip), self.pool_size)))
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Turns the layouts of torchvision, VMZ (the same keys) and PyTorchVideo into our keys."""
+        if "blocks.0.conv.weight" in state:
+            return "PyTorchVideo", rename_keys(state, PYTORCHVIDEO_RULES)
+        if "fc.weight" in state:
+            own = {re.sub(r"^fc\.", "head.", key): value for key, value in state.items()}
+            return "VMZ" if is_vmz(state) else "torchvision", own
+        return "stvid", dict(state)
+
+    def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
+        """Takes the epsilon and the head's window that a layout's weights were trained with."""
+        published: dict[str, dict[str, Any]] = {
+            "torchvision": {"norm_eps": 1e-5, "pool_size": None},
+            "VMZ": {"norm_eps": 1e-3, "pool_size": None},
+            "PyTorchVideo": {"norm_eps": 1e-5, "pool_size": (4, 7, 7)},  # models/hub/csn.py, models/r2plus1d.py
+        }
+        stored = {key: hyperparameters[key] for key in ("norm_eps", "pool_size") if key in hyperparameters}
+        settings = published.get(format_name, stored)
+        current = {"norm_eps": self.norm_eps, "pool_size": self.pool_size}
+        changed = {key: value for key, value in settings.items() if value != current[key]}
+        if changed:
+            self._configure(**{**current, **changed})
+            self.recipe = {**self.recipe, "hyperparameters": {**self.recipe.get("hyperparameters", {}), **changed}}
+
+
+# --- published keys ---------------------------------------------------------------------------------------------------
+
+PYTORCHVIDEO_RULES = (
+    (r"^blocks\.0\.conv\.", "stem.0."),
+    (r"^blocks\.0\.norm\.", "stem.1."),
+    (r"^blocks\.5\.proj\.", "head."),
+    (r"^blocks\.(\d)\.res_blocks\.(\d+)\.", r"layer\1.\2."),
+    (r"\.branch1_conv\.", ".downsample.0."),
+    (r"\.branch1_norm\.", ".downsample.1."),
+    (r"\.branch2\.conv_a\.", ".conv1.0."),
+    (r"\.branch2\.norm_a\.", ".conv1.1."),
+    (r"\.branch2\.conv_b\.conv_t\.", ".conv2.0.0."),
+    (r"\.branch2\.conv_b\.norm\.", ".conv2.0.1."),
+    (r"\.branch2\.conv_b\.conv_xy\.", ".conv2.0.3."),
+    (r"\.branch2\.conv_b\.", ".conv2.0."),
+    (r"\.branch2\.norm_b\.", ".conv2.1."),
+    (r"\.branch2\.conv_c\.", ".conv3.0."),
+    (r"\.branch2\.norm_c\.", ".conv3.1."),
+)
+
+
+def is_vmz(state: Mapping[str, Tensor]) -> bool:
+    """Tells VMZ's weights from torchvision's: they are bottlenecks, or have mid planes for each convolution."""
+    if "layer1.0.conv3.0.weight" in state:
+        return True
+    first, second = state.get("layer2.0.conv1.0.0.weight"), state.get("layer2.0.conv2.0.0.weight")
+    return first is not None and second is not None and first.shape[0] != second.shape[0]
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+_NORMS = "the zoo's GFLOPs count the norms too"
+_PAPER = "Tran et al. 2018, arXiv:1711.11248"
+_CSN_PAPER = "Tran et al. 2019, arXiv:1904.02811"
+_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# torchvision: transforms of the weights (resize 128x171, crop 112, mean and std in transforms/_presets.py), 16 frames
+# at 15 frames per second, 5 clips of a video (_docs of the weights).
+TORCHVISION = Protocol(
+    frames=16,
+    stride=1,
+    fps=15,
+    short_side=128,
+    crop=112,
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+    views="5x1",
+)
+# VMZ: the weights named 32frms; the R(2+1)D paper averages 10 clips of the centre crop. The CSN paper takes every
+# second of 64 frames and averages 10 clips of three 256-pixel crops, for which its multiply-adds are counted.
+_VMZ = TORCHVISION.replace(frames=32, fps=None, views="10x1")
+_CSN = _VMZ.replace(stride=2, short_side=256, crop=256, views="10x3")
+# PyTorchVideo: SlowFast's configs/Kinetics/pytorchvideo/{R2PLUS1D_16x4_R50,CSN_32x2_R101}.yaml, tested in 10x3 views of
+# 256 pixels. The zoo's multiply-adds count the norms too (2 to 3% more than convolutions alone).
+_PYTORCHVIDEO = Protocol(frames=16, stride=4, fps=30, short_side=256, crop=256, views="10x3")
+
+
+def _r2plus1d(depth: int, options: dict[str, Any]) -> VideoResNet:
+    defaults = {"depth": _DEPTHS[depth], "conv": "2+1d", "stem": "2+1d", "bottleneck": depth >= 50}
+    return VideoResNet(**{**defaults, **options})
+
+
+def _csn(depth: int, conv: ConvName, options: dict[str, Any]) -> VideoResNet:
+    defaults = {"depth": _DEPTHS[depth], "conv": conv, "bottleneck": True, "stem_pool": True, "norm_eps": 1e-3}
+    return VideoResNet(**{**defaults, **options})
+
+
+@register_model(protocol=TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER, formats=("torchvision",))
+def r3d_18(**kwargs: Any) -> VideoResNet:
+    """R3D of 18 layers (torchvision)."""
+    return VideoResNet(**kwargs)
+
+
+@register_model(protocol=TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER, formats=("torchvision",))
+def mc3_18(**kwargs: Any) -> VideoResNet:
+    """MC3 of 18 layers (torchvision): 3x3x3 in the first stage, 1x3x3 in the others."""
+    return VideoResNet(**{"conv": ("3d", "2d", "2d", "2d"), **kwargs})
+
+
+@register_model(protocol=TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER, formats=("torchvision",))
+def r2plus1d_18(**kwargs: Any) -> VideoResNet:
+    """R(2+1)D of 18 layers (torchvision)."""
+    return _r2plus1d(18, kwargs)
+
+
+@register_model(protocol=_VMZ, params=63.7, gflops=152.0, paper=_PAPER, formats=("VMZ",))
+def r2plus1d_34(**kwargs: Any) -> VideoResNet:
+    """R(2+1)D of 34 layers (VMZ)."""
+    return _r2plus1d(34, {"block_midplanes": False, "norm_eps": 1e-3, **kwargs})
+
+
+@register_model(protocol=_PYTORCHVIDEO, params=28.1, gflops=76.45, paper=_PAPER, formats=("PyTorchVideo",), note=_NORMS)
+def r2plus1d_50(**kwargs: Any) -> VideoResNet:
+    """R(2+1)D of 50 layers (PyTorchVideo): time before space, no mid planes, space halved in stage 1 too."""
+    strides = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    options = {"conv": "1+2d", "stem": "2d", "stage_strides": strides, "pool_size": (4, 7, 7), "drop_rate": 0.5}
+    return _r2plus1d(50, {**options, **kwargs})
+
+
+@register_model(protocol=_VMZ, params=118.2, paper=_PAPER, formats=("VMZ",))
+def r2plus1d_152(**kwargs: Any) -> VideoResNet:
+    """R(2+1)D of 152 layers (VMZ)."""
+    return _r2plus1d(152, {"stem_pool": True, "norm_eps": 1e-3, **kwargs})
+
+
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
+def ir_csn_50(**kwargs: Any) -> VideoResNet:
+    """Interaction-reduced CSN of 50 layers."""
+    return _csn(50, "ir", kwargs)
+
+
+@register_model(
+    protocol=_PYTORCHVIDEO.replace(frames=32, stride=2),
+    params=22.21,
+    gflops=75.62,
+    paper=_CSN_PAPER,
+    formats=("VMZ", "PyTorchVideo"),
+    note=_NORMS,
+)
+def ir_csn_101(**kwargs: Any) -> VideoResNet:
+    """Interaction-reduced CSN of 101 layers (PyTorchVideo's csn_r101)."""
+    return _csn(101, "ir", kwargs)
+
+
+@register_model(protocol=_CSN, params=29.7, gflops=97.0, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
+def ir_csn_152(**kwargs: Any) -> VideoResNet:
+    """Interaction-reduced CSN of 152 layers (VMZ)."""
+    return _csn(152, "ir", kwargs)
+
+
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
+def ip_csn_50(**kwargs: Any) -> VideoResNet:
+    """Interaction-preserved CSN of 50 layers."""
+    return _csn(50, "ip", kwargs)
+
+
+@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
+def ip_csn_101(**kwargs: Any) -> VideoResNet:
+    """Interaction-preserved CSN of 101 layers."""
+    return _csn(101, "ip", kwargs)
+
+
+@register_model(protocol=_CSN, params=33.0, gflops=108.8, paper=_CSN_PAPER, formats=("VMZ",))
+def ip_csn_152(**kwargs: Any) -> VideoResNet:
+    """Interaction-preserved CSN of 152 layers (VMZ)."""
+    return _csn(152, "ip", kwargs)

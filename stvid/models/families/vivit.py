@@ -1,0 +1,490 @@
+"""ViViT: pure transformers over the tubelets of a clip, and four ways to divide their attention between space and time.
+
+Arnab et al., "ViViT: A Video Vision Transformer", ICCV 2021, arXiv:2103.15691; official code: google-research/scenic,
+scenic/projects/vivit/model.py.
+
+Shapes, for a clip (B, 3, T, H, W): tubelets of 2 x 16 x 16 pixels give t = T/2 times s = H/16 * W/16 tokens, frames
+first, with learned positions. `attention_type` names the paper's models:
+
+- ``joint`` (model 1): every token sees all others; a class token makes the logits.
+- ``factorised_encoder`` (model 2, "late fusion"): a transformer over the tokens of each frame, then a shorter one over
+  the frames' class tokens, each with its own class token, positions and last norm.
+- ``factorised_self_attention`` (model 3): each block attends over space, then over time; the mean token is classified.
+- ``factorised_dot_product`` (model 4): half of the heads attend over time, half over space, at the cost of no
+  parameters; the mean token is classified.
+- ``average_pool`` (the baseline of section 4.2): the first transformer of model 2, and the mean of its class tokens.
+
+The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation. Position tables are resized to other clips
+(linearly with fixed corners, which is scenic's zoom of order 1), when a checkpoint is loaded or at run time. Converted:
+scenic's flax parameters, nested or flattened with ``/``, and transformers' VivitForVideoClassification.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from stvid.models.attention import attend
+from stvid.models.base import VideoModel
+from stvid.models.blocks import (
+    Attention,
+    Block,
+    FeedForward,
+    TubeletEmbed,
+    drop_path_rates,
+    rename_keys,
+    resize_grid,
+    run_blocks,
+)
+from stvid.models.merging import merge_as_built
+from stvid.models.registry import register_model
+from stvid.protocol import Protocol
+
+__all__ = ["ViViT", "tubelet_weight"]
+
+AttentionType = Literal[
+    "joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product", "average_pool"
+]
+TubeletInit = Literal["central_frame", "average"]
+NORM_EPS = 1e-6  # of every LayerNorm (flax's default)
+PUBLISHED_GRID = (16, 14, 14)  # tokens of the published 32 x 224 models
+
+
+def tubelet_weight(weight: Tensor, frames: int, *, init: TubeletInit) -> Tensor:
+    """Makes the weight of a tubelet embedding from that of a patch embedding (section 3.4).
+
+    Args:
+        weight: (dim, channels, height, width).
+        frames: Frames of a tubelet.
+        init: ``central_frame`` gives the weight to frame ``frames // 2`` and zeros to the others; ``average`` gives
+            each frame an equal share. On a still clip both compute what the image model does.
+
+    Returns:
+        (dim, channels, frames, height, width).
+    """
+    if init == "average":
+        return weight.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
+    inflated = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
+    inflated[:, :, frames // 2] = weight
+    return inflated
+
+
+class DotProductAttention(Attention):
+    """Attention whose first half of heads sees the other frames, and whose second half sees the frame (model 4)."""
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        """(B, frames * S, dim) to the same."""
+        batch = x.shape[0]
+        by_place = [part.unflatten(1, (frames, -1)) for part in self.queries_keys_values(x)]
+        columns = (part[..., : self.num_heads // 2, :].transpose(1, 2).flatten(0, 1) for part in by_place)
+        rows = (part[..., self.num_heads // 2 :, :].flatten(0, 1) for part in by_place)
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        over_time = attend(*columns, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, -1)).transpose(1, 2)
+        over_space = attend(*rows, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, frames))
+        return self.proj_drop(self.proj(torch.cat((over_time, over_space), dim=3).reshape(x.shape)))
+
+
+class SelfAttentionBlock(FeedForward):
+    """Attention over space, attention over time, MLP, each with its residual (model 3)."""
+
+    def __init__(self, dim: int, *, attention: Callable[[], Attention], **options: Any) -> None:
+        super().__init__(dim, **options)
+        self.norm_space = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn_space = attention()
+        self.norm_time = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn_time = attention()
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B, frames * S, dim) to the same."""
+        batch, tokens, dim = x.shape
+        rows = x.reshape(batch * frames, tokens // frames, dim)
+        rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
+        columns = rows.unflatten(0, (batch, frames)).transpose(1, 2).flatten(0, 1)
+        columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
+        return self.feed_forward(columns.unflatten(0, (batch, -1)).transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class TimeSpaceBlock(SelfAttentionBlock):
+    """The block of model 3 in the other order: over time, then over space."""
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B, frames * S, dim) to the same."""
+        batch, tokens, dim = x.shape
+        columns = x.reshape(batch, frames, -1, dim).transpose(1, 2).flatten(0, 1)
+        columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
+        rows = columns.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
+        rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
+        return self.feed_forward(rows.reshape(batch, tokens, dim))
+
+
+class Encoder(nn.Module):
+    """A transformer with its positions, its class token if it has one, and its last norm."""
+
+    def __init__(self, dim: int, *, grid: Sequence[int], class_token: bool, blocks: nn.ModuleList, drop_rate: float):
+        super().__init__()
+        self.grid = tuple(grid)
+        if class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.class_token = class_token
+        self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid) + class_token, dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.blocks = blocks
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        nn.init.normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor, grid: Sequence[int], *, recompute: bool, layout: Mapping[str, int]) -> Tensor:
+        """Encodes tokens (B, cells of `grid`, dim), to the same with the class token in front."""
+        if self.class_token:
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = self.pos_drop(x + self.resized(self.pos_embed, self.grid, grid))
+        blocks = [partial(block, **layout) for block in self.blocks] if layout else self.blocks
+        return self.norm(run_blocks(blocks, x, recompute=recompute))
+
+    def resized(self, table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+        """Returns a table of positions of grid `old` at grid `new`."""
+        cls, cells = table[:, : int(self.class_token)], table[:, int(self.class_token) :]
+        cells = resize_grid(cells, old, new, mode="linear")
+        return torch.cat((cls, cells), dim=1) if tuple(old) != tuple(new) else table
+
+
+class ViViT(VideoModel):
+    """ViViT.
+
+    Args:
+        num_classes: Number of logits.
+        num_frames: Frames of a clip, which decide the table of positions; other clips are taken, with it resized.
+        img_size: (height, width) in pixels, likewise.
+        in_chans: Channels of the clip.
+        tubelet_size: Frames, height and width of a tubelet.
+        tubelet_init: How the embedding starts, ``central_frame`` or ``average``; see `tubelet_weight`.
+        attention_type: The model of the paper; see the head of this file.
+        attention_order: Which attention comes first with ``factorised_self_attention``.
+        depth: Number of blocks.
+        temporal_depth: Number of blocks of the second transformer with ``factorised_encoder``.
+        embed_dim: Channels of a token.
+        num_heads: Heads of each attention.
+        mlp_ratio: Hidden channels of the MLPs over `embed_dim`.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_rate: Dropout of embeddings and projections.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 400,
+        num_frames: int = 32,
+        img_size: tuple[int, int] = (224, 224),
+        in_chans: int = 3,
+        tubelet_size: tuple[int, int, int] = (2, 16, 16),
+        tubelet_init: TubeletInit = "central_frame",
+        attention_type: AttentionType = "joint",
+        attention_order: Literal["space_time", "time_space"] = "space_time",
+        depth: int = 12,
+        temporal_depth: int = 4,
+        embed_dim: int = 768,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        token_merging: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("attention_type", attention_type, get_args(AttentionType)),
+            ("attention_order", attention_order, ("space_time", "time_space")),
+            ("tubelet_init", tubelet_init, get_args(TubeletInit)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+        if attention_type == "factorised_dot_product" and num_heads % 2:
+            raise ValueError(f"factorised_dot_product halves the heads: num_heads {num_heads} must be even")
+        time, height, width = (
+            size // tubelet for size, tubelet in zip((num_frames, *img_size), tubelet_size, strict=True)
+        )
+        if min(time, height, width) < 1:
+            raise ValueError(f"{num_frames} frames of {img_size} pixels hold no tubelet of {tuple(tubelet_size)}")
+        self.num_classes = num_classes
+        self.num_features = embed_dim
+        self.in_chans = in_chans
+        self.tubelet_size = tubelet_size
+        self.attention_type = attention_type
+        self.by_frame = attention_type in ("factorised_encoder", "average_pool")
+        self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=tubelet_size)
+
+        kind = DotProductAttention if attention_type == "factorised_dot_product" else Attention
+        attention = partial(
+            kind, embed_dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
+        )
+
+        def block(rate: float) -> FeedForward:
+            options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
+            options |= {"norm_eps": NORM_EPS, "gelu": "tanh"}
+            if attention_type != "factorised_self_attention":
+                return Block(embed_dim, attention=attention(), **options)
+            order = SelfAttentionBlock if attention_order == "space_time" else TimeSpaceBlock
+            return order(embed_dim, attention=attention, **options)
+
+        def encoder(grid: Sequence[int], blocks: int) -> Encoder:
+            layers = (block(rate) for rate in drop_path_rates(drop_path_rate, blocks))
+            return Encoder(
+                embed_dim,
+                grid=grid,
+                class_token=self.by_frame or attention_type == "joint",
+                blocks=nn.ModuleList(layers),
+                drop_rate=drop_rate,
+            )
+
+        self.encoder = encoder((height, width) if self.by_frame else (time, height, width), depth)
+        if attention_type == "factorised_encoder":
+            self.temporal_encoder = encoder((time,), temporal_depth)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights(tubelet_init)
+        if token_merging is not None:
+            merge_as_built(self, token_merging)
+
+    def _init_weights(self, tubelet_init: TubeletInit) -> None:
+        """Xavier for each matrix, zeros for the classifier (official code)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                for matrix in module.weight.chunk(3 if name.endswith(".qkv") else 1):
+                    nn.init.xavier_uniform_(matrix)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+        proj = self.patch_embed.proj
+        with torch.no_grad():
+            image = nn.init.trunc_normal_(proj.weight[:, :, 0].clone(), std=proj.weight[0, :, 0].numel() ** -0.5)
+            proj.weight.copy_(tubelet_weight(image, self.tubelet_size[0], init=tubelet_init))
+            if proj.bias is not None:
+                proj.bias.zero_()
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens.
+
+        Args:
+            clip: (B, in_chans, T, H, W), at least one tubelet.
+
+        Returns:
+            ``joint``: (B, 1 + t*s, embed_dim), the class token first. ``factorised_encoder``: the second transformer's
+            (B, 1 + t, embed_dim). ``average_pool``: the class token of each frame, (B, t, embed_dim). Otherwise
+            (B, t*s, embed_dim).
+
+        Raises:
+            ValueError: If the clip has another shape.
+        """
+        self._check_clip(clip, channels=self.in_chans, minimum=self.tubelet_size)
+        x = self.patch_embed(clip)
+        batch, time, height, width, _ = x.shape
+        recompute = self.grad_checkpointing
+        if not self.by_frame:
+            layout = {} if self.attention_type == "joint" else {"frames": time}
+            return self.encoder(x.flatten(1, 3), (time, height, width), recompute=recompute, layout=layout)
+        x = self.encoder(x.flatten(2, 3).flatten(0, 1), (height, width), recompute=recompute, layout={})
+        x = x[:, 0].unflatten(0, (batch, time))
+        if self.attention_type == "average_pool":
+            return x
+        return self.temporal_encoder(x, (time,), recompute=recompute, layout={})
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes), of the class token or of the mean token."""
+        x = self.forward_features(clip)
+        return self.head(x[:, 0] if self.attention_type in ("joint", "factorised_encoder") else x.mean(1))
+
+    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+        """Returns the blocks of joint attention, or of a frame's; models 3 and 4 attend along axes of the grid."""
+        return (list(self.encoder.blocks), 1) if self.by_frame or self.attention_type == "joint" else None
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the tables of positions and the class tokens."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "cls_token"))}
+
+    def group_matcher(self) -> dict[str, Any]:
+        """Returns the layer groups: the embeddings, then every block in order, the second transformer's last."""
+        return {
+            "stem": r"^patch_embed|^encoder\.(?:cls_token|pos_embed)",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
+            "temporal_blocks": [
+                (r"^temporal_encoder\.(?:cls_token|pos_embed)", (0,)),
+                (r"^temporal_encoder\.blocks\.(\d+)", None),
+                (r"^temporal_encoder\.norm", (99999,)),
+            ],
+        }
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Recognises scenic's flax parameters and transformers' Vivit."""
+        for prefix in ("", "params/", "target/", "optimizer/target/", "optimizer/params/"):
+            if f"{prefix}embedding/kernel" in state and f"{prefix}output_projection/kernel" in state:
+                inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                values = {key: _scenic_value(key, value) for key, value in inner.items()}
+                return "scenic ViViT", _join_qkv(rename_keys(values, _SCENIC))
+        if "vivit.embeddings.cls_token" in state:
+            return "transformers Vivit", _join_qkv(rename_keys(state, _TRANSFORMERS))
+        return super().convert_checkpoint(state)
+
+    def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
+        """Resizes the tables of positions."""
+        encoders = {
+            f"{name}.pos_embed": module for name, module in self.named_children() if isinstance(module, Encoder)
+        }
+        encoder = encoders.get(key)
+        if encoder is None or table.dim() != 3 or table.shape[2] != self.num_features:
+            return None
+        old = self._grid_of(table.shape[1] - encoder.class_token, encoder.grid, built)
+        return None if old is None else encoder.resized(table, old, encoder.grid)
+
+    def _grid_of(self, cells: int, own: tuple[int, ...], built: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Guesses the grid of a checkpoint's table; None if there is no single answer."""
+        if cells < 1:
+            return None
+        if "img_size" in built and "num_frames" in built:
+            sizes = (built["num_frames"], *built["img_size"])
+            grid = tuple(size // tubelet for size, tubelet in zip(sizes, self.tubelet_size, strict=True))
+            grid = {1: grid[:1], 2: grid[1:], 3: grid}[len(own)]
+            return grid if math.prod(grid) == cells else None
+        if len(own) == 1:
+            return (cells,)
+        if len(own) == 3 and cells == math.prod(PUBLISHED_GRID):
+            return PUBLISHED_GRID
+        time = own[0] if len(own) == 3 else 1
+        side = math.isqrt(cells // time)
+        found = {(*own[:-2], side, side)} if time * side * side == cells else set()
+        if len(own) == 3 and cells % (own[1] * own[2]) == 0:
+            found.add((cells // (own[1] * own[2]), *own[1:]))
+        return found.pop() if len(found) == 1 else None
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
+
+_SCENIC = (
+    (r"^embedding/", "patch_embed.proj/"),
+    (r"^output_projection/", "head/"),
+    (r"^cls(?:_SpatialTransformer)?$", "encoder.cls_token"),
+    (r"^cls_TemporalTransformer$", "temporal_encoder.cls_token"),
+    (r"^(?:Spatial)?Transformer/", "encoder."),
+    (r"^TemporalTransformer/", "temporal_encoder."),
+    (r"posembed_input/pos_embedding$", "pos_embed"),
+    (r"encoder_norm/", "norm/"),
+    (r"encoderblock_(\d+)/", r"blocks.\1."),
+    (r"LayerNorm_0/", "norm1/"),
+    (r"LayerNorm_(?:1|mlp)/", "norm2/"),
+    (r"LayerNorm_(space|time)/", r"norm_\1/"),
+    (r"MultiHeadDotProductAttention_0/", "attn."),
+    (r"MultiHeadDotProductAttention_(space|time)/", r"attn_\1."),
+    (r"MlpBlock(?:_0)?/Dense_0/", "mlp.fc1/"),
+    (r"MlpBlock(?:_0)?/Dense_1/", "mlp.fc2/"),
+    (r"(attn\w*)\.out/", r"\1.proj/"),
+    (r"/(?:kernel|scale)$", ".weight"),
+    (r"/bias$", ".bias"),
+)
+_TRANSFORMERS = (
+    (r"^vivit\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^vivit\.embeddings\.cls_token$", "encoder.cls_token"),
+    (r"^vivit\.embeddings\.position_embeddings$", "encoder.pos_embed"),
+    (r"^vivit\.(?:encoder\.layer|layers)\.(\d+)\.", r"encoder.blocks.\1."),
+    (r"^(encoder\.blocks\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"^(encoder\.blocks\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"^(encoder\.blocks\.\d+)\.attention\.attention\.", r"\1.attn."),
+    (r"^(encoder\.blocks\.\d+)\.attention\.output\.dense\.", r"\1.attn.proj."),
+    (r"\.attention\.q_proj\.", ".attn.query."),  # transformers 5 in memory; its files have the names above
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"^(encoder\.blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"^(encoder\.blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"^vivit\.layernorm\.", "encoder.norm."),
+    (r"^classifier\.", "head."),
+)
+
+
+def _scenic_value(key: str, value: Tensor) -> Tensor:
+    """Turns flax's input-first kernels, with heads and channels apart, into torch's output-first matrices."""
+    name = key.split("/")[-2] if "/" in key else ""
+    if key.endswith("/kernel"):
+        if value.dim() == 5:
+            return value.permute(4, 3, 0, 1, 2)
+        matrix = value.flatten(0, 1) if name == "out" else value.flatten(1)
+        return matrix.t()
+    return value.flatten() if name in ("query", "key", "value") else value
+
+
+def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stacks queries, keys and values, each separate in both published formats."""
+    joined = dict(state)
+    for key in state:
+        match = re.fullmatch(r"(.*\.attn\w*)\.query[./](weight|bias)", key)
+        if match is None:
+            continue
+        parts = [key, *(key.replace("query", part) for part in ("key", "value"))]
+        if all(part in state for part in parts):
+            joined[f"{match[1]}.qkv.{match[2]}"] = torch.cat([joined.pop(part) for part in parts])
+    return joined
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+_PAPER = "Arnab et al. 2021, arXiv:2103.15691"
+# Official code: scenic/projects/vivit/configs/kinetics400 (32 frames at stride 2, min_resize 256, crop 224, values in
+# -1..1 by zero_centering; 4 clips x 3 crops in the test).
+_K400 = Protocol(frames=32, stride=2, short_side=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), views="4x3")
+_LARGE = {"depth": 24, "embed_dim": 1024, "num_heads": 16}
+_HUGE = {"depth": 32, "embed_dim": 1280, "num_heads": 16}
+
+
+@register_model(protocol=_K400, params=88.9, gflops=455.2, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
+def vivit_b16x2(**kwargs: Any) -> ViViT:
+    """ViViT-B/16x2, model 1: joint attention."""
+    return ViViT(**{"attention_type": "joint", **kwargs})
+
+
+@register_model(protocol=_K400, params=115.1, gflops=284.4, paper=_PAPER, formats=("scenic ViViT",))
+def vivit_b16x2_fe(**kwargs: Any) -> ViViT:
+    """ViViT-B/16x2, model 2: factorised encoder."""
+    return ViViT(**{"attention_type": "factorised_encoder", **kwargs})
+
+
+@register_model(protocol=_K400, params=117.3, gflops=372.3, paper=_PAPER, formats=("scenic ViViT",))
+def vivit_b16x2_fsa(**kwargs: Any) -> ViViT:
+    """ViViT-B/16x2, model 3: factorised self-attention."""
+    return ViViT(**{"attention_type": "factorised_self_attention", **kwargs})
+
+
+@register_model(protocol=_K400, params=88.9, gflops=277.1, paper=_PAPER, formats=("scenic ViViT",))
+def vivit_b16x2_fdp(**kwargs: Any) -> ViViT:
+    """ViViT-B/16x2, model 4: factorised dot-product attention."""
+    return ViViT(**{"attention_type": "factorised_dot_product", **kwargs})
+
+
+@register_model(protocol=_K400, params=86.7, gflops=283.9, paper=_PAPER, formats=("scenic ViViT",))
+def vivit_b16x2_avgpool(**kwargs: Any) -> ViViT:
+    """ViViT-B/16x2, the baseline that averages frames."""
+    return ViViT(**{"attention_type": "average_pool", **kwargs})
+
+
+@register_model(protocol=_K400, gflops=1446, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
+def vivit_l16x2(**kwargs: Any) -> ViViT:
+    """ViViT-L/16x2, model 1."""
+    return ViViT(**{"attention_type": "joint", **_LARGE, **kwargs})
+
+
+@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT",))
+def vivit_l16x2_fe(**kwargs: Any) -> ViViT:
+    """ViViT-L/16x2, model 2, with 4 temporal blocks; the official configuration file has 24 (``temporal_depth=24``)."""
+    return ViViT(**{"attention_type": "factorised_encoder", "temporal_depth": 4, **_LARGE, **kwargs})
+
+
+@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
+def vivit_h16x2(**kwargs: Any) -> ViViT:
+    """ViViT-H/16x2, model 1."""
+    return ViViT(**{"attention_type": "joint", **_HUGE, **kwargs})

@@ -1,0 +1,558 @@
+"""PyAV, the default backend: the frames of a video by time stamps where the container tells the truth, else by count.
+
+There are two ways to find it:
+
+* **By time stamps.** A scan that reads all packets but decodes only the first frame (a few ms for a Kinetics file)
+  gives the time of every frame and the places where decoding can begin. To read frames, decode from the nearest such
+  place, leave out the packets that nothing refers to and nobody asked for, and match the frames by their time stamps.
+* **By counting.** Decode from the start of the file and count.
+
+The first is only right if the container tells the truth, so it is used for H.264, HEVC, VP8 and VP9, whose packets show
+without decoding how many frames they hold, and only if every packet has a time stamp of its own and the structure that
+it should have. While frames are read, the decoder must give exactly the frames that the scan foretold, in that order
+and without an error; if it ever does not, the reader goes back to counting. `VideoReader.index_method` tells which way
+is used, and why. Known reasons to count: AVI (it has decode times only: files with B-frames come out shuffled when
+sorted by them), missing or repeated time stamps, damaged or truncated packets, no key frame at the beginning.
+
+Packets that lie in one piece in the file, as those of MP4 and Matroska do, are then read without opening the container
+again (`stvid.video.direct`), if that gives the same first frame. If the decoder ever does not give what was foretold,
+they are read through the container first, and the reader counts only if that does not help.
+
+What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
+counted. It is found when the decoder comes to it. The reader then has fewer frames than it had when it was opened, and
+says so if one of those is asked for; the next reader of that file in this process has the true number from the start.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import itertools
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stvid.errors import VideoError
+from stvid.video.backends import TIME_LIMIT, check_size, import_backend, why
+from stvid.video.direct import DirectDecoder, decoder_facts, find_packet, raw_file
+from stvid.video.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
+from stvid.video.packets import PARSERS, nal_length_size
+from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
+from stvid.video.stored_index import StoredIndex
+
+__all__ = ["MAX_READ_ERRORS", "REFUSED_FORMATS", "AvSource"]
+
+# 2^22 frames are 39 hours at 30 fps; their index takes 150 MB. More comes from damaged files and frame bombs.
+MAX_FRAMES = 2**22
+
+# What a reader that counts may keep of the frames that it decoded for counting, so that short files are decoded once.
+_KEEP_BYTES = 128 * 2**20
+
+# A file that gives this many read errors in a row is taken to be at its end.
+MAX_READ_ERRORS = 1000
+
+# Demuxers that follow references to other files or URLs, or that make pictures of text.
+REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp", "rtsp", "imf", "webm_dash_manifest"})
+
+
+class AvSource:
+    """PyAV, the default."""
+
+    def __init__(
+        self,
+        source: str | bytes,
+        name: str,
+        num_threads: int,
+        time_limit: float = TIME_LIMIT,
+        stored: StoredIndex | Index | None = None,
+    ) -> None:
+        self.av = import_backend("av")
+        self.time_limit = time_limit
+        self.deadline = time.monotonic() + time_limit
+        self.convert = RgbConverter(self.av)
+        self.source = source
+        self.name = name
+        self.num_threads = num_threads
+        self.container: Any = None
+        self.stream: Any = None
+        self.file: Any = None  # only for names that FFmpeg cannot be given
+        self.kept: list[Any] = []  # frames that counting has decoded
+        self.direct: DirectDecoder | None = None  # used instead of the container
+        self.key: tuple[str, int, int] | None = None
+        if isinstance(source, str):
+            status = os.stat(source)
+            self.key = (os.path.abspath(source), status.st_mtime_ns, status.st_size)
+        try:
+            self.index = self._find_index(stored)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_index(self, stored: StoredIndex | Index | None) -> Index:
+        cached = index_cache.get(self.key)
+        if cached is None and stored is not None:
+            if isinstance(stored, Index):
+                cached = stored
+            elif self.key is not None:
+                cached = stored.find(self.key[0], self.key[2])
+            if cached is not None:
+                index_cache.put(self.key, cached)
+        if cached is not None:
+            check_size(self.name, *cached.coded)
+            if cached.decoder is not None:
+                try:
+                    self.direct = DirectDecoder(self.av, self.source, cached.decoder, self.num_threads)
+                    return cached
+                except (OSError, ValueError):  # the index comes from where FFmpeg has other decoders
+                    pass
+            self._open(cached.stream)
+            return cached
+        try:
+            index = self._index_by_scan()
+        except MismatchError as reason:
+            return self._index_by_counting(str(reason))
+        index_cache.put(self.key, index)
+        return index
+
+    # Opening.
+
+    def _open(self, stream_index: int | None = None, *, threads: int | None = None) -> None:
+        """Opens the container at its start, closing an earlier one."""
+        self._close_direct()
+        self._close_container()
+        # "file:" keeps FFmpeg from taking a name such as "a:b.mp4" for a protocol. Broken metadata is no broken video.
+        source: Any = io.BytesIO(self.source) if isinstance(self.source, bytes) else f"file:{self.source}"
+        if isinstance(self.source, str):
+            try:
+                self.source.encode()
+            except UnicodeEncodeError:  # a file name that is not UTF-8
+                source = self.file = open(self.source, "rb")  # noqa: SIM115 - the container reads from it
+        try:
+            # A playlist under a video's name must not make FFmpeg fetch what it lists.
+            options = {"protocol_whitelist": "file"}
+            self.container = self.av.open(source, metadata_errors="replace", container_options=options)
+        except self.av.error.FFmpegError as error:
+            self._close_container()
+            raise VideoError(self.name, f"not a video, or cut off before it begins ({why(error)})") from error
+        try:
+            self._choose_stream(stream_index)
+            self.stream.codec_context.thread_count = threads or self.num_threads
+            self.stream.codec_context.thread_type = "FRAME" if (threads or self.num_threads) > 1 else "NONE"
+        except BaseException:
+            self._close_container()
+            raise
+
+    def _choose_stream(self, stream_index: int | None) -> None:
+        formats = set(self.container.format.name.split(","))
+        if formats & REFUSED_FORMATS:
+            raise VideoError(self.name, f"{self.container.format.name} is not a video file")
+        if stream_index is not None:
+            self.stream = self.container.streams[stream_index]
+            return
+        picture = self.av.stream.Disposition.attached_pic  # a cover
+        videos = [s for s in self.container.streams.video if picture not in s.disposition]
+        if not videos:
+            kinds = sorted({str(s.type) for s in self.container.streams})
+            found = "only " + " and ".join(kinds) if kinds else "nothing"
+            raise VideoError(self.name, f"has no video stream, {found}")
+        best = self.container.streams.best("video")
+        if best is None or best.index not in {s.index for s in videos}:
+            best = videos[0]
+        self.stream = best
+        context = best.codec_context
+        if context is None:
+            raise VideoError(self.name, "FFmpeg has no decoder for its video stream")
+        # The size in the header may be missing, and be known when a frame is decoded.
+        check_size(self.name, context.height or 1, context.width or 1)
+
+    def _close_direct(self) -> None:
+        if self.direct is not None:
+            self.direct.close()
+            self.direct = None
+
+    def _close_container(self) -> None:
+        if self.container is not None:
+            self.container.close()
+            self.container = None
+        self.stream = None
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def close(self) -> None:
+        """Frees everything; may be called twice."""
+        self.kept = []
+        self._close_direct()
+        self._close_container()
+
+    # Indexing.
+
+    def _too_slow(self) -> VideoError:
+        return VideoError(self.name, f"not read within {self.time_limit:g} s; damaged, or very long")
+
+    def _packets(self) -> Iterator[Any]:
+        """Yields the stream's packets from where the container stands, past read errors."""
+        errors = 0
+        while True:
+            try:
+                for packet in self.container.demux(self.stream):
+                    if time.monotonic() > self.deadline:
+                        raise self._too_slow()
+                    if packet.size:  # an empty packet would tell the decoder that the stream has ended
+                        errors = 0
+                        yield packet
+                return
+            except (self.av.error.FFmpegError, IndexError):  # PyAV: IndexError at a stream that begins within the file
+                errors += 1
+                if errors > MAX_READ_ERRORS:
+                    return
+
+    def _index_by_scan(self) -> Index:
+        """Reads all packets and decodes only the first frame.
+
+        Raises:
+            MismatchError: If the packets do not give a reliable index.
+        """
+        self._open()
+        packets = self._scan_packets()
+        time_base = float(self.stream.time_base)
+        timestamps = packets.pts[packets.of_frame] * time_base
+        rate = self.stream.average_rate
+        index = Index(
+            stream=self.stream.index,
+            timestamps=timestamps,
+            time_base=time_base,
+            fps=average_rate(timestamps, float(rate) if rate else None),
+            method="time stamps",
+            packets=packets,
+        )
+        facts = decoder_facts(self.stream.codec_context)  # before decoding, which changes them
+        # The first frame gives size and rotation, and shows that the stream can be decoded at all.
+        first = self._first_frame(packets)
+        self._take_shape(index, first)
+        if (packets.position >= 0).all() and self._decodes_directly(facts, packets, first):
+            index.decoder = facts
+        return index
+
+    def _decodes_directly(self, facts: DecoderFacts, packets: Packets, first: Any) -> bool:
+        """Goes over to reading without the container, if that gives the same first frame."""
+        try:
+            self.direct = DirectDecoder(self.av, self.source, facts, self.num_threads)
+            if self._looks_like(first, self._first_frame(packets)):
+                self._close_container()
+                return True
+        except (MismatchError, OSError, self.av.error.FFmpegError):
+            pass  # the header does not suffice
+        self._close_direct()
+        return False
+
+    def _scan_packets(self) -> Packets:
+        """Reads all packets of the opened container.
+
+        Raises:
+            MismatchError: If they do not tell all frames and their times.
+        """
+        context = self.stream.codec_context
+        codec = context.name
+        read_units = PARSERS.get(codec)
+        if read_units is None:
+            raise MismatchError(f"packets of {codec} do not show what they hold")
+        if "avi" in self.container.format.name.split(","):
+            raise MismatchError("AVI has no presentation times")
+        length_size = nal_length_size(codec, context.extradata)
+        pts, dts, sizes, positions, sums = [], [], [], [], []
+        starts, skippable, shown, parameters, layers = [], [], [], [], []
+        place: int | None = 0
+        with raw_file(self.source) as file:
+            for packet in self._packets():
+                if packet.pts is None:
+                    raise MismatchError("packets without a time stamp")
+                if packet.is_corrupt:
+                    raise MismatchError("damaged packets")
+                data = bytes(packet)
+                units = read_units(data, length_size)
+                if units is None or units.frames != 1:
+                    raise MismatchError("packets that are damaged or hold no frame or several")
+                if place is not None:  # else they are in pieces, all of them as a rule
+                    place = find_packet(file, packet, data)
+                positions.append(-1 if place is None else place)
+                pts.append(packet.pts)
+                dts.append(packet.pts if packet.dts is None else packet.dts)
+                sizes.append(packet.size)
+                sums.append(zlib.crc32(data))
+                starts.append(units.random_access)
+                skippable.append(units.skippable)
+                shown.append(not packet.is_discard)
+                parameters.append(units.parameters)
+                layers.append(units.layer)
+                if len(pts) > MAX_FRAMES:
+                    raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
+        if not pts or not any(shown):
+            raise MismatchError("no packets")
+        if len(set(pts)) != len(pts):
+            raise MismatchError("repeated time stamps")
+        if not starts[0] or min(pts) < pts[0]:
+            raise MismatchError("the stream does not begin with a key frame")
+        start = np.array(starts)
+        brings = np.array(parameters)
+        if brings.any():
+            # Parameter sets within the stream: a start must bring its own, and no frame may change them on its way.
+            start = start & brings if not (brings & ~start).any() else np.zeros_like(start)
+            start[0] = True
+        times = np.array(pts, np.int64)
+        visible = np.flatnonzero(shown)
+        return Packets(
+            pts=times,
+            dts=np.array(dts, np.int64),
+            size=np.array(sizes, np.int32),
+            position=np.array(positions, np.int64),
+            crc=np.array(sums, np.uint32),
+            start=start,
+            skippable=np.array(skippable) & (np.array(layers) == max(layers)),  # no sub-layer above refers to them
+            shown=np.array(shown),
+            of_frame=visible[np.argsort(times[visible], kind="stable")].astype(np.int32),
+        )
+
+    def _first_frame(self, packets: Packets) -> Any:
+        number = int(packets.of_frame[0])
+        (start,) = self._starts_of(packets, [number])
+        ((_, frame),) = self._decode_span(packets, start, {number})
+        return frame
+
+    def _looks_like(self, frame: Any, other: Any) -> bool:
+        """Whether two frames become the same RGB."""
+        shape = (frame.height, frame.width)
+        if frame.format.name != other.format.name or shape != (other.height, other.width):
+            return False
+        return np.array_equal(self.convert(frame, *shape), self.convert(other, *shape))
+
+    def _index_by_counting(self, reason: str) -> Index:
+        """Decodes the whole file and counts its frames; keeps them if they are few.
+
+        Raises:
+            VideoError: If no frame can be decoded.
+        """
+        times: list[int | None] = []
+        kept: list[Any] | None = []
+        kept_bytes = 0
+        index = Index(0, np.zeros(0), 0.0, 0.0, f"counting ({reason})", None)
+        problems: list[str] = []
+        for frame in self._decode_all(problems):
+            if not times:
+                self._take_shape(index, frame)
+            times.append(frame.pts)
+            if len(times) > MAX_FRAMES:
+                raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
+            # What damaged areas show is what the decoder's buffers held before, and that depends on which are free: a
+            # frame that is kept would change later ones.
+            if frame.is_corrupt or problems:
+                kept = None
+            if kept is not None:
+                kept_bytes += sum(plane.buffer_size for plane in frame.planes)
+                kept.append(frame)
+                if kept_bytes > _KEEP_BYTES:
+                    kept = None
+        if not times:
+            detail = f"none of its frames can be decoded ({problems[-1]})" if problems else "it holds no frames"
+            raise VideoError(self.name, detail)
+        rate = self.stream.average_rate
+        stated = float(rate) if rate else None
+        known = np.array([t for t in times if t is not None], np.float64)
+        if len(known) == len(times):
+            # The frames come in the order in which they are shown; their time stamps may not (AVI).
+            index.timestamps = np.sort(known) * float(self.stream.time_base)
+        else:
+            first = float(known.min()) * float(self.stream.time_base) if len(known) else 0.0
+            step = 1 / (stated if stated is not None and 0 < stated < 1e6 else DEFAULT_FPS)
+            index.timestamps = first + step * np.arange(len(times))
+        index.fps = average_rate(index.timestamps, stated)
+        index.stream = self.stream.index
+        index.bad_packets = len(problems)
+        self.kept = [] if kept is None or problems else kept
+        index_cache.put(self.key, index)
+        return index
+
+    def _take_shape(self, index: Index, frame: Any) -> None:
+        check_size(self.name, frame.height, frame.width)
+        index.coded = (frame.height, frame.width)
+        index.turn = display_turn(frame)
+
+    # Decoding.
+
+    def _decode_all(self, problems: list[str]) -> Iterator[Any]:
+        """Yields every frame of the file in decoder order, which is presentation order; lists refused packets.
+
+        With one thread: several may drop good frames that are in flight when a packet is refused.
+        """
+        self._open(threads=1)
+        context = self.stream.codec_context
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except self.av.error.FFmpegError as error:
+                problems.append(why(error))
+                continue
+            yield from frames
+        try:
+            frames = context.decode(None)
+        except self.av.error.FFmpegError as error:
+            problems.append(why(error))
+            return
+        yield from frames
+
+    def _packets_from(self, packets: Packets, first: int) -> Iterator[Any]:
+        """Yields the packets from number `first` on, wherever the container's seek lands."""
+        pts, size = int(packets.pts[first]), int(packets.size[first])
+        for target in dict.fromkeys((pts, int(packets.dts[first]))):
+            try:
+                self.container.seek(target, stream=self.stream, backward=True)
+            except self.av.error.FFmpegError:
+                continue
+            stream = self._packets()
+            for packet in stream:
+                if packet.pts == pts and packet.size == size:
+                    yield packet
+                    yield from stream
+                    return
+                if packet.pts in packets.pts[first + 1 :]:
+                    break  # too far: try the earlier target, or else the start of the file
+        self._open(self.stream.index)
+        yield from itertools.islice(self._packets(), first, None)
+
+    def _decode_span(self, packets: Packets, first: int, wanted: set[int]) -> Iterator[tuple[int, Any]]:
+        """Decodes from packet `first`, a start, to the packets `wanted`; yields (packet number, frame) for each.
+
+        Packets that are skippable and not wanted do not go to the decoder. By the standards that changes no other frame
+        (H.264, 7.4.1: nal_ref_idc 0 is not used for inter prediction; H.265, 7.4.2.2: a sub-layer non-reference picture
+        is in no reference set of a picture of its sub-layer). After the last wanted packet the decoder is drained, so
+        that no later packet needs to be decoded to get the delayed frames out.
+
+        Raises:
+            MismatchError: If the decoder gives anything but the frames of the packets that it got, in the order of
+                their time stamps, or reports an error.
+        """
+        span = slice(first, max(wanted) + 1)
+        pts, sent = packets.pts[span], ~packets.skippable[span]
+        sent[np.array(list(wanted)) - first] = True
+        # Frames that are shown before the start but stored after it may refer to what lies before it: leave them out.
+        sent &= pts >= pts[0]
+        # What the container says to discard comes out too when it is not asked.
+        expected = np.flatnonzero(sent if self.direct is not None else sent & packets.shown[span])
+        expected = expected[np.argsort(pts[expected], kind="stable")]
+        foretold = zip(pts[expected].tolist(), (first + expected).tolist(), strict=True)
+        try:
+            for frame in self._feed(packets, first, sent.tolist()):
+                time_stamp, number = next(foretold, (None, -1))
+                if time_stamp is None or frame.pts != time_stamp or frame.is_corrupt:
+                    raise MismatchError("the decoder does not give the frames that the packets promise")
+                if number in wanted:
+                    yield number, frame
+        except self.av.error.FFmpegError as error:
+            raise MismatchError(f"a packet cannot be decoded ({why(error)})") from error
+        if next(foretold, None) is not None:
+            raise MismatchError("the decoder gives fewer frames than the packets promise")
+
+    def _feed(self, packets: Packets, first: int, sent: list[bool]) -> Iterator[Any]:
+        """Sends packets `first`, `first` + 1, ... where `sent` says so, then the end; yields what the decoder gives."""
+        if self.direct is not None:
+            try:
+                yield from self.direct.feed(packets, first, sent, self.deadline)
+            except TimeoutError as error:
+                raise self._too_slow() from error
+            return
+        span = slice(first, first + len(sent))
+        stream = self._packets_from(packets, first)
+        for send, pts, size in zip(sent, packets.pts[span].tolist(), packets.size[span].tolist(), strict=True):
+            packet = next(stream, None)
+            if packet is None or packet.pts != pts:
+                raise MismatchError("reading again gives other packets")
+            if packet.size != size:
+                raise MismatchError("the file has changed since it was scanned")
+            if send:
+                yield from packet.decode()
+        yield from self.stream.codec_context.decode(None)
+
+    @staticmethod
+    def _starts_of(packets: Packets, numbers: Iterable[int]) -> list[int]:
+        """Returns the last start from which each packet can be decoded: not after it, neither in file nor in time."""
+        starts = np.flatnonzero(packets.start).tolist()
+        found = []
+        for number in numbers:
+            at = bisect.bisect_right(starts, number) - 1
+            while packets.pts[starts[at]] > packets.pts[number]:
+                at -= 1
+            found.append(starts[at])
+        return found
+
+    def read(self, indices: Sequence[int], box: Box | None = None) -> np.ndarray:
+        """Returns the frames, or a part of them, at indices that are within the range: uint8 (N, H, W, 3)."""
+        self.deadline = time.monotonic() + self.time_limit
+        if self.index.packets is not None:
+            try:
+                return self._read_by_time(indices, self.index.packets, box)
+            except MismatchError as reason:
+                if self.direct is not None:
+                    self.index.decoder = None
+                    self._open(self.index.stream)
+                    return self.read(indices, box)  # by the same packets, through the container
+                known = self.index
+                self.index = self._index_by_counting(str(reason))
+                count = len(self.index.timestamps)
+                if max(indices, default=0) >= count:
+                    raise VideoError(
+                        self.name,
+                        f"only {count} frames can be decoded, fewer than its packets promise; open it again for the "
+                        "true number",
+                    ) from reason
+                if (self.index.height, self.index.width) != (known.height, known.width):
+                    raise VideoError(self.name, "its frames have another size than the first one promised") from reason
+        return self._read_by_counting(indices, box)
+
+    def _empty(self, count: int, box: Box | None) -> np.ndarray:
+        height, width = (self.index.height, self.index.width) if box is None else box[2:]
+        return np.empty((count, height, width, 3), np.uint8)
+
+    def _store(self, out: np.ndarray, places: list[int], frame: Any, box: Box | None) -> None:
+        index = self.index
+        stored = None if box is None else stored_box(box, index.height, index.width, index.turn)
+        try:
+            image = turned(self.convert(frame, *index.coded, stored), index.turn)
+        except self.av.error.FFmpegError as error:
+            reason = f"its {frame.format.name} frames cannot be converted to RGB ({why(error)})"
+            raise VideoError(self.name, reason) from error
+        for place in places:
+            out[place] = image
+
+    def _read_by_time(self, indices: Sequence[int], packets: Packets, box: Box | None) -> np.ndarray:
+        out = self._empty(len(indices), box)
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(packets.of_frame[list(indices)].tolist()):
+            places.setdefault(number, []).append(place)
+        spans: dict[int, set[int]] = {}
+        for number, start in zip(places, self._starts_of(packets, places), strict=True):
+            spans.setdefault(start, set()).add(number)
+        for start in sorted(spans):
+            for number, frame in self._decode_span(packets, start, spans[start]):
+                self._store(out, places[number], frame, box)
+        return out
+
+    def _read_by_counting(self, indices: Sequence[int], box: Box | None) -> np.ndarray:
+        out = self._empty(len(indices), box)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
+        left = len(places)
+        frames: Iterable[Any] = self.kept or self._decode_all([])
+        for number, frame in enumerate(frames):
+            if left == 0:
+                break
+            if number in places:
+                self._store(out, places[number], frame, box)
+                left -= 1
+        if left:
+            raise VideoError(self.name, "gave fewer frames than when it was opened: has the file changed?")
+        return out

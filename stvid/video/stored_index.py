@@ -1,0 +1,224 @@
+"""Indices of videos, stored so that no process has to scan them again: of many in one folder, or of one as bytes.
+
+A scan costs a few milliseconds for a file whose packets tell their times, and a whole decode for one that must be
+counted (AVI). `stvid-prep index` does it once. The folder is mapped into memory: all workers share it. Shards
+(`stvid.data.shards`) hold the index of each video beside it.
+
+A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
+are read (`stvid.video.direct`, `stvid.video.av_reader`), so an index that is out of date gives no frames of another
+file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stvid.errors import StvidError
+from stvid.video.frame_index import DecoderFacts, Index, Packets
+
+__all__ = ["StoredIndex", "index_beside", "index_folder", "pack_index", "unpack_index", "write_index"]
+
+_VERSION = 3
+_VIDEO = np.dtype([("key", "<u8"), ("begin", "<i8"), ("size", "<i8")])  # where its packed index lies among the others
+_PACKET = np.dtype(
+    [
+        ("pts", "<i8"),
+        ("dts", "<i8"),
+        ("position", "<i8"),
+        ("size", "<i4"),
+        ("crc", "<u4"),
+        ("frame", "<i4"),
+        ("flags", "u1"),
+    ]
+)
+_START, _SKIPPABLE, _SHOWN = 1, 2, 4
+
+# Bytes of a packed index once unpacked: what the longest video that is read takes (2^22 packets), and some.
+_MOST_UNPACKED = 2**22 * _PACKET.itemsize + 2**20
+
+
+def _rows(packets: Packets) -> np.ndarray:
+    rows = np.zeros(len(packets.pts), _PACKET)
+    for column in ("pts", "dts", "position", "size", "crc"):
+        rows[column] = getattr(packets, column)
+    rows["frame"][: len(packets.of_frame)] = packets.of_frame
+    rows["flags"] = _START * packets.start + _SKIPPABLE * packets.skippable + _SHOWN * packets.shown
+    return rows
+
+
+def _packets(rows: np.ndarray, frames: int) -> Packets:
+    return Packets(
+        pts=rows["pts"].copy(),
+        dts=rows["dts"].copy(),
+        size=rows["size"].copy(),
+        position=rows["position"].copy(),
+        crc=rows["crc"].copy(),
+        start=(rows["flags"] & _START) > 0,
+        skippable=(rows["flags"] & _SKIPPABLE) > 0,
+        shown=(rows["flags"] & _SHOWN) > 0,
+        of_frame=rows["frame"][:frames].copy(),
+    )
+
+
+def pack_index(index: Index) -> bytes:
+    """Returns an index as bytes, for `unpack_index`: 5 to 6 KB for 300 frames."""
+    packets = index.packets
+    about = {
+        "version": _VERSION,
+        "stream": index.stream,
+        "frames": len(index.timestamps),
+        "time_base": index.time_base,
+        "fps": index.fps,
+        "method": index.method,
+        "counted": packets is None,
+        "bad_packets": index.bad_packets,
+        "coded": index.coded,
+        "turn": index.turn,
+        "decoder": None if index.decoder is None else dataclasses.asdict(index.decoder),
+    }
+    table = np.asarray(index.timestamps, "<f8") if packets is None else _rows(packets)
+    return zlib.compress(json.dumps(about).encode() + b"\n" + table.tobytes(), 6)
+
+
+def unpack_index(content: bytes) -> Index | None:
+    """Returns the index that `pack_index` was given; None if it is damaged, or of another version: scan the video."""
+    unpacking = zlib.decompressobj()
+    try:
+        head, _, table = unpacking.decompress(content, _MOST_UNPACKED).partition(b"\n")
+        about = json.loads(head)
+        if not unpacking.eof or about["version"] != _VERSION:  # at its end the sum has been checked
+            return None
+        packets = None if about["counted"] else _packets(np.frombuffer(table, _PACKET), about["frames"])
+        times = np.frombuffer(table, "<f8").copy() if packets is None else packets.pts[packets.of_frame]
+        if not 0 < len(times) == about["frames"]:
+            return None
+        return Index(
+            stream=about["stream"],
+            timestamps=times if packets is None else times * about["time_base"],
+            time_base=about["time_base"],
+            fps=about["fps"],
+            method=about["method"],
+            packets=packets,
+            bad_packets=about["bad_packets"],
+            coded=tuple(about["coded"]),
+            turn=tuple(about["turn"]),
+            decoder=None if about["decoder"] is None else DecoderFacts(**about["decoder"]),
+        )
+    except (zlib.error, ValueError, LookupError, TypeError):
+        return None
+
+
+def _key(name: str, size: int) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(f"{size}:{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+    )
+
+
+def index_folder(source: str | os.PathLike[str]) -> Path:
+    """Returns where the index of a list or folder of videos lies: beside it, with ``.index`` after its name."""
+    path = Path(os.path.abspath(source))
+    return path.with_name(f"{path.name}.index")
+
+
+def index_beside(source: str | os.PathLike[str]) -> StoredIndex | None:
+    """Returns the stored index of a list or folder of videos, None if there is none."""
+    folder = index_folder(source)
+    return StoredIndex(folder) if folder.is_dir() else None
+
+
+class StoredIndex:
+    """The indices of a folder that `write_index` wrote; opened when first used, so that it pickles as a path.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        StvidError: If there is no index, or one of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            self.root = Path(self.folder, about["root"])
+            version = about["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid-prep index") from error
+        if version != _VERSION:
+            raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": None}
+
+    def _opened(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._arrays is None:
+            try:
+                videos = np.load(self.folder / "videos.npy", mmap_mode="r")
+                packed = self.folder / "indices.bin"
+                self._arrays = (videos, np.memmap(packed, np.uint8, "r") if len(videos) else np.empty(0, np.uint8))
+            except (OSError, ValueError) as error:
+                raise StvidError(f"{self.folder}: damaged; make it again with: stvid-prep index") from error
+        return self._arrays
+
+    def __len__(self) -> int:
+        return len(self._opened()[0])
+
+    def find(self, path: str, size: int) -> Index | None:
+        """Returns the index of a video of `size` bytes, None if there is none, or it is damaged."""
+        videos, packed = self._opened()
+        key = np.uint64(_key(os.path.relpath(os.path.abspath(path), os.path.abspath(self.root)), size))
+        at = int(np.searchsorted(videos["key"], key))
+        if at >= len(videos) or videos["key"][at] != key:
+            return None
+        begin = int(videos["begin"][at])
+        return unpack_index(packed[begin : begin + int(videos["size"][at])].tobytes())
+
+
+def write_index(
+    folder: str | os.PathLike[str], videos: Iterable[tuple[str, int, bytes]], *, root: str | os.PathLike[str]
+) -> int:
+    """Writes the indices of videos; an index that was there before is replaced when all is written.
+
+    Args:
+        folder: Where to.
+        videos: Path, size in bytes and packed index (`pack_index`) of each.
+        root: The folder that the names count from, so that a data set can be moved with its index.
+
+    Returns:
+        The number of videos.
+
+    Raises:
+        StvidError: If it cannot be written.
+    """
+    target = Path(folder)
+    records: list[tuple[int, int, int]] = []
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        with open(temporary / "indices.bin", "wb") as file:
+            for path, size, packed in videos:
+                name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+                records.append((_key(name, size), file.tell(), len(packed)))
+                file.write(packed)
+        np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
+        about = {"version": _VERSION, "root": os.path.relpath(root, target)}
+        (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        raise StvidError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(records)

@@ -1,0 +1,32 @@
+"""What all commands of ``stvid-prep`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stvid.commands.prep import COMMANDS, main
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"usage: stvid prep {command}" in text and "(required, type: str)" in text and "default: " in text
+
+
+def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 6
+    assert main(["shards"]) == 2
+    assert "shards: no such command; nearest: shard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scan", "index", "transcode", "shard"])
+def test_a_list_that_is_not_there(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path / "out")] if command in ("transcode", "shard") else []
+    assert main([command, str(tmp_path / "none.csv"), *arguments]) == 1
+    assert capsys.readouterr().err == f"stvid prep: error: {tmp_path}/none.csv: no such file or folder\n"
+    assert list(tmp_path.iterdir()) == []

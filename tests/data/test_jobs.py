@@ -1,0 +1,202 @@
+"""Work in processes that fail, die and are interrupted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stvid.data.jobs import _attempt, _read_journal, run_jobs
+from stvid.errors import ConfigError, VideoError
+
+
+def measure(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the tests have done in processes: the name of a file says what happens to it."""
+    name = os.path.basename(path)
+    if name.startswith("dies"):
+        os._exit(7)
+    if name.startswith("bad"):
+        raise VideoError(path, "is bad")
+    if name.startswith("defect"):
+        raise KeyError("oops")
+    size = os.path.getsize(path)
+    with open(os.path.join(os.path.dirname(path), "calls"), "a") as calls:
+        calls.write(f"{name}\n")
+    return {"bytes": size, "factor": options["factor"]}
+
+
+def make(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).write_text(name)
+    return [str(folder / name) for name in names]
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this module importable by the processes that are started; pytest imports it without a package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(measure, "__module__", "test_jobs")
+    monkeypatch.setitem(sys.modules, "test_jobs", sys.modules[__name__])
+
+
+def test_a_worker_that_dies_is_listed_and_all_else_is_done(tmp_path: Path, importable: None) -> None:
+    keys = make(tmp_path, "a", "dies", "bad", "b", "defect", "c")
+    keys.append(str(tmp_path / "missing"))
+    journal = tmp_path / "journal.jsonl"
+    run = {"title": "measure", "journal": journal, "workers": 2}
+    outcomes = run_jobs(measure, keys, {"factor": 2}, **run)  # type: ignore[arg-type]
+    assert [outcome.key for outcome in outcomes] == keys
+    errors = {Path(outcome.key).name: outcome.error for outcome in outcomes}
+    assert [name for name, error in errors.items() if not error] == ["a", "b", "c"]
+    assert errors["dies"].endswith("takes the process that reads it down")
+    assert errors["bad"] == f"{keys[2]}: is bad"
+    assert "internal error: KeyError: 'oops'" in errors["defect"]
+    assert errors["missing"] == f"{keys[6]}: No such file or directory"
+    assert outcomes[0].result == {"bytes": 1, "factor": 2}
+
+    # A second run does what failed, what has changed, and what is new; a line that was cut off does not matter.
+    calls = tmp_path / "calls"
+    assert {*calls.read_text().split()} == {"a", "b", "c"}  # one in work when a process dies is done twice
+    calls.unlink()
+    with open(journal, "a") as file:
+        file.write('{"key": "' + keys[3])
+    (tmp_path / "b").write_text("longer")
+    (tmp_path / "missing").write_text("now")
+    again = [keys[0], keys[3], keys[6], *make(tmp_path, "new")]
+    outcomes = run_jobs(measure, again, {"factor": 2}, **run)  # type: ignore[arg-type]
+    assert [outcome.result["bytes"] for outcome in outcomes] == [1, 6, 3, 3]
+    assert sorted(calls.read_text().split()) == ["b", "missing", "new"]
+
+    calls.unlink()
+    assert run_jobs(measure, again, {"factor": 2}, **run) == outcomes  # type: ignore[arg-type]
+    assert not calls.exists()
+
+
+class _BreakingPool(concurrent.futures.ThreadPoolExecutor):
+    """Has done all its work, but for files that take a process down, before anybody looks."""
+
+    def __init__(self, workers: int, **process_options: Any) -> None:
+        super().__init__(workers)
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        if os.path.basename(args[1]).startswith("dies"):
+            future.set_exception(BrokenProcessPool("a process died"))
+        else:
+            future.set_result(work(*args, **kwargs))
+        return future
+
+
+def test_what_ended_before_a_process_died_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", _BreakingPool)
+    keys = make(tmp_path, "dies", *(f"file{i}" for i in range(7)))
+    outcomes = run_jobs(measure, keys, {"factor": 2}, title="measure", journal=tmp_path / "journal", workers=4)
+    assert [bool(outcome.error) for outcome in outcomes] == [True] + [False] * 7
+    assert sorted((tmp_path / "calls").read_text().split()) == [f"file{i}" for i in range(7)]
+
+
+def test_a_journal_of_another_job_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(json.dumps({"job": {"title": "measure", "factor": 2}}) + "\n")
+    with pytest.raises(ConfigError, match=r"belongs to a run with other options .* delete it to start again"):
+        run_jobs(measure, [], {"factor": 3}, title="measure", journal=journal, workers=1)
+    assert run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=1) == []
+    with pytest.raises(ConfigError, match="--workers 0: at least 1"):
+        run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=0)
+
+
+def test_what_a_journal_holds_counts_only_if_it_is_still_there(tmp_path: Path) -> None:
+    (key,) = make(tmp_path, "a")
+    status = os.stat(key)
+    record = {"key": key, "stamp": [status.st_size, status.st_mtime_ns], "result": {"out": 1}, "error": ""}
+    header = json.dumps({"job": {}})
+    journal = tmp_path / "journal"
+    journal.write_text(f"{header}\n{json.dumps(record)}\n")
+    assert list(_read_journal(journal, {}, lambda result: True)) == [key]
+    assert not _read_journal(journal, {}, lambda result: result["out"] != 1)
+    journal.write_text(f"{header[:-4]}\n{json.dumps(record)}\n")  # whose job is not known
+    assert not _read_journal(journal, {}, lambda result: True)
+    journal.write_text(f"{header}\n{json.dumps(record)}\n{json.dumps({**record, 'error': 'later'})}\n")
+    assert not _read_journal(journal, {}, lambda result: True)
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    assert _attempt(measure, str(tmp_path / "bad.mp4"), {}) == ({}, f"{tmp_path}/bad.mp4: is bad")
+    assert "\n" not in _attempt(measure, str(tmp_path / "defect"), {})[1]
+
+
+SLEEPY = """
+import sys, time
+from pathlib import Path
+
+def work(path, options):
+    Path(path + ".started").touch()
+    time.sleep(0 if path.endswith("fast") else 600)
+    return {}
+
+if __name__ == "__main__":
+    from stvid.cli import dispatch
+    from stvid.data.jobs import run_jobs
+
+    def sleep(argv):
+        run_jobs(work, argv, {}, title="sleep", journal=Path(argv[0] + ".jsonl"), workers=1)
+        return 0
+
+    sys.exit(dispatch("x", "", {"sleep": sleep}, ["sleep", *sys.argv[1:]]))
+"""
+
+
+def processes_of(marker: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (folder / "environ").read_text(errors="replace"):
+                found.append(int(folder.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_keeps_what_it_did_and_leaves_no_process(tmp_path: Path, signum: signal.Signals) -> None:
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    keys = make(tmp_path, "fast", "slow")
+    marker = f"STVID_TEST_RUN={tmp_path}"
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "sleepy.py"), *keys],
+        env={**os.environ, "STVID_TEST_RUN": str(tmp_path), "PYTHONPATH": os.getcwd()},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts what runs in its background with Ctrl-C ignored, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    journal = tmp_path / "fast.jsonl"
+    while not ((tmp_path / "slow.started").exists() and keys[0] in journal.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # as a terminal does: to all processes
+    else:
+        process.kill()
+    _, error = process.communicate(timeout=60)
+    if signum == signal.SIGINT:
+        assert process.returncode == 130
+        assert error == "x: error: interrupted, 1 of 2 videos done; the same command goes on from there\n"
+    while processes_of(marker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line["key"] for line in lines[1:]] == [keys[0]]

@@ -1,0 +1,110 @@
+"""The page of `stvid demo`: a real upload in headless Chromium, and the same call without a browser."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stvid.errors import ConfigError, StvidError
+from stvid.models.base import VideoModel
+from stvid.protocol import Protocol
+
+pytest.importorskip("gradio")
+
+from stvid.look.demo_page import build_page, launch_page
+
+# Gradio's server leaves sockets to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32, class_names=("walk & run", "jump", "turn"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def address(tiny_model: Callable[[Protocol], VideoModel]) -> Iterator[str]:
+    page = build_page(tiny_model(PROTOCOL), window=0.5, stride=0.25, topk=2, title="a model")
+    yield launch_page(page, block=False)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def files(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    bad = tmp_path_factory.mktemp("bad") / "bad.mp4"
+    bad.write_text("this is no video" * 50)
+    return make_video("page.mp4", frames=50), bad
+
+
+@pytest.mark.slow
+def test_by_its_programming_interface(address: str, files: tuple[Path, Path]) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False)
+
+    def call(path: Path | None, window: float = 0.5) -> tuple[Any, ...]:
+        video = None if path is None else handle_file(path)
+        return client.predict(video, window, 0.25, api_name="/classify")
+
+    message, label, plot, written = call(files[0])
+    assert "7 windows" in message and plot.count("<polyline") == 2
+    assert {item["label"] for item in label["confidences"]} <= set(PROTOCOL.class_names)
+    assert len(label["confidences"]) == 2 and len(written) == 3
+    assert "Error: bad.mp4" in call(files[1])[0]
+    assert "Drop a video first" in call(None)[0]
+    assert "Error: window" in call(files[0], window=0)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser(address: str, files: tuple[Path, Path], width: int) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        elsewhere: list[str] = []
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((address, "data:", "blob:")) else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(address)
+        page.wait_for_selector("#classify")
+        page.set_input_files("#video input[type=file]", files[0])
+        page.wait_for_selector("#files a", timeout=60_000)
+        assert "7 windows" in page.inner_text("#message")
+        assert page.locator("#plot svg polyline").count() == 2
+        assert "%" in page.inner_text("#label")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.goto(address)
+        page.wait_for_selector("#classify")
+        page.set_input_files("#video input[type=file]", files[1])
+        page.wait_for_selector("#message [role=alert]", timeout=60_000)
+        assert "bad.mp4: cannot be opened" in page.inner_text("#message")
+        assert elsewhere == []
+        browser.close()
+
+
+def test_bad_calls(tiny_model: Callable[[Protocol], VideoModel]) -> None:
+    model = tiny_model(PROTOCOL)
+    for option in ("window", "stride", "topk"):
+        with pytest.raises(ConfigError, match=option):
+            build_page(model, **{option: 0})
+    page = build_page(model)
+    for port in (0, 2**16):
+        with pytest.raises(ConfigError, match="port"):
+            launch_page(page, port=port, block=False)
+    with pytest.raises(StvidError, match=r"cannot listen on no-such-host\.invalid"):
+        launch_page(page, host="no-such-host.invalid", block=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StvidError, match=f"cannot listen on 127.0.0.1, port {port}"):
+            launch_page(page, port=port, block=False)
