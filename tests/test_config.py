@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +30,41 @@ from stvid.engine.train import _build_model
 from stvid.errors import ConfigError
 from stvid.models.registry import create_model
 from stvid.protocol import Protocol, parse_views
+
+
+def _resolved(config: TrainConfig) -> dict[str, Any]:
+    """Returns the value of every dotted key, as JSON has it."""
+    values = {key: functools.reduce(getattr, key.split("."), config) for key in config_keys()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _recorded() -> dict[str, dict[str, Any]]:
+    """Returns every dotted key of every recipe, as `recipes.json` beside this file records it.
+
+    The file holds one set of values for all recipes (``otherwise``), and for each recipe the values that differ. A key
+    that is younger than the record has its default, unless the recipe's record names it.
+    """
+    record = json.loads(Path(__file__).with_name("recipes.json").read_text(encoding="utf-8"))
+
+    def flat(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {
+            key if section == "run" else f"{section}.{key}": value
+            for section, values in sections.items()
+            for key, value in values.items()
+        }
+
+    otherwise = {**_resolved(TrainConfig()), **flat(record["otherwise"])}
+    return {name: {**otherwise, **flat(sections)} for name, sections in record["recipes"].items()}
+
+
+def test_recipes_mean_what_is_recorded() -> None:
+    recorded = _recorded()
+    assert sorted(recorded) == list_configs()
+    for name, expected in recorded.items():
+        found = _resolved(load_config(name))
+        assert found.keys() == expected.keys()
+        differing = {key: (found[key], expected[key]) for key in found if found[key] != expected[key]}
+        assert not differing, f"{name}: (found, recorded) {differing}"
 
 
 @pytest.mark.parametrize("name", list_configs())
