@@ -179,8 +179,11 @@ class AugmentConfig:
         randaugment_layers: Operations applied to each clip.
         randaugment_std: Standard deviation of the strength.
         randaugment_prob: Probability of each operation.
-        erasing: Probability that a box of the clip is replaced by noise (the same box in all frames).
-        erasing_scale: Range of the erased share of the area.
+        erasing: Probability that a box of the clip is erased, the same box in all frames.
+        erasing_scale: Range of the share of the frame's area that is erased.
+        erasing_mode: ``noise`` fills the box with random pixels, other ones in each frame (mode "pixel" of SlowFast and
+            timm); ``zeros`` fills it with the mean colour, which normalisation turns into zeros (timm's default,
+            "const").
         mixup: Beta parameter of MixUp; 0 switches it off.
         cutmix: Beta parameter of CutMix; 0 switches it off.
         mix_prob: Probability that a batch is mixed at all.
@@ -207,6 +210,7 @@ class AugmentConfig:
     randaugment_prob: float = 0.5
     erasing: float = 0.0
     erasing_scale: tuple[float, float] = (0.02, 0.3333)
+    erasing_mode: Literal["noise", "zeros"] = "noise"
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_prob: float = 1.0

@@ -208,6 +208,7 @@ class TrainTransform:
             )
         elif augment.resize not in ("random_resized_crop", "none"):
             _check(False, "resize", augment.resize, "random_resized_crop, short_side_jitter or none")
+        _check(augment.erasing_mode in ("noise", "zeros"), "erasing_mode", augment.erasing_mode, "noise or zeros")
         self.protocol = protocol
         self.augment = augment
         self._swap, self._keep = self._flip_rules(augment, list(class_names))
@@ -336,9 +337,10 @@ class TrainTransform:
         return clip
 
     def _erase(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Fills one box of all frames with noise (Zhong 2020, arXiv:1708.04896; mode "pixel" of PySlowFast and timm).
+        """Fills one box of all frames (Zhong 2020, arXiv:1708.04896) with noise or with the mean colour.
 
-        The noise is N(0, 1) after normalisation, clipped to what uint8 can hold (about 2 standard deviations).
+        The noise is N(0, 1) after normalisation, clipped to what uint8 can hold (about 2 standard deviations). The mean
+        colour is within half a step of uint8 of what normalisation turns into zero.
         """
         num_frames, channels, height, width = clip.shape
         for _ in range(10):
@@ -349,11 +351,12 @@ class TrainTransform:
                 continue
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
-            noise = rng.standard_normal((num_frames, box_height, box_width, channels), dtype=np.float32)
-            pixels = 255 * (noise * np.array(self.protocol.std, np.float32) + np.array(self.protocol.mean, np.float32))
+            box = (num_frames, box_height, box_width, channels)
+            fill = rng.standard_normal(box, dtype=np.float32) if self.augment.erasing_mode == "noise" else np.zeros(box)
+            pixels = 255 * (fill * np.array(self.protocol.std, np.float32) + np.array(self.protocol.mean, np.float32))
+            colours = torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
             clip = clip.clone()  # it may be a view of the decoded frames, which other clips are cut from
-            box = torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)
-            clip[..., top : top + box_height, left : left + box_width] = box
+            clip[..., top : top + box_height, left : left + box_width] = colours
             return clip
         return clip
 

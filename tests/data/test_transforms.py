@@ -224,6 +224,7 @@ class TestFlip:
         ({"scale": (0.8, 0.2)}, "scale"),
         ({"ratio": (0.0, 1.0)}, "ratio"),
         ({"erasing_scale": (0.1, 1.1)}, "erasing_scale"),
+        ({"erasing_mode": "pixel"}, "erasing_mode"),
         ({"resize": "short_side_jitter", "jitter": (20, 40)}, "jitter"),
         ({"resize": "squash"}, "resize"),
     ],
@@ -439,6 +440,18 @@ class TestErasing:
         values = normalize(clip, protocol.mean, protocol.std)[:, :, erased]
         assert values.mean(dim=(1, 2)).abs().max() < 0.05
         assert (values.std(dim=(1, 2)) - 1).abs().max() < 0.05
+
+    def test_mode_zeros_is_zero_after_normalisation(self) -> None:
+        protocol = Protocol(short_side=64, crop=64, mean=(0.45, 0.5, 0.55), std=(0.1, 0.15, 0.2))
+        frames = torch.zeros(4, 64, 64, 3, dtype=torch.uint8)
+        modes = [TrainTransform(protocol, plain(erasing=1.0, erasing_mode=mode), NAMES) for mode in ("zeros", "noise")]
+        for seed in range(10):
+            clip, noisy = (transform(frames, labels("clap"), rng(seed))[0] for transform in modes)
+            erased = (clip != 0).any(0)
+            assert erased.any() and torch.equal(erased, erased[:1].expand_as(erased)), "the same box in every frame"
+            assert torch.equal(erased.any(0), (noisy != 0).any(0).any(0)), "the box that noise would have filled"
+            values = normalize(clip, protocol.mean, protocol.std)[:, erased]
+            assert values.abs().max() <= 0.5 / 255 / 0.1 + 1e-6, "as near to zero as uint8 allows"
 
     def test_probability(self) -> None:
         frames = torch.full((1, 32, 32, 3), 7, dtype=torch.uint8)
