@@ -67,16 +67,11 @@ def test_recipes_mean_what_is_recorded() -> None:
         assert not differing, f"{name}: (found, recorded) {differing}"
 
 
+STARTERS = {"uniformer_xxs_folder.yaml", "uniformer_xxs_motion.yaml"}
+
+
 @pytest.mark.parametrize("name", list_configs())
-def test_packaged_configs_are_complete_and_build(name: str) -> None:
-    text = find_config(name).read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
-    given = {
-        f"{key}.{inner}" if isinstance(value, dict) else key
-        for key, value in values.items()
-        for inner in (value if isinstance(value, dict) else [None])
-    }
-    assert given == set(config_keys())
+def test_packaged_configs_build(name: str) -> None:
     config = load_config(name)
     assert config.model.name in name and name.startswith(f"{config.model.name}_")
     with torch.device("meta"):
@@ -129,9 +124,9 @@ def test_recipes_of_kinetics_are_tested_as_the_published_weights_are(name: str) 
 
 def test_recipes_name_their_source() -> None:
     for name in list_configs():
-        header = find_config(name).read_text(encoding="utf-8").partition("task:")[0]
-        assert all(line.startswith("#") for line in header.splitlines() if line)
-        if name not in ("uniformer_xxs_folder.yaml", "uniformer_xxs_motion.yaml"):
+        header = find_config(name).read_text(encoding="utf-8").partition("\n\n")[0]
+        assert all(line.startswith("#") for line in header.splitlines())
+        if name not in STARTERS:
             assert "Source: " in header or "Nearest source: " in header, name
 
 
