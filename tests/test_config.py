@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,35 @@ def test_recipes_mean_what_is_recorded() -> None:
 
 
 STARTERS = {"uniformer_xxs_folder.yaml", "uniformer_xxs_motion.yaml"}
+# How a machine is used: it changes neither the weights nor the accuracy, and no paper says it.
+OF_THE_MACHINE = {
+    *("data.backend", "data.workers", "data.val_batch_size", "data.decode_threads", "data.max_failures"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.compile"),
+    *("trainer.channels_last", "trainer.save_every", "trainer.keep", "trainer.log_every_n_steps", "trainer.progress"),
+    *("init", "resume", "output"),
+}
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_recipes_state_what_their_source_sets_and_nothing_else(name: str) -> None:
+    text = find_config(name).read_text(encoding="utf-8")
+    default, found = _resolved(TrainConfig()), _resolved(load_config(name))
+    stated = {}  # the comment beside each key
+    section = ""
+    for line in text.splitlines():
+        if match := re.fullmatch(r"(  )?([a-z_0-9]+):(?: [^#]*)?(?:# (.+))?", line):
+            if match[1] is None and match[3] is None and line.endswith(":"):
+                section = f"{match[2]}."
+            else:
+                stated[(section if match[1] else "") + match[2]] = match[3]
+    values = yaml.safe_load(text)
+    given = {f"{key}.{inner}" for key, value in values.items() if isinstance(value, dict) for inner in value}
+    assert set(stated) == given | {key for key, value in values.items() if not isinstance(value, dict)}
+    assert {"model.name", "optim.lr", "trainer.max_epochs", "protocol.crop"} <= set(stated)
+    repeated = {key for key, comment in stated.items() if found[key] == default[key] and not comment}
+    assert not repeated - {"model.name"}, "a value that is the default stands only with its source"
+    if name not in STARTERS:
+        assert not OF_THE_MACHINE & set(stated)
 
 
 @pytest.mark.parametrize("name", list_configs())
