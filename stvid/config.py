@@ -147,7 +147,11 @@ def train_parser() -> ArgumentParser:
         prog="stvid train",
         usage="stvid train --config NAME.yaml [--any.key value]",
         exit_on_error=False,
-        description="Train a model from a config. Every key of the config is an option here.",
+        description=(
+            "Train a model from a config. Every key of the config is an option here. A packaged config states only what "
+            "its paper sets; every other key has the default that is listed below. The folder of a run holds the complete "
+            "config as config.yaml, which starts the same run again."
+        ),
         epilog="Packaged configs: " + ", ".join(list_configs()),
     )
     parser.add_argument(
@@ -156,9 +160,12 @@ def train_parser() -> ArgumentParser:
         help="YAML file; a bare name is looked up here, then among the packaged configs.",
     )
     parser.add_class_arguments(TrainConfig)
-    for action in parser._actions:  # options of jsonargparse that `parse_config` does not take
-        if action.dest in _section_types() or action.dest == "print_config":
+    for action in parser._actions:
+        if action.dest in _section_types():  # options of jsonargparse that `parse_config` does not take
             action.help = argparse.SUPPRESS
+        elif action.dest == "print_config":
+            action.help = "Print the complete config, with all its keys and the options applied, and train nothing."
+            action.nargs = 0  # `stvid train` takes it itself, and without a value
     return parser
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import stvid
 from stvid.cli import COMMANDS, main
+from stvid.config import config_keys, dump_config, load_config
 
 TRAIN = [
     "--model.name=uniformer_xxs",
@@ -60,6 +62,36 @@ def one_line(error: str) -> str:
     lines = [line for line in error.splitlines() if line.startswith("stvid: error:")]
     assert len(lines) == 1 and "Traceback" not in error
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("swin3d_b_ssv2.yaml", []), ("uniformer_xxs_motion.yaml", ["--optim.lr", "0.5"]), (None, ["--data.workers=3"])],
+)
+def test_the_printed_config_is_complete_and_runs_again(
+    name: str | None, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [] if name is None else ["--config", name]
+    code, printed, _ = call(capsys, "train", "--print_config", *words, *options)
+    assert code == 0
+    stated = yaml.safe_load(printed)
+    keys = {f"{section}.{key}" for section, values in stated.items() if isinstance(values, dict) for key in values}
+    assert keys | {key for key, value in stated.items() if not isinstance(value, dict)} == set(config_keys())
+    saved = tmp_path / "complete.yaml"
+    saved.write_text(printed, encoding="utf-8")
+    assert load_config(saved) == load_config(name, options)
+    assert call(capsys, "train", "--config", str(saved), "--print_config")[1] == printed
+
+
+def test_a_mistake_is_named_instead_of_a_printed_config(capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed, error = call(capsys, "train", "--config", "swin3d_b_ssv2.yaml", "--optim.lrr=1", "--print_config")
+    assert code == 2 and printed == "" and "nearest: optim.lr" in one_line(error)
+
+
+def test_the_config_of_a_run_is_complete(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    assert (run / "config.yaml").read_text(encoding="utf-8") == dump_config(config)
+    assert config.seed == 3 and config.output == str(run)
 
 
 def test_test_writes_results_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
