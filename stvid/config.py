@@ -1,8 +1,9 @@
-"""The typed configuration of a training run: finding, reading and writing it.
+"""The typed configuration of a training run: how it is found, read and written.
 
-A config file is YAML with the sections of `stvid.config_sections`. It is looked up in the working directory, then among
-the packaged configs; every key can be overridden on the command line with a dotted option (``--optim.lr 0.001``). An
-unknown key or a wrong type is one line that names the key and the nearest valid one.
+A config file is YAML with the sections of `stvid.config_sections`; a key that it leaves out has its default. The file
+is looked up in the working directory, then among the packaged configs. Every key can be overridden on the command line
+with a dotted option (``--optim.lr 0.001``). An unknown key or a wrong type is an error of one line, which names the key
+and the nearest valid one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ __all__ = [
 
 
 def _config_folder() -> Path:
-    """Returns the folder of the packaged configs: in the wheel beside this file, in a checkout beside the package."""
+    """Returns the folder of the packaged configs: beside this file in a wheel, beside the package in a checkout."""
     packaged = Path(__file__).parent / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
 
@@ -63,10 +64,14 @@ def list_configs() -> list[str]:
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """Finds a config: a path, else a file of the working directory, else a packaged config (``.yaml`` may be left off).
+    """Finds the file of a config.
+
+    Args:
+        name: A path, the name of a file of the working directory, or the name of a packaged config, tried in this
+            order. ``.yaml`` may be left off.
 
     Raises:
-        ConfigError: If there is none; the message lists the nearest packaged names.
+        ConfigError: If there is no such file; the message lists the nearest packaged names.
     """
     asked = Path(name)
     for candidate in (asked, asked.with_name(f"{asked.name}.yaml")) if asked.name else ():
@@ -114,7 +119,7 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
 
 
 def _hint(key: str) -> str:
-    """Finds the nearest key, by the whole name and by its last part (a key in the wrong section)."""
+    """Names the nearest keys, by the whole name, or by its last part for a key in the wrong section."""
     known = config_keys()
     if found := nearest(key, known):
         return found
@@ -140,7 +145,7 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
 
 @functools.cache
 def train_parser() -> ArgumentParser:
-    """Returns the parser of `stvid train`: ``--config`` and an option for each key. Made once: it takes a while."""
+    """Returns the parser of `stvid train`, with ``--config`` and an option for each key. It is made only once."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(
@@ -148,9 +153,9 @@ def train_parser() -> ArgumentParser:
         usage="stvid train --config NAME.yaml [--any.key value]",
         exit_on_error=False,
         description=(
-            "Train a model from a config. Every key of the config is an option here. A packaged config states only what "
-            "its paper sets; every other key has the default that is listed below. The folder of a run holds the complete "
-            "config as config.yaml, which starts the same run again."
+            "Train a model from a config. Every key of the config is an option here. A packaged config states only "
+            "what its paper sets; every other key has the default that is listed below. The folder of a run holds the "
+            "complete config as config.yaml, which starts the same run again."
         ),
         epilog="Packaged configs: " + ", ".join(list_configs()),
     )
@@ -173,8 +178,8 @@ def one_line(error: Exception, *, prefix: str = "") -> str:
     """Turns a message of jsonargparse into one line, such as ``optim.lr: expected float, got 'abc'``.
 
     Args:
-        error: What was raised while parsing.
-        prefix: Put before the key, such as ``--``.
+        error: The exception that was raised while parsing.
+        prefix: Text that is put before the key, such as ``--``.
     """
     text = " ".join(str(error).split())
     match = re.search(r'Parser key "([^"]+)": (.*)$', text)
@@ -203,8 +208,8 @@ def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[
     """Reads a config file and applies options in the form of the command line.
 
     Args:
-        config: As `find_config` takes it; None starts from the defaults.
-        options: For example ``["--optim.lr", "0.001", "--data.train=train.csv"]``.
+        config: A path or a name, as `find_config` takes it; None starts from the defaults.
+        options: Keys and values, for example ``["--optim.lr", "0.001", "--data.train=train.csv"]``.
 
     Raises:
         ConfigError: One line that names the key, what is wrong, and the nearest valid key.
@@ -220,15 +225,15 @@ def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[
 
 
 def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> TrainConfig:
-    """Reads a config from YAML text and applies options; as `load_config`.
+    """Reads a config from text and applies options, as `load_config` does with a file.
 
     Args:
-        text: YAML.
-        options: In the form of the command line.
-        source: Where the text is from, for messages.
+        text: The config as YAML.
+        options: Keys and values in the form of the command line.
+        source: The place that the text is from, which messages name.
 
     Raises:
-        ConfigError: As `load_config`.
+        ConfigError: One line that names the key, what is wrong, and the nearest valid key.
     """
     from jsonargparse import ArgumentError
 
@@ -260,7 +265,7 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def dump_config(config: TrainConfig) -> str:
-    """Returns the complete config as YAML; `load_config` reads it back to the same."""
+    """Returns the complete config as YAML, every key of it; `load_config` reads it back to the same config."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Protocol):
@@ -275,7 +280,7 @@ def dump_config(config: TrainConfig) -> str:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
+    """A YAML loader that refuses a key that stands twice, where YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -291,7 +296,7 @@ class _ConfigLoader(yaml.SafeLoader):
 
 
 class _ConfigDumper(yaml.SafeDumper):
-    """Writes mappings in blocks and lists in one line."""
+    """A YAML dumper that writes mappings in blocks and lists in one line."""
 
 
 _ConfigDumper.add_representer(

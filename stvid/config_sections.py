@@ -1,6 +1,7 @@
-"""The sections of a training run's config: every key, its type, its default, and what it does.
+"""The sections of a training run's config, with the type, the default and the meaning of every key.
 
-`stvid.config` reads and writes them; a value out of its range is an error that begins with the key.
+`stvid.config` reads and writes them. A value out of its range is an error that begins with the key. The texts below are
+also what `stvid train --help` prints.
 """
 
 from __future__ import annotations
@@ -75,15 +76,16 @@ def _check_number(
 
 @dataclass
 class ModelConfig:
-    """Which model is built; its frames and size are those of `protocol`.
+    """The model that is built. Its number of frames and its image size are those of `protocol`.
 
     Attributes:
-        name: A name of `stvid models`.
-        drop_path_rate: Stochastic depth of the last block; null takes the variant's own.
-        grad_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        frozen: Modules that are not trained, by the beginning of their parameters' names, as ``[stem, layer1]``; their
-            batch norms still gather statistics.
-        hyperparameters: Further keyword arguments of the model, checked by its constructor.
+        name: Name of a model, as `stvid models` lists them.
+        drop_path_rate: Stochastic depth of the last block; the blocks before it have less. Null takes the model's own.
+        grad_checkpointing: Whether activations are computed again in the backward pass instead of being kept, which
+            needs less memory and about a third more time.
+        frozen: Modules that are not trained, given by how the names of their parameters begin, as ``[stem, layer1]``.
+            Their batch norms still gather statistics.
+        hyperparameters: Further keyword arguments of the model, which its constructor checks.
     """
 
     name: str = "uniformer_s"
@@ -98,29 +100,29 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Where the videos are and how they reach the model.
+    """Where the videos are, and how they reach the model.
 
     Attributes:
-        train: Training videos: a CSV, a JSON, a folder per class, a folder or URL of shards (`stvid-prep shard`), or
-            ``motion`` (the embedded demo set).
-        val: Validation videos; null trains without validation, unless `val_fraction` is set.
-        val_fraction: Without `val`, the share of each class's training videos that is held out for validation.
-        test: Videos of `stvid test`; null takes `val`.
-        root: Folder that relative paths of a manifest start from; null takes the manifest's own folder.
-        format: Manifest format; ``auto`` recognises it.
-        class_names: A file with one class name a line, which fixes the order of the logits; null sorts the names
-            that occur in `train`.
-        backend: Decoder: ``av``, ``decord``, ``torchcodec`` or ``frames``.
-        batch_size: Training clips of one process and one step.
-        val_batch_size: Validation videos decoded at a time; null takes `batch_size`.
+        train: Training videos: a CSV, a JSON, a folder that holds a folder per class, a folder or URL of shards (made
+            by `stvid-prep shard`), or ``motion`` for the embedded demo set.
+        val: Validation videos, in the same forms. Null trains without validation, unless `val_fraction` is set.
+        val_fraction: Share of each class's training videos that is held out for validation when `val` is null.
+        test: Videos of `stvid test`, in the same forms; null takes `val`.
+        root: Folder that the relative paths of a manifest start from; null takes the manifest's own folder.
+        format: Format of the manifest; ``auto`` recognises it.
+        class_names: File with one class name a line, which fixes the order of the logits. Null sorts the names that
+            occur in `train`.
+        backend: Decoder that reads the videos: ``av``, ``decord``, ``torchcodec`` or ``frames``.
+        batch_size: Training clips of one process in one step.
+        val_batch_size: Validation videos that are decoded together; null takes `batch_size`.
         workers: Loader processes of each training process; null takes one for each CPU core, 8 at most.
-        decode_threads: Threads of one decoder; more than one only pays with fewer workers than cores.
-        repeats: Clips taken from one decoded video (repeated augmentation); divides `batch_size`.
+        decode_threads: Threads of one decoder. More than one only pays with fewer workers than cores.
+        repeats: Clips that are taken from one decoded video (repeated augmentation); it must divide `batch_size`.
         balance: ``class`` draws each class equally often; ``none`` takes each video once an epoch.
-        val_views: Temporal clips x spatial crops of validation during training.
+        val_views: Temporal clips x spatial crops of the validation during training.
         max_failures: Share of the training videos that may be unreadable before the run stops.
-        limit_train: Use only this many training videos, drawn with the seed; null takes all.
-        limit_val: Use only this many validation videos, drawn with the seed; null takes all.
+        limit_train: Number of training videos that are used, drawn with the seed; null takes all.
+        limit_val: Number of validation videos that are used, drawn with the seed; null takes all.
     """
 
     train: str | None = None
@@ -155,30 +157,29 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training augmentation; each random choice is made once a clip, so that all its frames agree.
+    """Training augmentation. Each random choice is made once a clip, so that all its frames agree.
 
     Attributes:
-        resize: ``random_resized_crop`` cuts a box of random area and aspect (Inception); ``short_side_jitter`` scales
-            the short side to a random size of `jitter`, then crops at random (SlowFast); ``none`` scales to
-            `protocol.short_side` and crops at random.
-        scale: Range of the box's share of the frame's area.
-        ratio: Range of the box's aspect ratio.
+        resize: ``random_resized_crop`` cuts a box of random area and aspect (Inception). ``short_side_jitter`` scales
+            the short side to a random size of `jitter`, then crops at random (SlowFast). ``none`` scales the short side
+            to `protocol.short_side`, then crops at random.
+        scale: Range of the box's share of the frame's area, for ``random_resized_crop``.
+        ratio: Range of the box's aspect ratio, for ``random_resized_crop``.
         jitter: Range of the short side in pixels, for ``short_side_jitter``.
         crop: Side of a training clip in pixels, where it is smaller than in the test; null takes `protocol.crop`.
-        frames: Frames of a training clip; null takes `protocol.frames`.
-        hflip: Probability of mirroring the clip left to right.
-        hflip_pairs: Classes that turn into each other when mirrored, as ``[["move left", "move right"]]``. A clip of
-            such a class changes its label when it is mirrored.
-        hflip_keep: Classes that must never be mirrored, since the mirrored video belongs to no class or to an unnamed
-            one.
-        color_jitter: Largest change of brightness, contrast, saturation (factors from 1 - x to 1 + x) and hue (shifts
-            from -x to x, of a turn), in random order.
-        color_jitter_prob: Probability that the colours of a clip are changed so.
+        frames: Number of frames of a training clip, where it is not that of the test; null takes `protocol.frames`.
+        hflip: Probability that a clip is mirrored left to right.
+        hflip_pairs: Pairs of classes that turn into each other when mirrored, as ``[["move left", "move right"]]``. A
+            clip of such a class changes its label when it is mirrored.
+        hflip_keep: Classes that are never mirrored, because the mirrored video belongs to none of the classes.
+        color_jitter: Largest change of brightness, contrast, saturation (each is multiplied by 1 - x to 1 + x) and hue
+            (which is shifted by -x to x of a turn); they are changed in random order.
+        color_jitter_prob: Probability that the colours of a clip are changed in this way.
         grayscale: Probability that a clip loses its colours.
-        randaugment_magnitude: Strength 0 to 10 of RandAugment; 0 switches it off.
-        randaugment_layers: Operations applied to each clip.
+        randaugment_magnitude: Strength of RandAugment on a scale of 0 to 10, such as 2.3; 0 switches it off.
+        randaugment_layers: Number of operations that RandAugment draws for each clip.
         randaugment_std: Standard deviation of the strength.
-        randaugment_prob: Probability of each operation.
+        randaugment_prob: Probability that a drawn operation is applied.
         erasing: Probability that a box of the clip is erased, the same box in all frames.
         erasing_scale: Range of the share of the frame's area that is erased.
         erasing_mode: ``noise`` fills the box with random pixels, other ones in each frame (mode "pixel" of SlowFast and
@@ -187,9 +188,9 @@ class AugmentConfig:
         mixup: Beta parameter of MixUp; 0 switches it off.
         cutmix: Beta parameter of CutMix; 0 switches it off.
         mix_prob: Probability that a batch is mixed at all.
-        mix_switch: Probability that a mixed batch takes CutMix where both are on.
-        label_smoothing: Share of the target spread over all classes.
-        temporal_jitter: Random start of each training clip; off takes the middle.
+        mix_switch: Probability that a mixed batch takes CutMix, where both are on.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        temporal_jitter: Whether a training clip starts at a random frame; if not, it is taken from the middle.
     """
 
     resize: Literal["random_resized_crop", "short_side_jitter", "none"] = "random_resized_crop"
@@ -242,30 +243,30 @@ class AugmentConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimiser and learning-rate schedule.
+    """The optimiser and the schedule of the learning rate.
 
     Attributes:
-        name: ``adamw`` or ``sgd``.
-        lr: Learning rate at `base_batch` clips a step.
-        base_batch: Clips a step that `lr` is stated for: the rate used is lr * (clips a step) / base_batch. Null
-            uses `lr` as it is.
-        weight_decay: Applied to all parameters but biases, norms and those of the model's `no_weight_decay`.
-        decay_1d: Apply it to biases and norms too, as recipes from before about 2019 do.
-        betas: Of AdamW.
-        momentum: Of SGD.
-        nesterov: Nesterov's momentum for SGD.
-        layer_decay: Factor from one layer group to the one before it; 1 switches it off.
+        name: Optimiser: ``adamw`` or ``sgd``.
+        lr: Learning rate, for steps of `base_batch` clips.
+        base_batch: Number of clips a step that `lr` is stated for: the rate that is used is lr * (clips a step) /
+            base_batch. Null uses `lr` as it is.
+        weight_decay: Weight decay of all parameters but biases, norms and those of the model's `no_weight_decay`.
+        decay_1d: Whether biases and norms are decayed too, as in recipes from before about 2019.
+        betas: The two decay rates of AdamW's moments.
+        momentum: Momentum of SGD.
+        nesterov: Whether SGD takes Nesterov's momentum.
+        layer_decay: Factor of the learning rate from one group of layers to the group before it; 1 switches it off.
         backbone_scale: Factor of the learning rate of everything but the classifier.
-        warmup_epochs: Epochs of linear warm-up, to where the schedule is then.
-        warmup_lr: Rate at the first step, scaled as `lr` is.
-        min_lr: Rate at the last step, scaled as `lr` is.
-        schedule: ``cosine``, ``step`` or ``constant``.
+        warmup_epochs: Epochs over which the rate rises linearly, up to where the schedule is then.
+        warmup_lr: Learning rate at the first step of the warm-up, scaled as `lr` is.
+        min_lr: Learning rate at the last step of the cosine, scaled as `lr` is.
+        schedule: Course of the rate after the warm-up: ``cosine``, ``step`` or ``constant``.
         cosine_over_warmup: Whether the cosine begins at the first step, so that the warm-up ends a little below `lr`
-            (SlowFast, mmcv, scenic); off begins it after the warm-up.
-        milestones: Epochs after which ``step`` lowers the rate, ascending, counted from the start.
-        gamma: Factor of the rate at each of `milestones`.
-        schedule_epochs: Epochs that the schedule spans; null takes `trainer.max_epochs`. Set it to stop a run early
-            and continue it later on the same curve.
+            (SlowFast, mmcv, scenic). If not, it begins after the warm-up.
+        milestones: Epochs, counted from the start and ascending, after which ``step`` lowers the rate.
+        gamma: Factor by which ``step`` lowers the rate at each of `milestones`.
+        schedule_epochs: Epochs that the schedule spans; null takes `trainer.max_epochs`. Set it to stop a run early and
+            continue it later on the same curve.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -311,29 +312,29 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    """How the run is executed; names and meanings are Lightning's.
+    """How the run is executed. Names and meanings are Lightning's, where Lightning has them.
 
     Attributes:
-        max_epochs: Passes over the training videos.
-        max_steps: Stop after this many optimiser steps; null does not.
-        accelerator: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
-        devices: How many devices of each node, or ``auto``.
-        num_nodes: How many machines.
-        strategy: ``auto``, ``ddp``, ``fsdp``, or another of Lightning's.
-        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
-        accumulate_grad_batches: Batches added up before one optimiser step.
-        gradient_clip_val: Largest gradient norm; null does not clip.
-        ema_decay: Keep an exponential moving average of the weights with this decay, validate and save it; null does
-            not.
-        compile: Run the model through torch.compile.
-        channels_last: Keep activations in the channels_last_3d memory format.
-        sync_batchnorm: Share batch statistics between devices.
-        val_every: Validate each so many epochs, and after the last.
-        save_every: Write a checkpoint each so many epochs, and after the last.
-        keep: How many of the written checkpoints are kept, the newest; the best one by validation is kept besides.
-        log_every_n_steps: Steps between two lines of the logs.
-        deterministic: Only deterministic kernels: slower, bitwise repeatable on a GPU.
-        progress: Show the progress bar.
+        max_epochs: Number of passes over the training videos.
+        max_steps: Number of optimiser steps after which the run stops; null sets no limit.
+        accelerator: Kind of device: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
+        devices: Number of devices of each machine, or ``auto`` for all.
+        num_nodes: Number of machines.
+        strategy: How devices share the work: ``auto``, ``ddp``, ``fsdp`` or another of Lightning's.
+        precision: Type of the numbers: ``32-true``, ``bf16-mixed``, ``16-mixed`` or another of Lightning's.
+        accumulate_grad_batches: Number of batches whose gradients are added up before one optimiser step.
+        gradient_clip_val: Largest norm of the gradient; null does not clip it.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and saved; null keeps
+            none.
+        compile: Whether the model runs through torch.compile.
+        channels_last: Whether activations are kept in the memory format channels_last_3d.
+        sync_batchnorm: Whether devices share the statistics of batch norms.
+        val_every: Number of epochs from one validation to the next; the last epoch is always validated.
+        save_every: Number of epochs from one checkpoint to the next; the last epoch is always saved.
+        keep: Number of these checkpoints that are kept, the newest; the best one by validation is kept besides.
+        log_every_n_steps: Number of steps from one line of the logs to the next.
+        deterministic: Whether only deterministic kernels are used, which is slower and repeatable bit for bit on a GPU.
+        progress: Whether the progress bar is shown.
     """
 
     max_epochs: int = 10
@@ -367,21 +368,21 @@ class TrainerConfig:
 
 @dataclass
 class TrainConfig:
-    """A training run.
+    """The complete configuration of a training run.
 
     Attributes:
-        task: ``multiclass``: one label a video, cross-entropy, top-1. ``multilabel``: any number of labels, binary
-            cross-entropy, mAP.
-        model: Which model is built.
+        task: ``multiclass`` for one label a video (cross-entropy, top-1), or ``multilabel`` for any number of labels
+            (binary cross-entropy, mAP).
+        model: The model that is built.
         data: Where the videos are.
-        protocol: Frames, size and views; saved in every checkpoint.
+        protocol: Frames, sizes and views, which are saved in every checkpoint.
         augment: Training augmentation.
-        optim: Optimiser and schedule.
+        optim: The optimiser and the schedule of the learning rate.
         trainer: How the run is executed.
-        init: Weights to start from, in stvid's or any published format; the head is replaced if its size differs.
-        resume: A checkpoint of an interrupted run, or its folder, to be continued exactly.
+        init: Weights to start from, in stvid's or any published format. A head of another size is replaced.
+        resume: Checkpoint of an interrupted run, or the folder of the run, which is continued exactly.
         output: Folder of the run; null makes ``runs/<config name>``.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
     """
 
     task: Literal["multiclass", "multilabel"] = "multiclass"
