@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -61,18 +62,22 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     assert missing.returncode == 1 and "k400/train.csv" in missing.stderr
 
 
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "data_prep").glob("*/README.md"))]
 
 
-def readme_commands(program: str) -> list[list[str]]:
-    lines = "\n".join(readme_blocks("sh")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
 
 
-@pytest.mark.parametrize("words", readme_commands("stvid"), ids=" ".join)
-def test_readme_commands_are_accepted(words: list[str]) -> None:
-    command, arguments = words[1], words[2:]
+def commands(program: str) -> list[list[str]]:
+    """The words of each command of the README and of the pages of data sets, after `program`."""
+    lines = "\n".join(block for page in PAGES for block in blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(program)]
+
+
+@pytest.mark.parametrize("words", [words for words in commands("stvid ") if words[0] != "prep"], ids=" ".join)
+def test_commands_of_the_pages_are_accepted(words: list[str]) -> None:
+    command, arguments = words[0], words[1:]
     assert command in COMMANDS
     if command == "train":
         name, options = take_option(arguments, "--config")
@@ -99,11 +104,24 @@ def parse_and_stop(*arguments: Any) -> None:
     raise StopHere
 
 
-@pytest.mark.parametrize("words", readme_commands("stvid-prep"), ids=" ".join)
-def test_readme_commands_of_data_prep_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", commands("stvid-prep ") + commands("stvid prep "), ids=" ".join)
+def test_commands_of_data_prep_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_prep, "parse", parse_and_stop)
     with pytest.raises(StopHere):
-        data_prep.COMMANDS[words[1]](words[2:])
+        data_prep.COMMANDS[words[0]](words[1:])
+
+
+@pytest.mark.parametrize("words", commands("python data_prep/"), ids=" ".join)
+def test_commands_of_the_scripts_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (ROOT / "data_prep" / words[0]).is_file()
+    script = importlib.import_module(f"data_prep.{words[0].removesuffix('.py').replace('/', '.')}")
+    monkeypatch.setattr(script, "options_of", stop_here)
+    with pytest.raises(StopHere):
+        script.main(words[1:])
+
+
+def stop_here(*arguments: Any, **options: Any) -> None:
+    raise StopHere
 
 
 @pytest.mark.slow
@@ -122,7 +140,7 @@ def test_readme_python_runs(
     trained = stvid.create_model("uniformer_xxs", num_classes=2)
     trained.default_protocol = trained.default_protocol.replace(class_names=("jump", "run"))
     stvid.save_model(trained, "runs/uniformer_xxs_folder/checkpoints/best.ckpt")
-    (block,) = readme_blocks("python")
+    (block,) = blocks(ROOT / "README.md", "python")
     names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["frames"].shape == (3, 48, 64, 3) and names["logits"].shape == (1, 400)
