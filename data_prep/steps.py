@@ -18,7 +18,7 @@ from pathlib import Path
 
 __all__ = ["Count", "Options", "Split", "StepError", "add_options", "find_file", "options_of", "prepare", "run_script"]
 
-PREP = (sys.executable, "-m", "stvid.data_prep.cli")
+PREP = (sys.executable, "-m", "stvid", "prep")
 """The program of the data preparation, as it is started. It is shown as ``stvid prep``."""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from data_prep import steps
-from stvid.data_prep import cli, jobs
+from stvid.commands import prep
+from stvid.data import jobs
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def start(command: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[str]:
         assert tuple(command[: len(steps.PREP)]) == steps.PREP and not check
         words = list(command[len(steps.PREP) :])
-        return subprocess.CompletedProcess(words, cli.main(words))
+        return subprocess.CompletedProcess(words, prep.run(words))
 
     def work_here(
         work: jobs.Work,

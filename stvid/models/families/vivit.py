@@ -436,8 +436,8 @@ def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _PAPER = "Arnab et al. 2021, arXiv:2103.15691"
 # Official code: scenic/projects/vivit/configs/kinetics400 (32 frames at stride 2, min_resize 256, crop 224, values in
-# -1..1 by zero_centering; 4 clips x 3 crops in the test). They are frames of 25 a second: videos of Kinetics have 250 of
-# them in 10 seconds there.
+# -1..1 by zero_centering; 4 clips x 3 crops in the test). There a video of Kinetics has 250 frames in 10 seconds: 25 a
+# second.
 _K400 = Protocol(
     frames=32, stride=2, fps=25, short_side=256, crop=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), views="4x3"
 )
