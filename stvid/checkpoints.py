@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError, StvidError
-from stvid.evaluation.metrics import Task
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
 from stvid.models.registry import create_model
-from stvid.protocol import Protocol
+from stvid.protocol import Protocol, Task
 from stvid.version import __version__
 
 __all__ = [

@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 from stvid.errors import ConfigError, nearest
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "KINETICS_MEAN", "KINETICS_STD", "Protocol", "parse_views"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "KINETICS_MEAN", "KINETICS_STD", "Protocol", "Task", "parse_views"]
+
+Task = Literal["multiclass", "multilabel"]
+"""Whether a video has exactly one class (softmax over the logits) or any number of them (sigmoid of each logit)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

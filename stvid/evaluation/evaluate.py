@@ -27,11 +27,11 @@ from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import normalize
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
-from stvid.evaluation.metrics import Average, Task
+from stvid.evaluation.metrics import Average
 from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.inference import OptimizedModel
-from stvid.protocol import Protocol
+from stvid.protocol import Protocol, Task
 
 __all__ = [
     "PROBES",

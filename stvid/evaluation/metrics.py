@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stvid.protocol import Task
+
 __all__ = [
     "Average",
     "Calibration",
-    "Task",
     "average_precision",
     "bootstrap_interval",
     "bounds",
@@ -29,7 +30,6 @@ __all__ = [
     "video_scores",
 ]
 
-Task = Literal["multiclass", "multilabel"]
 Average = Literal["probabilities", "logits"]
 TOP_K = (1, 5)
 _CHUNK = 256  # videos whose scores are held in float64 for all views at a time

@@ -19,8 +19,8 @@ from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
-from stvid.evaluation.metrics import Task, video_scores
-from stvid.protocol import Protocol
+from stvid.evaluation.metrics import video_scores
+from stvid.protocol import Protocol, Task
 
 __all__ = ["Prediction", "predict"]
 

@@ -19,8 +19,8 @@ from stvid.data.layout import view_layout
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import metrics as M
-from stvid.evaluation.metrics import Average, Calibration, Task
-from stvid.protocol import Protocol
+from stvid.evaluation.metrics import Average, Calibration
+from stvid.protocol import Protocol, Task
 
 __all__ = ["EvaluationResult", "Temporal", "compute_metrics"]
 

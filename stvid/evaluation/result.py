@@ -21,9 +21,9 @@ from stvid.data.layout import view_layout
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation import metrics as M
-from stvid.evaluation.metrics import Average, Task
+from stvid.evaluation.metrics import Average
 from stvid.evaluation.record import EvaluationResult, Temporal, compute_metrics
-from stvid.protocol import Protocol
+from stvid.protocol import Protocol, Task
 from stvid.version import __version__
 
 __all__ = ["EvaluationError", "EvaluationResult", "Temporal", "ViewAccumulator", "check_choice"]

@@ -35,8 +35,8 @@ from stvid.data.transforms import test_crops
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, VideoError
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
-from stvid.evaluation.metrics import Task, video_scores
-from stvid.protocol import Protocol
+from stvid.evaluation.metrics import video_scores
+from stvid.protocol import Protocol, Task
 from stvid.video.streaming import Frame, is_live, stream_frames
 
 __all__ = [
