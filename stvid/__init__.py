@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from stvid.data.manifest import read_manifest
     from stvid.errors import StvidError
     from stvid.evaluation.evaluate import EvaluationResult, evaluate
+    from stvid.evaluation.late_fusion import late_fusion
     from stvid.evaluation.predict import Prediction, predict
     from stvid.evaluation.timeline import timeline
     from stvid.exporting import export_model, load_exported
-    from stvid.inference import fuse, late_fusion, optimize
+    from stvid.inference import fuse, optimize
     from stvid.inflation.inflate import inflate
     from stvid.look.explanation import explain
     from stvid.models.attention import set_attention_backend
@@ -41,7 +42,7 @@ _HOMES = {
     "inflate": "stvid.inflation.inflate",
     "explain": "stvid.look.explanation",
     "export_model": "stvid.exporting",
-    "late_fusion": "stvid.inference",
+    "late_fusion": "stvid.evaluation.late_fusion",
     "list_models": "stvid.models.registry",
     "load_checkpoint": "stvid.checkpoints",
     "load_clip": "stvid.data.dataset",

@@ -1,7 +1,4 @@
-"""What is done to a trained model, or to its logits, before it is used: `fuse`, `optimize` and `late_fusion`.
-
-None of them changes the model that it is given.
-"""
+"""`fuse` and `optimize` make a trained model faster for inference; both return a copy and leave the model as it is."""
 
 from __future__ import annotations
 
@@ -11,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,10 +20,7 @@ from stvid.errors import ConfigError, StvidError
 from stvid.models.base import VideoModel
 from stvid.models.kernels import Conv3d, channels_last
 
-if TYPE_CHECKING:
-    from stvid.evaluation.result import EvaluationResult
-
-__all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "late_fusion", "optimize", "pick_precision"]
+__all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "optimize", "pick_precision"]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -440,62 +433,3 @@ def optimize(
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv3d) and 1 < module.groups == module.in_channels
-
-
-# --- two streams ------------------------------------------------------------------------------------------------------
-
-
-def late_fusion(results: Sequence[EvaluationResult], *, weights: Sequence[float] | None = None) -> EvaluationResult:
-    """Adds the logits that several models gave for the same videos, view by view.
-
-    That is how the two streams of I3D are joined, one of RGB and one of optical flow (Carreira and Zisserman 2017,
-    section 2.2; deepmind/kinetics-i3d, evaluate_sample.py adds the logits with equal weights):
-
-        rgb = stvid.evaluate(rgb_model, "val.csv")
-        flow = stvid.EvaluationResult.load("runs/flow")
-        stvid.late_fusion([rgb, flow]).metrics
-
-    Args:
-        results: Of evaluations with the same classes, task, views and order of frames. Videos are matched by their row
-            in the manifest, so the manifests list the same videos in the same order; the files may differ.
-        weights: One factor a result; None takes 1 for each.
-
-    Returns:
-        A result with the protocol and the files of the first one. A video that one of the models could not read counts
-        as unreadable.
-
-    Raises:
-        ConfigError: If the results do not fit together.
-        EvaluationError: If no video was read by all models.
-    """
-    from stvid.evaluation.result import ViewAccumulator
-
-    if len(results) < 2:
-        raise ConfigError(f"late_fusion: {len(results)} results; two or more are joined")
-    factors = [1.0] * len(results) if weights is None else list(weights)
-    if len(factors) != len(results):
-        raise ConfigError(f"late_fusion: {len(factors)} weights for {len(results)} results")
-    first = results[0]
-    for other in results[1:]:
-        for name in ("class_names", "task", "views", "temporal"):
-            if getattr(other, name) != getattr(first, name):
-                raise ConfigError(f"late_fusion: the results differ in {name}")
-    places = [{int(index): place for place, index in enumerate(result.indices)} for result in results]
-    joined = ViewAccumulator(first.protocol, task=first.task, temporal=first.temporal, average=first.average)
-    for index, place in places[0].items():
-        label, path = first.labels[place], first.paths[place]
-        if any(index not in other for other in places):
-            joined.add_failure(index, path, "another of the joined models could not read it", labels=label)
-            continue
-        rows = [other[index] for other in places]
-        for result, row in zip(results, rows, strict=True):
-            if (result.labels[row] != label).any():
-                raise ConfigError(
-                    f"late_fusion: video {index} has different labels ({path}, {result.paths[row]}); the manifests "
-                    "must list the same videos in the same order"
-                )
-        logits = sum(factor * result.logits[row] for factor, result, row in zip(factors, results, rows, strict=True))
-        joined.add(index, np.asarray(logits), label, path=path)
-    for number, (path, reason) in enumerate(first.failures):
-        joined.add_failure(-1 - number, path, reason)  # its row is not known; no video has this one
-    return joined.result()
