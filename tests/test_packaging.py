@@ -55,6 +55,8 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     )
     assert Path(where.stdout.strip()).is_relative_to(installed)
     assert (installed / "bin" / "stvid").is_file() and (installed / "stvid" / "py.typed").is_file()
+    templates = {path.name for path in (ROOT / "stvid" / "look" / "templates").iterdir()}
+    assert {path.name for path in (installed / "stvid" / "look" / "templates").iterdir()} == templates
     helped = stvid("train", "--help")
     assert helped.returncode == 0
     assert all(name in helped.stdout for name in list_configs())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import socket
 import tempfile
@@ -13,14 +12,19 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import check_counts
 from stvid.evaluation.timeline import check_windows, timeline
+from stvid.look.rendering import render
 from stvid.look.timeline_output import TimelineFiles
 from stvid.models.base import VideoModel
 
-__all__ = ["build_page", "launch_page"]
+__all__ = ["Answer", "Classifier", "build_page", "launch_page"]
+
+Answer = tuple[str, "dict[str, float] | None", str, "list[str] | None"]
+"""What the page shows: a message (HTML), the scores of the whole video, a plot (HTML), and files."""
 
 _REDRAW_SECONDS = 1.0
 
@@ -47,10 +51,10 @@ def build_page(
     """Returns the page as `gradio.Blocks`.
 
     Args:
-        model: With its protocol and class names.
-        window: First value of the page's field: seconds of a window.
-        stride: Likewise: seconds from one window to the next.
-        topk: Classes that are shown.
+        model: A model with its protocol and class names.
+        window: Length of a window in seconds that the page proposes.
+        stride: Seconds from the start of a window to that of the next that the page proposes.
+        topk: How many classes to show.
         title: Heading of the page.
         device: None leaves the model where it is.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
@@ -62,54 +66,10 @@ def build_page(
     gradio = _import_gradio()
     check_windows(window, stride)
     check_counts(topk=topk, workers=0)
-    protocol = model.default_protocol
-    shown = min(topk, model.num_classes)
-    kept = tempfile.TemporaryDirectory(prefix="stvid_demo_")  # removed with the page; Gradio serves copies
-
-    def picture(svg: str) -> str:
-        return f'<div style="overflow-x:auto"><div style="min-width:640px">{svg}</div></div>'  # readable on a phone
-
-    def classify(video: str | None, seconds: float | None, step: float | None) -> Iterator[tuple[Any, ...]]:
-        def status(text: str, *, error: bool = False) -> str:
-            colour = "#b00020" if error else "inherit"
-            role = "alert" if error else "status"
-            return f'<p role="{role}" style="color:{colour}">{html.escape(text)}</p>'
-
-        if not video:
-            yield status("Drop a video first.", error=True), None, "", None
-            return
-        label: dict[str, float] | None = None
-        plot = ""
-        header = {"source": Path(video).name, "window": seconds, "stride": step, "protocol": protocol.to_dict()}
-        folder = tempfile.mkdtemp(dir=kept.name)
-        try:
-            windows = timeline(
-                model, video, window=seconds or 0, stride=step or 0, topk=shown, device=device, precision=precision
-            )
-            with TimelineFiles(folder, header, class_names=protocol.class_names, topk=shown) as files:
-                total = np.zeros(model.num_classes)
-                count, drawn = 0, time.monotonic()
-                for item in windows:
-                    files.add(item)
-                    if item.error is None:
-                        total, count = total + item.scores, count + 1
-                    if time.monotonic() - drawn > _REDRAW_SECONDS:
-                        drawn = time.monotonic()
-                        yield status(f"{item.end:.1f} s ..."), label, picture(files.track.svg(classes=shown)), None
-                if count:
-                    names = protocol.class_names or tuple(f"class {k}" for k in range(model.num_classes))
-                    best = np.argsort(-total, kind="stable")[:shown]
-                    label = {names[k]: float(total[k] / count) for k in best}
-                plot = picture(files.track.svg(classes=shown))
-        except StvidError as error:
-            reason = str(error).replace(video, Path(video).name)
-            yield status(f"Error: {reason}", error=True), label, plot, None
-            return
-        saved = [str(Path(folder) / name) for name in ("timeline.csv", "timeline.json", "timeline.svg")]
-        yield status(f"{count} windows. The bars are their mean."), label, plot, saved
-
+    classifier = Classifier(model, topk=topk, device=device, precision=precision)
+    about = model.default_protocol.replace(views="1x1").describe()
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gradio.Markdown(f"# {title}\nEach window: {protocol.replace(views='1x1').describe()}")
+        gradio.Markdown(f"# {title}\nEach window: {about}")
         with gradio.Row():
             with gradio.Column():
                 video = gradio.Video(label="Video", sources=["upload"], elem_id="video")
@@ -119,13 +79,88 @@ def build_page(
                 button = gradio.Button("Classify", variant="primary", elem_id="classify")
             with gradio.Column():
                 message = gradio.HTML(elem_id="message")
-                label = gradio.Label(label="Whole video", num_top_classes=shown, elem_id="label")
+                label = gradio.Label(label="Whole video", num_top_classes=classifier.topk, elem_id="label")
         plot = gradio.HTML(label="Over time", elem_id="plot")
         files = gradio.File(label="Files", file_count="multiple", elem_id="files")
         outputs = [message, label, plot, files]
-        button.click(classify, [video, seconds, step], outputs, api_name="classify")
-        video.upload(classify, [video, seconds, step], outputs, api_name=False)
+        button.click(classifier.classify, [video, seconds, step], outputs, api_name="classify")
+        video.upload(classifier.classify, [video, seconds, step], outputs, api_name=False)
     return page
+
+
+class Classifier:
+    """Classifies the videos that are dropped on the page.
+
+    Args:
+        model: A model with its protocol and class names.
+        topk: How many classes to show.
+        device: Where the model runs; None leaves it where it is.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+    """
+
+    def __init__(
+        self, model: VideoModel, *, topk: int = 5, device: str | None = None, precision: str = "32-true"
+    ) -> None:
+        self.model = model
+        self.protocol = model.default_protocol
+        self.topk = min(topk, model.num_classes)
+        self.device = device
+        self.precision = precision
+        self._kept = tempfile.TemporaryDirectory(prefix="stvid_demo_")  # removed with the page; Gradio serves copies
+
+    def classify(self, video: str | None, window: float | None, stride: float | None) -> Iterator[Answer]:
+        """Classifies the windows of a video.
+
+        Args:
+            video: The file; None if there is none yet.
+            window: Length of a window in seconds.
+            stride: Seconds from the start of a window to that of the next.
+
+        Yields:
+            From time to time how far the work is; at the end the result, or the reason why there is none.
+        """
+        if not video:
+            yield _message("Drop a video first.", error=True), None, "", None
+            return
+        header = {"source": Path(video).name, "window": window, "stride": stride, "protocol": self.protocol.to_dict()}
+        folder = tempfile.mkdtemp(dir=self._kept.name)
+        total, count, plot, drawn = np.zeros(self.model.num_classes), 0, "", time.monotonic()
+        try:
+            windows = timeline(
+                self.model,
+                video,
+                window=window or 0,
+                stride=stride or 0,
+                topk=self.topk,
+                device=self.device,
+                precision=self.precision,
+            )
+            with TimelineFiles(folder, header, class_names=self.protocol.class_names, topk=self.topk) as files:
+                for item in windows:
+                    files.add(item)
+                    if item.error is None:
+                        total, count = total + item.scores, count + 1
+                    if time.monotonic() - drawn > _REDRAW_SECONDS:
+                        plot, drawn = self._plot(files), time.monotonic()
+                        yield _message(f"{item.end:.1f} s ..."), None, plot, None
+        except StvidError as error:
+            reason = str(error).replace(video, Path(video).name)
+            yield _message(f"Error: {reason}", error=True), None, plot, None
+            return
+        saved = [str(Path(folder) / name) for name in ("timeline.csv", "timeline.json", "timeline.svg")]
+        label = self._label(total / count) if count else None
+        yield _message(f"{count} windows. The bars are their mean."), label, self._plot(files), saved
+
+    def _label(self, scores: NDArray[np.float64]) -> dict[str, float]:
+        names = self.protocol.class_names or tuple(f"class {k}" for k in range(len(scores)))
+        return {names[k]: float(scores[k]) for k in np.argsort(-scores, kind="stable")[: self.topk]}
+
+    def _plot(self, files: TimelineFiles) -> str:
+        return render("demo_plot.html.j2", svg=files.track.svg(classes=self.topk))
+
+
+def _message(text: str, *, error: bool = False) -> str:
+    return render("demo_message.html.j2", text=text, error=error)
 
 
 def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,8 @@ from numpy.typing import NDArray
 
 from stvid.evaluation.timeline import TimelineWindow
 from stvid.files import write_atomically
+from stvid.look.plots import Axes, Tick, round_ticks
+from stvid.look.rendering import render
 
 __all__ = ["ClassTrack", "TimelineFiles"]
 
@@ -67,18 +67,15 @@ class ClassTrack:
             self._close_group()
             self._group = []
         left, right, top, bottom = 44, 12, 12, 34
+        inner_width, inner_height = width - left - right, height - top - bottom
         if not self.times:
-            return (
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-                f'<text x="{left}" y="{height / 2}">no window has scores</text></svg>'
-            )
+            axes = Axes(left, top, inner_width, inner_height, (), ())
+            return render("timeline.svg.j2", width=width, height=height, axes=axes, lines=())
         scores = np.stack(self.scores)
         names = self.class_names or tuple(f"class {k}" for k in range(scores.shape[1]))
-        chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes]
+        chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes].tolist()
         begin, end = self.times[0], self.times[-1]
         span = max(end - begin, 1e-9)
-        legend = 18 * len(chosen)
-        inner_width, inner_height = width - left - right, height - top - bottom
 
         def x(seconds: float) -> float:
             return left + inner_width * ((seconds - begin) / span if len(self.times) > 1 else 0.5)
@@ -86,47 +83,29 @@ class ClassTrack:
         def y(score: float) -> float:
             return top + inner_height * (1 - score)
 
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + legend}" '
-            'font-family="sans-serif" font-size="12">',
-            f'<rect width="{width}" height="{height + legend}" fill="white"/>',
+        seconds = round_ticks(begin, end, count=8)
+        axes = Axes(
+            left,
+            top,
+            inner_width,
+            inner_height,
+            x_ticks=tuple(Tick(x(tick), f"{tick:g} s") for tick in seconds),
+            y_ticks=tuple(Tick(y(level), f"{level:g}") for level in (0, 0.25, 0.5, 0.75, 1)),
+        )
+        lines = [
+            {
+                "name": names[k],
+                "most": scores[:, k].max(),
+                "colour": _COLOURS[number % len(_COLOURS)],
+                "points": [(x(time), y(score)) for time, score in zip(self.times, scores[:, k], strict=True)],
+            }
+            for number, k in enumerate(chosen)
         ]
-        for level in (0, 0.25, 0.5, 0.75, 1):
-            parts.append(f'<path d="M{left} {y(level):.1f}H{width - right}" stroke="#ddd"/>')
-            parts.append(f'<text x="{left - 6}" y="{y(level) + 4:.1f}" text-anchor="end" fill="#555">{level:g}</text>')
-        for tick in _ticks(begin, end):
-            parts.append(f'<path d="M{x(tick):.1f} {top}V{top + inner_height}" stroke="#eee"/>')
-            parts.append(
-                f'<text x="{x(tick):.1f}" y="{top + inner_height + 15}" text-anchor="middle" fill="#555">'
-                f"{tick:g} s</text>"
-            )
-        for number, k in enumerate(chosen.tolist()):
-            colour = _COLOURS[number % len(_COLOURS)]
-            points = " ".join(f"{x(t):.1f},{y(score):.1f}" for t, score in zip(self.times, scores[:, k], strict=True))
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-            if len(self.times) == 1:
-                parts.append(f'<circle cx="{x(begin):.1f}" cy="{y(scores[0, k]):.1f}" r="3" fill="{colour}"/>')
-            at = height + 18 * number
-            parts.append(f'<rect x="{left}" y="{at - 9}" width="14" height="8" fill="{colour}"/>')
-            parts.append(
-                f'<text x="{left + 20}" y="{at - 1}">{html.escape(names[k])} (at most {scores[:, k].max():.2f})</text>'
-            )
-        return "\n".join([*parts, "</svg>"])
+        return render("timeline.svg.j2", width=width, height=height, axes=axes, lines=lines)
 
 
 # Okabe and Ito's colours, which most colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def _ticks(begin: float, end: float) -> list[float]:
-    """Returns at most nine round numbers in a range."""
-    if end <= begin:
-        return [round(begin, 3)]
-    raw = (end - begin) / 8
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    first = math.ceil(begin / step - 1e-9)
-    return [round(step * n, 9) for n in range(first, math.floor(end / step + 1e-9) + 1)]
 
 
 class TimelineFiles:

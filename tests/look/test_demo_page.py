@@ -1,4 +1,4 @@
-"""The page of `stvid demo`: a real upload in headless Chromium, and the same call without a browser."""
+"""The page of `stvid demo`: a real upload in headless Chromium, the same call without a browser, and without Gradio."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 
 from stvid.errors import ConfigError, StvidError
+from stvid.look.demo_page import Classifier, build_page, launch_page
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
-
-pytest.importorskip("gradio")
-
-from stvid.look.demo_page import build_page, launch_page
 
 # Gradio's server leaves sockets to the garbage collector.
 pytestmark = [
@@ -30,6 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def address(tiny_model: Callable[[Protocol], VideoModel]) -> Iterator[str]:
+    pytest.importorskip("gradio")
     page = build_page(tiny_model(PROTOCOL), window=0.5, stride=0.25, topk=2, title="a model")
     yield launch_page(page, block=False)
     page.close()
@@ -93,7 +91,30 @@ def test_in_a_browser(address: str, files: tuple[Path, Path], width: int) -> Non
         browser.close()
 
 
+def test_answers(tiny_model: Callable[[Protocol], VideoModel], files: tuple[Path, Path]) -> None:
+    names = ("<b>walk</b>", "jump", "turn")
+    classifier = Classifier(tiny_model(PROTOCOL.replace(class_names=names)), topk=2)
+    message, label, plot, written = list(classifier.classify(str(files[0]), 0.5, 0.25))[-1]
+    assert 'role="status"' in message and "7 windows" in message
+    assert label is not None and len(label) == 2 and set(label) <= set(names)
+    assert plot.count("<polyline") == 2 and "<b>" not in plot
+    assert written is not None and [Path(name).name for name in written] == [
+        "timeline.csv",
+        "timeline.json",
+        "timeline.svg",
+    ]
+    assert 0 < max(label.values()) <= 1 and all(Path(name).stat().st_size > 0 for name in written)
+    for video, window, reason in (
+        (None, 0.5, "Drop a video first"),
+        (str(files[1]), 0.5, "Error: bad.mp4: cannot be opened"),
+        (str(files[0]), 0, "Error: window"),
+    ):
+        (answer,) = classifier.classify(video, window, 0.25)
+        assert reason in answer[0] and 'role="alert"' in answer[0] and answer[1:] == (None, "", None)
+
+
 def test_bad_calls(tiny_model: Callable[[Protocol], VideoModel]) -> None:
+    pytest.importorskip("gradio")
     model = tiny_model(PROTOCOL)
     for option in ("window", "stride", "topk"):
         with pytest.raises(ConfigError, match=option):
