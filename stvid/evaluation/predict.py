@@ -6,20 +6,18 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.views import ViewPlan
-from stvid.errors import ConfigError
+from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
-from stvid.evaluation.metrics import video_scores
 from stvid.protocol import Protocol, Task
 
 __all__ = ["Prediction", "predict"]
@@ -32,8 +30,8 @@ class Prediction:
     Attributes:
         path: The file, as it was given.
         classes: Class names, the most likely first; empty if the file could not be read.
-        probabilities: Of these classes, in 0..1, averaged over the views.
-        class_ids: Numbers of these classes: positions in the logits.
+        probabilities: Probabilities of these classes in 0..1, averaged over the views.
+        class_ids: Numbers of these classes: their positions in the logits.
         error: Why the file has no prediction; None if it has one.
     """
 
@@ -46,22 +44,6 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
         return asdict(self)
-
-
-def _top(logits: NDArray[np.float32], protocol: Protocol, topk: int, task: Task) -> Prediction:
-    names = protocol.class_names or tuple(f"class {k}" for k in range(logits.shape[1]))
-    if len(names) != logits.shape[1]:
-        raise ConfigError(f"the model gives {logits.shape[1]} logits, but the protocol names {len(names)} classes")
-    if not np.isfinite(logits).all():
-        return Prediction("", error="the model gives logits that are not finite numbers")
-    scores = video_scores(logits[None], task)[0]
-    best = np.argsort(-scores, kind="stable")[:topk]
-    return Prediction(
-        "",
-        classes=[names[k] for k in best],
-        probabilities=[float(scores[k]) for k in best],
-        class_ids=[int(k) for k in best],
-    )
 
 
 def predict(
@@ -99,7 +81,8 @@ def predict(
             if the model has none.
 
     Returns:
-        One a path, in the order given. A file that cannot be read has its `error` set; the others still come.
+        One prediction for each path, in the order given. A file that cannot be read has its `error` set, and the others
+        still come.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read.
@@ -131,14 +114,15 @@ def predict(
                 workers=workers,
                 pin_memory=place.device.type == "cuda",
             )
+            run = partial(sample_logits, model, protocol=used, placement=place, view_chunk=batch_size)
             with contextlib.closing(iter(loader)) as batches:
-                for samples in batches:
-                    for sample, logits in sample_logits(
-                        model, samples, protocol=used, placement=place, view_chunk=batch_size
-                    ):
-                        found[sample.index] = (
-                            Prediction("", error=sample.error)
-                            if logits is None
-                            else _top(logits.numpy(), used, topk, used_task)
-                        )
+                for sample, logits in (pair for samples in batches for pair in run(samples)):
+                    best = None if logits is None else top_classes(logits.numpy(), used, task=used_task, topk=topk)
+                    found[sample.index] = _prediction(best, sample.error)
     return [replace(found[order[file]], path=path) for file, path in zip(files, given, strict=True)]
+
+
+def _prediction(best: TopClasses | None, error: str | None) -> Prediction:
+    if best is None:
+        return Prediction("", error=error or NOT_FINITE)
+    return Prediction("", list(best.names), list(best.probabilities), list(best.ids))

@@ -21,6 +21,7 @@ from stvid.data.layout import view_layout
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation import metrics as M
+from stvid.evaluation.classes import name_classes
 from stvid.evaluation.metrics import Average
 from stvid.evaluation.record import EvaluationResult, Temporal, compute_metrics
 from stvid.protocol import Protocol, Task
@@ -146,9 +147,7 @@ class ViewAccumulator:
         if values.ndim != 2 or len(values) != views:
             named = " and ".join([str(self.plan), *self.also])
             raise ConfigError(f"logits of shape {values.shape} for views {named}: expected ({views}, classes)")
-        names = self.protocol.class_names
-        if names and len(names) != values.shape[1]:
-            raise ConfigError(f"the model gives {values.shape[1]} logits, but the protocol names {len(names)} classes")
+        name_classes(self.protocol.class_names, values.shape[1])  # refuses another number of names
         return values
 
     def add_failure(self, index: int, path: str, reason: str, *, labels: Any = None) -> None:
@@ -268,7 +267,7 @@ class ViewAccumulator:
                 numbers |= {f"{key}@{name}_{end}": value for key, value in values.items()}
         main, extra = np.split(logits, [self.plan.num_views], axis=1)
         scores = M.video_scores(main, self.task, self.average)
-        class_names = self.protocol.class_names or tuple(f"class {k}" for k in range(scores.shape[1]))
+        class_names = name_classes(self.protocol.class_names, scores.shape[1])
         return EvaluationResult(
             protocol=self.protocol,
             metrics=numbers,

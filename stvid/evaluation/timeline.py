@@ -34,8 +34,8 @@ from stvid.data.sampling import frame_grid, sample_views
 from stvid.data.transforms import test_crops
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, VideoError
+from stvid.evaluation.classes import NOT_FINITE, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
-from stvid.evaluation.metrics import video_scores
 from stvid.protocol import Protocol, Task
 from stvid.video.streaming import Frame, is_live, stream_frames
 
@@ -280,51 +280,59 @@ def timeline(
     check_windows(window, stride)
     check_counts(topk=topk, workers=0, batch_size=1 if batch_size is None else batch_size)
     plan = ViewPlan.parse(views)
-    used = model_protocol(model, protocol, plan)
-    used_task = model_task(model, task)
-    clips_at_once = batch_size or (plan.num_views if is_live(source) else 8)
-    return _timeline(
-        model, source, used, plan, used_task, window, stride, topk, max(clips_at_once, 1), device, precision
+    settings = _TimelineSettings(
+        protocol=model_protocol(model, protocol, plan),
+        views=plan,
+        task=model_task(model, task),
+        window=window,
+        stride=stride,
+        topk=topk,
+        batch_size=batch_size or (plan.num_views if is_live(source) else 8),
+        device=device,
+        precision=precision,
     )
+    return _timeline(model, source, settings)
+
+
+@dataclass(frozen=True)
+class _TimelineSettings:
+    """The arguments of `timeline` with these names, checked, and with what None stands for put in."""
+
+    protocol: Protocol
+    views: ViewPlan
+    task: Task
+    window: float
+    stride: float
+    topk: int
+    batch_size: int
+    device: torch.device | str | None
+    precision: str
 
 
 def _timeline(
-    model: nn.Module,
-    source: str | os.PathLike[str],
-    protocol: Protocol,
-    plan: ViewPlan,
-    task: Task,
-    window: float,
-    stride: float,
-    topk: int,
-    batch_size: int,
-    device: torch.device | str | None,
-    precision: str,
+    model: nn.Module, source: str | os.PathLike[str], settings: _TimelineSettings
 ) -> Iterator[TimelineWindow]:
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    windows_at_once = -(-settings.batch_size // settings.views.num_views)
     waiting: list[WindowClips] = []
 
     def classified() -> list[TimelineWindow]:
-        # Entered for each batch: inference mode must not be on in the caller between two windows.
-        with inference(model, device=None, precision=precision) as place:
-            samples = [
-                EvalSample(number, item.clips, np.array(-1), error=item.error) for number, item in enumerate(waiting)
-            ]
-            pairs = sample_logits(model, samples, protocol=protocol, placement=place, view_chunk=batch_size)
-            logits = [None if rows is None else rows.numpy() for _, rows in pairs]
-        done = [_named(item, rows, protocol, task, topk) for item, rows in zip(waiting, logits, strict=True)]
+        done = _classify(model, waiting, settings)
         waiting.clear()
         return done
 
     try:
-        with inference(model, device=device, precision=precision) as place:
+        with inference(model, device=settings.device, precision=settings.precision) as place:
             target = place.device  # checked, with a message of one line
         model.to(target)
         frames = stream_frames(source)
+        windows = stream_windows(
+            frames, settings.protocol, window=settings.window, stride=settings.stride, views=settings.views
+        )
         try:
-            for item in stream_windows(frames, protocol, window=window, stride=stride, views=plan):
+            for item in windows:
                 waiting.append(item)
-                if len(waiting) * plan.num_views >= batch_size:
+                if len(waiting) == windows_at_once:
                     yield from classified()
         except VideoError:
             if waiting:
@@ -338,25 +346,25 @@ def _timeline(
         model.to(home)
 
 
-def _named(
-    item: WindowClips, logits: NDArray[np.float32] | None, protocol: Protocol, task: Task, topk: int
-) -> TimelineWindow:
+def _classify(model: nn.Module, windows: list[WindowClips], settings: _TimelineSettings) -> list[TimelineWindow]:
+    """Runs the model over some windows, on the device where it is."""
+    # Entered for each batch: inference mode must not be on in the caller between two windows.
+    with inference(model, device=None, precision=settings.precision) as place:
+        samples = [
+            EvalSample(number, item.clips, np.array(-1), error=item.error) for number, item in enumerate(windows)
+        ]
+        pairs = sample_logits(
+            model, samples, protocol=settings.protocol, placement=place, view_chunk=settings.batch_size
+        )
+        logits = [None if rows is None else rows.numpy() for _, rows in pairs]
+    return [_named(item, rows, settings) for item, rows in zip(windows, logits, strict=True)]
+
+
+def _named(item: WindowClips, logits: NDArray[np.float32] | None, settings: _TimelineSettings) -> TimelineWindow:
     if logits is None:
         return TimelineWindow(item.start, item.end, (), (), np.empty(0), error=item.error)
-    names = protocol.class_names or tuple(f"class {k}" for k in range(logits.shape[1]))
-    if len(names) != logits.shape[1]:
-        raise ConfigError(f"the model gives {logits.shape[1]} logits, but the protocol names {len(names)} classes")
+    best = top_classes(logits, settings.protocol, task=settings.task, topk=settings.topk)
     seen = (int(item.indices.min()), int(item.indices.max()))
-    if not np.isfinite(logits).all():
-        reason = "the model gives logits that are not finite numbers"
-        return TimelineWindow(item.start, item.end, (), (), np.empty(0), frames=seen, error=reason)
-    scores = video_scores(logits[None], task)[0]
-    best = np.argsort(-scores, kind="stable")[:topk]
-    return TimelineWindow(
-        item.start,
-        item.end,
-        tuple(names[k] for k in best),
-        tuple(float(scores[k]) for k in best),
-        scores,
-        frames=seen,
-    )
+    if best is None:
+        return TimelineWindow(item.start, item.end, (), (), np.empty(0), frames=seen, error=NOT_FINITE)
+    return TimelineWindow(item.start, item.end, best.names, best.probabilities, best.scores, frames=seen)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stvid.errors import ConfigError, StvidError
+from stvid.evaluation.classes import name_classes
 from stvid.evaluation.evaluate import check_counts
 from stvid.evaluation.timeline import check_windows, timeline
 from stvid.look.rendering import render
@@ -152,7 +153,7 @@ class Classifier:
         yield _message(f"{count} windows. The bars are their mean."), label, self._plot(files), saved
 
     def _label(self, scores: NDArray[np.float64]) -> dict[str, float]:
-        names = self.protocol.class_names or tuple(f"class {k}" for k in range(len(scores)))
+        names = name_classes(self.protocol.class_names, len(scores))
         return {names[k]: float(scores[k]) for k in np.argsort(-scores, kind="stable")[: self.topk]}
 
     def _plot(self, files: TimelineFiles) -> str:

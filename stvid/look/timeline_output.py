@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stvid.evaluation.classes import name_classes
 from stvid.evaluation.timeline import TimelineWindow
 from stvid.files import write_atomically
 from stvid.look.plots import Axes, Tick, round_ticks
@@ -72,7 +73,7 @@ class ClassTrack:
             axes = Axes(left, top, inner_width, inner_height, (), ())
             return render("timeline.svg.j2", width=width, height=height, axes=axes, lines=())
         scores = np.stack(self.scores)
-        names = self.class_names or tuple(f"class {k}" for k in range(scores.shape[1]))
+        names = name_classes(self.class_names, scores.shape[1])
         chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes].tolist()
         begin, end = self.times[0], self.times[-1]
         span = max(end - begin, 1e-9)
