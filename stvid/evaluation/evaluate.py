@@ -305,95 +305,230 @@ def evaluate(
         StvidError: If a worker was killed.
     """
     began = time.perf_counter()
-    used = model_protocol(model, protocol, views)
-    plan = ViewPlan.parse(used.views)
-    used_task = model_task(model, task)
-    check_choice("temporal", temporal, get_args(Temporal))
-    chunk = batch_size if view_chunk is None else view_chunk
-    check_counts(batch_size=batch_size, workers=workers, view_chunk=chunk)
-    if seed < 0:
-        raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")
-    if temporal != "normal" and used.frames < 2:
-        raise ConfigError(f"temporal {temporal}: clips of one frame have no order that could be changed")
-    for name in probe:
-        check_choice("probe", name, PROBES)
-    if probe and (temporal != "normal" or used.frames < 2):
-        why = "clips of one frame have no order" if used.frames < 2 else f"the frames are {temporal} already"
-        raise ConfigError(f"probe: {why}")
-    videos = _labelled(manifest, used, used_task)
-    accumulator = ViewAccumulator(used, task=used_task, temporal=temporal, also=also, average=average)
-    measured = evaluation_digest(
-        videos, used, also=also, task=used_task, temporal=temporal, probe=probe, seed=seed, average=average
+    plan = EvaluationPlan(
+        protocol=model_protocol(model, protocol, views),
+        task=model_task(model, task),
+        also=tuple(also),
+        average=average,
+        temporal=temporal,
+        probe=tuple(probe),
+        seed=seed,
     )
-    dataset = EvalDataset(
-        videos,
-        used,
-        views=accumulator.layout.protocols,
+    execution = _Execution(
+        batch_size=batch_size,
+        view_chunk=batch_size if view_chunk is None else view_chunk,
+        workers=workers,
+        device=device,
+        precision=precision,
         backend=backend,
-        decode_threads=1,
-        multilabel=used_task == "multilabel",
+        progress=progress,
+        resume_from=resume_from,
     )
-    with contextlib.ExitStack() as stack:
-        place = stack.enter_context(inference(model, device=device, precision=precision))
-        store = None
-        if resume_from is not None:
-            parts = {"measured": measured, "model": model_digest(model), "precision": precision, "backend": backend}
-            key = digest(parts | {"device": place.device.type})
-            store = stack.enter_context(ProgressFile(Path(resume_from) / f"interrupted-{key}.bin", key))
-            for record in store.records:
-                _add(accumulator, record, videos)
-        videos_at_once = max(1, batch_size // len(accumulator.layout.views))
-        # Videos that could not be read come last when they are tried again, so that the batches stay the same.
-        reached = max((record.index for record in store.records), default=-1) if store is not None else -1
-        begun = -(-(reached + 1) // videos_at_once) * videos_at_once
-        todo = [index for index in range(len(videos)) if index not in accumulator]
-        todo.sort(key=lambda index: (index < begun, index))
-        if store is not None and store.records:
-            done = len(videos) - len(todo)
-            print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
-        advance = stack.enter_context(_progress(len(videos), done=len(videos) - len(todo), enabled=progress))
-        if todo:
-            loader = make_eval_loader(
-                dataset,
-                batch_size=videos_at_once,
-                workers=workers,
-                pin_memory=place.device.type == "cuda",
-                only=todo,
-            )
-            # Closed here and not when forgotten: the traceback of an exception would keep the worker processes alive.
-            batches = stack.enter_context(contextlib.closing(iter(loader)))
-            run = functools.partial(sample_logits, model, protocol=used, placement=place, view_chunk=chunk, seed=seed)
-            for samples in batches:
-                records = []
-                probed = {name: run(samples, temporal=name, num_views=plan.num_views) for name in probe}
-                for number, (sample, logits) in enumerate(run(samples, temporal=temporal)):
-                    if logits is None:
-                        path = videos[sample.index].path
-                        accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
-                        continue
-                    same = sample.same if sample.same is not None else np.arange(plan.num_views)
-                    others = {name: pairs[number][1] for name, pairs in probed.items()}
-                    records.append(
-                        VideoRecord(
-                            index=sample.index,
-                            logits=logits.numpy(),
-                            labels=np.asarray(sample.labels),
-                            distinct=len(np.unique(same[: plan.num_views])),
-                            probes={name: values.numpy() for name, values in others.items() if values is not None},
-                        )
-                    )
-                for record in records:
-                    _add(accumulator, record, videos)
-                if store is not None:
-                    store.add(records)
-                advance(len(samples))
-    result = accumulator.result()
-    result.evaluation = measured
-    result.arithmetic = model.notes if isinstance(model, OptimizedModel) else (f"{precision} on {place.device}",)
-    result.progress_file = None if store is None else store.path
-    if store is None or not store.records:
+    videos = _labelled(manifest, plan.protocol, plan.task)
+    result, resumed = _evaluate(model, videos, plan, execution)
+    if not resumed:
         result.cost["seconds"] = time.perf_counter() - began
     return result
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is measured, whatever the videos, the model and the machine.
+
+    Attributes:
+        protocol: How clips are read; with the views.
+        task: ``multiclass`` or ``multilabel``.
+        also: Further views to measure in the same pass.
+        average: What the score of a video averages over its views, ``probabilities`` or ``logits``.
+        temporal: What is done to the order of the frames.
+        probe: Orders of frames to measure besides.
+        seed: Seed of the shuffled order.
+
+    Raises:
+        ConfigError: If an attribute is not usable.
+    """
+
+    protocol: Protocol
+    task: Task = "multiclass"
+    also: tuple[str | ViewPlan, ...] = ()
+    average: Average = "probabilities"
+    temporal: Temporal = "normal"
+    probe: tuple[Temporal, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("temporal", self.temporal, get_args(Temporal))
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed!r} is not a whole number from 0 up")
+        still = self.protocol.frames < 2
+        if self.temporal != "normal" and still:
+            raise ConfigError(f"temporal {self.temporal}: clips of one frame have no order that could be changed")
+        for name in self.probe:
+            check_choice("probe", name, PROBES)
+        if self.probe and (self.temporal != "normal" or still):
+            why = "clips of one frame have no order" if still else f"the frames are {self.temporal} already"
+            raise ConfigError(f"probe: {why}")
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of the protocol itself."""
+        return ViewPlan.parse(self.protocol.views).num_views
+
+    def accumulator(self) -> ViewAccumulator:
+        """Returns an empty accumulator for the logits."""
+        return ViewAccumulator(
+            self.protocol, task=self.task, temporal=self.temporal, also=self.also, average=self.average
+        )
+
+    def digest(self, videos: Manifest) -> str:
+        """Returns the `evaluation_digest` of these videos."""
+        return evaluation_digest(
+            videos,
+            self.protocol,
+            also=self.also,
+            task=self.task,
+            temporal=self.temporal,
+            probe=self.probe,
+            seed=self.seed,
+            average=self.average,
+        )
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """How the work is done, which changes the speed but not what is measured: arguments of `evaluate`."""
+
+    batch_size: int
+    view_chunk: int
+    workers: int
+    device: torch.device | str | None
+    precision: str
+    backend: str
+    progress: bool
+    resume_from: str | os.PathLike[str] | None
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, workers=self.workers, view_chunk=self.view_chunk)
+
+
+def _evaluate(
+    model: nn.Module, videos: Manifest, plan: EvaluationPlan, execution: _Execution
+) -> tuple[EvaluationResult, bool]:
+    """Returns the result, and whether a part of it was known from an interrupted evaluation."""
+    accumulator = plan.accumulator()
+    measured = plan.digest(videos)
+    dataset = EvalDataset(
+        videos,
+        plan.protocol,
+        views=accumulator.layout.protocols,
+        backend=execution.backend,
+        decode_threads=1,
+        multilabel=plan.task == "multilabel",
+    )
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(inference(model, device=execution.device, precision=execution.precision))
+        store = None
+        if execution.resume_from is not None:
+            parts = {"measured": measured, "model": model_digest(model), "precision": execution.precision}
+            key = digest(parts | {"backend": execution.backend, "device": place.device.type})
+            store = stack.enter_context(ProgressFile(Path(execution.resume_from) / f"interrupted-{key}.bin", key))
+        known = [] if store is None else store.records
+        for record in known:
+            _add(accumulator, record, videos)
+        at_once = max(1, execution.batch_size // len(accumulator.layout.views))
+        todo = _remaining(len(videos), accumulator, known, at_once)
+        done = len(videos) - len(todo)
+        if store is not None and known:
+            print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
+        advance = stack.enter_context(_progress(len(videos), done=done, enabled=execution.progress))
+        run = functools.partial(
+            sample_logits,
+            model,
+            protocol=plan.protocol,
+            placement=place,
+            view_chunk=execution.view_chunk,
+            seed=plan.seed,
+        )
+        for samples in stack.enter_context(_batches(dataset, todo, at_once, execution.workers, place)):
+            records, failed = _measure(samples, run, plan)
+            for record in records:
+                _add(accumulator, record, videos)
+            for sample in failed:
+                path = videos[sample.index].path
+                accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
+            if store is not None:
+                store.add(records)
+            advance(len(samples))
+    result = accumulator.result()
+    result.evaluation = measured
+    computed = (f"{execution.precision} on {place.device}",)
+    result.arithmetic = model.notes if isinstance(model, OptimizedModel) else computed
+    result.progress_file = None if store is None else store.path
+    return result, bool(known)
+
+
+@contextlib.contextmanager
+def _batches(
+    dataset: EvalDataset, todo: Sequence[int], at_once: int, workers: int, place: Placement
+) -> Iterator[Iterator[list[EvalSample]]]:
+    """Starts decoding and yields the batches of some videos; at the end it stops the worker processes.
+
+    They are not left to be stopped when the loader is forgotten: the traceback of an exception would keep them alive.
+    """
+    if not todo:
+        yield iter(())
+        return
+    pinned = place.device.type == "cuda"
+    loader = make_eval_loader(dataset, batch_size=at_once, workers=workers, pin_memory=pinned, only=todo)
+    with contextlib.closing(iter(loader)) as batches:
+        yield batches
+
+
+def _remaining(count: int, accumulator: ViewAccumulator, known: Sequence[VideoRecord], at_once: int) -> list[int]:
+    """Returns the videos that are still to be measured, in an order that keeps the batches as they were.
+
+    Videos that could not be read come last when they are tried again.
+    """
+    reached = max((record.index for record in known), default=-1)
+    begun = -(-(reached + 1) // at_once) * at_once
+    return sorted(
+        (index for index in range(count) if index not in accumulator), key=lambda index: (index < begun, index)
+    )
+
+
+def _measure(
+    samples: Sequence[EvalSample],
+    run: Callable[..., list[tuple[EvalSample, Tensor | None]]],
+    plan: EvaluationPlan,
+) -> tuple[list[VideoRecord], list[EvalSample]]:
+    """Runs the model over a batch of videos.
+
+    Args:
+        samples: The videos.
+        run: `sample_logits`, of the model.
+        plan: What to measure.
+
+    Returns:
+        The record of each video that could be read, and the samples that could not.
+    """
+    probed = {name: run(samples, temporal=name, num_views=plan.num_views) for name in plan.probe}
+    records, failed = [], []
+    for number, (sample, logits) in enumerate(run(samples, temporal=plan.temporal)):
+        if logits is None:
+            failed.append(sample)
+            continue
+        same = sample.same if sample.same is not None else np.arange(plan.num_views)
+        others = {name: pairs[number][1] for name, pairs in probed.items()}
+        records.append(
+            VideoRecord(
+                index=sample.index,
+                logits=logits.numpy(),
+                labels=np.asarray(sample.labels),
+                distinct=len(np.unique(same[: plan.num_views])),
+                probes={name: values.numpy() for name, values in others.items() if values is not None},
+            )
+        )
+    return records, failed
 
 
 def _add(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) -> None:
