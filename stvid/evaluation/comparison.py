@@ -22,13 +22,13 @@ __all__ = ["ClassChange", "Comparison", "compare", "mcnemar"]
 
 @dataclass(frozen=True)
 class ClassChange:
-    """How the videos of one class fare.
+    """How the videos of one class fare in two results.
 
     Attributes:
-        name: The class.
-        support: Its videos.
-        first: Recall of the first result (average precision if multi-label).
-        second: Of the second.
+        name: Name of the class.
+        support: How many videos it has.
+        first: Recall of the class in the first result (average precision if multi-label).
+        second: The same number of the second result.
         wins: Videos that only the second gets right; None if multi-label.
         losses: Videos that only the first gets right; None if multi-label.
     """
@@ -43,20 +43,20 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The difference between two results, and how sure it is.
 
     Attributes:
         metric: ``top1`` or ``mAP``.
         views: Views of the two results.
-        videos: How many videos both could read.
-        left_out: How many of the list at least one could not.
+        videos: How many videos both results could read.
+        left_out: How many videos of the list at least one result could not read.
         first: The metric of the first result on these videos, in 0..1.
-        second: Of the second.
-        difference: Second less first.
-        interval: 95% interval of the difference: paired bootstrap over the videos.
+        second: The metric of the second result.
+        difference: The second metric minus the first.
+        interval: 95% interval of the difference, by a paired bootstrap over the videos.
         wins: Videos that only the second gets right; None if multi-label.
         losses: Videos that only the first gets right; None if multi-label.
-        p_value: Of McNemar's exact test that wins and losses are equally likely; None if multi-label.
+        p_value: Result of McNemar's exact test that wins and losses are equally likely; None if multi-label.
         per_class: The classes that have a video, the largest gain first.
     """
 
@@ -92,14 +92,52 @@ def compare(
     their common folder. A video that one of the two could not read is left out and counted.
 
     Args:
-        first: The reference.
-        second: What is compared with it.
-        names: What messages call them.
+        first: The result to compare with.
+        second: The result that is compared.
+        names: What messages call the two results.
         resamples: How often the videos are drawn again with replacement.
-        seed: Of the draws.
+        seed: Seed of these draws.
 
     Raises:
-        ConfigError: If they are of different videos, labels, classes or tasks.
+        ConfigError: If the results are of different videos, labels, classes or tasks.
+    """
+    pair = _pair(first, second, names)
+    draws = _Draws(resamples, seed)
+    return _compare_multilabel(pair, draws) if first.task == "multilabel" else _compare_multiclass(pair, draws)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """How often the videos are drawn again with replacement, and the seed of that."""
+
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two results, brought to the same videos and the same order of classes.
+
+    Attributes:
+        class_names: Names of the K classes.
+        scores: Scores (N, K) of each result.
+        labels: Their labels, (N,) or (N, K).
+        views: Views of each result.
+        left_out: How many videos of the list at least one result could not read.
+    """
+
+    class_names: tuple[str, ...]
+    scores: tuple[NDArray[np.float64], NDArray[np.float64]]
+    labels: NDArray[np.int64]
+    views: tuple[str, str]
+    left_out: int
+
+
+def _pair(first: EvaluationResult, second: EvaluationResult, names: tuple[str, str]) -> _Pair:
+    """Finds the videos that both results could read.
+
+    Raises:
+        ConfigError: If the results are of different videos, labels, classes or tasks.
     """
     if first.task != second.task:
         raise ConfigError(f"{names[0]} is {first.task}, {names[1]} is {second.task}: they cannot be compared")
@@ -111,27 +149,28 @@ def compare(
     if not shared:
         raise ConfigError(f"{names[0]} and {names[1]} have no readable video in common")
     rows = [np.array([found[key] for key in shared]) for found in keys]
-    order = [second.class_names.index(name) for name in first.class_names]  # of the second's classes
-    scores = [first.scores[rows[0]], second.scores[rows[1]][:, order]]
-    labels = first.labels[rows[0]]
-    if second.task == "multilabel":
-        others = second.labels[rows[1]][:, order]
-        same = (labels == others).all(axis=1)
+    order = [
+        second.class_names.index(name) for name in first.class_names
+    ]  # the second's classes, as the first has them
+    labels, others = first.labels[rows[0]], second.labels[rows[1]]
+    if first.task == "multilabel":
+        same = (labels == others[:, order]).all(axis=1)
     else:
-        others = np.argsort(order)[second.labels[rows[1]]]
-        same = labels == others
+        same = labels == np.argsort(order)[others]
     if not same.all():
         path = first.paths[rows[0][np.flatnonzero(~same)[0]]]
         raise ConfigError(f"{names[0]} and {names[1]} have different labels for {(~same).sum()} videos, first {path}")
-    total = first.counted + len(first.failures)
-    common: dict[str, Any] = {
-        "views": (first.views, second.views),
-        "videos": len(shared),
-        "left_out": total - len(shared),
-    }
-    if first.task == "multilabel":
-        return _compare_multilabel(scores, labels, first.class_names, common, resamples=resamples, seed=seed)
-    correct = [score.argmax(axis=1) == labels for score in scores]
+    return _Pair(
+        class_names=first.class_names,
+        scores=(first.scores[rows[0]], second.scores[rows[1]][:, order]),
+        labels=labels,
+        views=(first.views, second.views),
+        left_out=first.counted + len(first.failures) - len(shared),
+    )
+
+
+def _compare_multiclass(pair: _Pair, draws: _Draws) -> Comparison:
+    correct = [score.argmax(axis=1) == pair.labels for score in pair.scores]
     wins, losses = ~correct[0] & correct[1], correct[0] & ~correct[1]
     changes = [
         ClassChange(
@@ -142,30 +181,65 @@ def compare(
             wins=int(wins[own].sum()),
             losses=int(losses[own].sum()),
         )
-        for k, name in enumerate(first.class_names)
-        for own in [labels == k]
+        for k, name in enumerate(pair.class_names)
+        for own in [pair.labels == k]
         if own.any()
     ]
     gains = correct[1].astype(np.int64) - correct[0]
     return Comparison(
         metric="top1",
+        views=pair.views,
+        videos=len(pair.labels),
+        left_out=pair.left_out,
         first=float(correct[0].mean()),
         second=float(correct[1].mean()),
         difference=float(gains.mean()),
-        interval=M.bootstrap_interval(gains, resamples=resamples, seed=seed),
+        interval=M.bootstrap_interval(gains, resamples=draws.resamples, seed=draws.seed),
         wins=int(wins.sum()),
         losses=int(losses.sum()),
         p_value=mcnemar(int(wins.sum()), int(losses.sum())),
         per_class=_sorted(changes),
-        **common,
+    )
+
+
+def _compare_multilabel(pair: _Pair, draws: _Draws) -> Comparison:
+    targets = pair.labels
+    present = np.flatnonzero(targets.any(axis=0))
+    precisions = [M.average_precision(score, targets)[present] for score in pair.scores]
+    rng = np.random.default_rng(draws.seed)
+    ranked = [[_Ranked(score[:, k], targets[:, k]) for k in present] for score in pair.scores]
+    differences = []
+    for _ in range(draws.resamples):
+        weights = np.bincount(rng.integers(0, len(targets), len(targets)), minlength=len(targets))
+        found = np.array([[one.average_precision(weights) for one in classes] for classes in ranked])
+        differences.append(float(np.nanmean(found[1]) - np.nanmean(found[0])))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    first, second = (float(values.mean()) for values in precisions)
+    changes = [
+        ClassChange(pair.class_names[k], int(targets[:, k].sum()), float(a), float(b), None, None)
+        for k, a, b in zip(present, *precisions, strict=True)
+    ]
+    return Comparison(
+        metric="mAP",
+        views=pair.views,
+        videos=len(targets),
+        left_out=pair.left_out,
+        first=first,
+        second=second,
+        difference=second - first,
+        interval=(float(low), float(high)),
+        wins=None,
+        losses=None,
+        p_value=None,
+        per_class=_sorted(changes),
     )
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """The two-sided p-value that the disagreements of two classifiers fall equally to both sides, exactly.
+    """Returns the exact two-sided p-value that the disagreements of two classifiers fall equally to both sides.
 
-    McNemar's test (1947) in the exact, binomial form: twice the chance of at most min(wins, losses) heads in as many
-    throws of a coin as there are disagreements, 1 at most.
+    This is McNemar's test (1947) in the exact, binomial form: twice the chance of at most min(wins, losses) heads in as
+    many throws of a coin as there are disagreements, but 1 at most.
 
     Args:
         wins: Videos that only one of them gets right.
@@ -219,46 +293,8 @@ def _below_common_folder(videos: list[tuple[str, int | None]]) -> list[tuple[str
     return [(os.path.relpath(path, folder), row) for path, row in videos]
 
 
-def _compare_multilabel(
-    scores: Sequence[NDArray[np.float64]],
-    targets: NDArray[np.int64],
-    class_names: Sequence[str],
-    common: dict[str, Any],
-    *,
-    resamples: int,
-    seed: int,
-) -> Comparison:
-    present = np.flatnonzero(targets.any(axis=0))
-    precisions = [M.average_precision(score, targets)[present] for score in scores]
-    rng = np.random.default_rng(seed)
-    ranked = [[_Ranked(score[:, k], targets[:, k]) for k in present] for score in scores]
-    differences = []
-    for _ in range(resamples):
-        weights = np.bincount(rng.integers(0, len(targets), len(targets)), minlength=len(targets))
-        found = np.array([[one.average_precision(weights) for one in classes] for classes in ranked])
-        differences.append(float(np.nanmean(found[1]) - np.nanmean(found[0])))
-    low, high = np.quantile(differences, [0.025, 0.975])
-    first, second = (float(values.mean()) for values in precisions)
-    changes = [
-        ClassChange(class_names[k], int(targets[:, k].sum()), float(a), float(b), None, None)
-        for k, a, b in zip(present, *precisions, strict=True)
-    ]
-    return Comparison(
-        metric="mAP",
-        first=first,
-        second=second,
-        difference=second - first,
-        interval=(float(low), float(high)),
-        wins=None,
-        losses=None,
-        p_value=None,
-        per_class=_sorted(changes),
-        **common,
-    )
-
-
 class _Ranked:
-    """The videos of one class in the order of its scores: average precision of any resample without sorting again."""
+    """The videos in the order of a class's scores: gives the average precision of resamples without sorting again."""
 
     def __init__(self, scores: NDArray[np.float64], targets: NDArray[np.int64]) -> None:
         self.order = np.argsort(-scores, kind="stable")
@@ -268,7 +304,7 @@ class _Ranked:
         self.last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
 
     def average_precision(self, weights: NDArray[np.int64]) -> float:
-        """With each video counted as often as `weights` says; NaN without a positive one."""
+        """Returns it with each video counted as often as `weights` says; NaN if no video of the class is drawn."""
         drawn = weights[self.order]
         hits = np.cumsum(drawn * self.targets)[self.last]
         total = np.cumsum(drawn)[self.last]

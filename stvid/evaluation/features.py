@@ -12,12 +12,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
@@ -238,51 +239,44 @@ class ClipChunk:
     error: str | None = None
 
 
+@dataclass(eq=False)
 class FeatureClips(IterableDataset[ClipChunk]):
-    """The clips of many videos, each process its share of the videos, each video decoded once.
+    """The clips of many videos. Each process reads its share of the videos, and decodes each of them once.
 
-    Args:
-        manifest: The videos.
-        rows: Which of them.
-        protocol: Frames, sampling and size.
-        views: Temporal clips x spatial crops; with windows, of each window, whose clips are averaged too.
+    Attributes:
+        manifest: The list of videos.
+        rows: Which videos of the list to read.
+        protocol: Frames, sampling and size of a clip.
+        views: Temporal clips x spatial crops; with windows, those of each window, whose clips are averaged too.
         window: Seconds of a sliding window; None takes the temporal clips.
-        stride: Seconds from one window to the next.
+        stride: Seconds from one window to the next; None takes `window`.
         backend: Decoder of the temporal clips; windows are always read by PyAV.
         rank: Number of this process among those that run the model.
-        world_size: Their number.
+        world_size: How many processes run the model.
 
     Raises:
-        ConfigError: If an argument is not usable.
+        ConfigError: If an attribute is not usable.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: Sequence[int],
-        protocol: Protocol,
-        *,
-        views: str,
-        window: float | None,
-        stride: float | None,
-        backend: str = "av",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__()
-        self.plan = ViewPlan.parse(views)
-        if window is not None:
-            check_windows(window, window if stride is None else stride)
-        elif stride is not None:
+    manifest: Manifest
+    rows: Sequence[int]
+    protocol: Protocol
+    _: KW_ONLY
+    views: str
+    window: float | None
+    stride: float | None
+    backend: str = "av"
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.plan = ViewPlan.parse(self.views)
+        if self.window is not None:
+            self.stride = self.window if self.stride is None else self.stride
+            check_windows(self.window, self.stride)
+        elif self.stride is not None:
             raise ConfigError("stride: belongs to window, which is missing")
-        self.rows = list(rows)
-        self.protocol = protocol
-        self.window = window
-        self.stride = window if stride is None else stride
-        self.rank = rank
-        self.world_size = world_size
-        self.manifest = manifest
-        self.videos = EvalDataset(manifest, protocol, views=views, backend=backend)
+        self.videos = EvalDataset(self.manifest, self.protocol, views=self.views, backend=self.backend)
 
     def __iter__(self) -> Iterator[ClipChunk | StvidError]:  # type: ignore[override]
         """Yields chunks; an error that is no fault of a video comes as a value, for the loader to raise."""
@@ -305,7 +299,7 @@ class FeatureClips(IterableDataset[ClipChunk]):
         sample = self.videos[row]
         if sample.clips is None or sample.indices is None or sample.seconds is None:
             raise VideoError(self.manifest[row].path, str(sample.error))
-        clips = sample.clips.unflatten(0, (self.plan.clips, self.plan.crops))
+        clips = rearrange(sample.clips, "(clips crops) c t h w -> clips crops c t h w", crops=self.plan.crops)
         frames = sample.indices[:, [0, -1]]
         # The file's clock may begin anywhere.
         times = sample.seconds[:, [0, -1]] - _first_second(self.manifest.content(row), self.videos.backend)
