@@ -1,15 +1,16 @@
-"""What a model is shown of a video: the clips of training and test, with their frames, times and crops, as a picture.
+"""Shows the clips that a model sees of a video in training and test, with their frames, times and crops, as a picture.
 
-The clips are those of `stvid.data.dataset`, asked for as the loaders ask for them; nothing is computed a second time.
+The clips come from the data sets of `stvid.data.dataset`, asked for as the loaders ask for them; no clip is made here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,7 +32,7 @@ class InspectedClip:
     """One clip as the model sees it, before normalisation.
 
     Attributes:
-        name: Which draw or view it is.
+        name: Which draw or view the clip is.
         frames: uint8 (T, crop, crop, 3), after all augmentation of a clip.
         indices: Source frame of each frame, int64 (T,).
         seconds: Their times in the source, float64 (T,).
@@ -65,8 +66,8 @@ class Inspection:
     Attributes:
         path: The video.
         video: Frames, rate and size of the video, in words.
-        protocol: What the clips follow.
-        clips: Those of training first.
+        protocol: The protocol that the clips follow.
+        clips: The clips, those of training first.
     """
 
     path: str
@@ -75,7 +76,7 @@ class Inspection:
     clips: tuple[InspectedClip, ...]
 
     def lines(self) -> list[str]:
-        """Returns the summary: the video, the protocol, and one line a clip."""
+        """Returns the summary: the video, the protocol, and one line for each clip."""
         return [f"{self.path}: {self.video}", self.protocol.describe(), *(clip.describe() for clip in self.clips)]
 
     def sheet(self, *, tile: int = 112, columns: int = 9) -> Image.Image:
@@ -124,13 +125,13 @@ def inspect_video(
 
     Args:
         manifest: The videos of the run; for ``train`` they need labels.
-        index: Which of them.
-        protocol: How clips are read; its `views` are the test's.
-        split: Which clips.
-        augment: Training augmentation; None takes the defaults.
-        draws: Epochs of training to draw, from 0 on.
-        seed: Of the training.
-        repeats: Clips that training takes from one decode.
+        index: Number of the video in the manifest.
+        protocol: How clips are read; its `views` are those of the test.
+        split: Which clips to show.
+        augment: Augmentation of the training; None takes the defaults.
+        draws: How many epochs of training to draw, from 0 on.
+        seed: Seed of the training.
+        repeats: How many clips training takes from one decode.
         multilabel: Whether a video may have several labels.
         backend: Decoder.
 
@@ -143,12 +144,11 @@ def inspect_video(
         raise ConfigError(f"split: {split!r} is not one of train, test, both")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ConfigError(f"draws: {draws!r} is not a whole number from 1 up")
-    path = manifest[index].path
-    found: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, CropBox, bool]] = []
+    shown: list[_Shown] = []
     with VideoReader(manifest.content(index), backend=backend) as reader:
         video = f"{len(reader)} frames of {reader.width} x {reader.height}, {reader.fps:g} fps, {reader.duration:.2f} s"
         if split != "test":
-            dataset = TrainDataset(
+            training = TrainDataset(
                 manifest,
                 protocol,
                 augment if augment is not None else AugmentConfig(),
@@ -157,43 +157,65 @@ def inspect_video(
                 repeats=repeats,
                 multilabel=multilabel,
             )
-            for epoch in range(draws):
-                drawn = dataset[Draw(index, epoch)]
-                if drawn.index != index:  # training goes on with another video; here that would mislead
-                    raise VideoError(*drawn.failures[0])
-                for repeat in range(repeats):
-                    name = f"train, epoch {epoch}" + (f", clip {repeat + 1} of {repeats}" if repeats > 1 else "")
-                    found.append(
-                        (
-                            f"{name} (seed {seed})",
-                            drawn.clips[repeat].permute(1, 2, 3, 0).numpy(),
-                            drawn.indices[repeat],
-                            drawn.seconds[repeat],
-                            drawn.crop_boxes[repeat],
-                            drawn.flipped[repeat],
-                        )
-                    )
+            shown += _training_clips(training, index, draws)
         if split != "train":
-            plan = ViewPlan.parse(protocol.views)
-            sample = EvalDataset(manifest, protocol, views=protocol.views, backend=backend, multilabel=multilabel)[
-                index
-            ]
-            if sample.clips is None or sample.indices is None or sample.seconds is None:
-                raise VideoError(path, str(sample.error))
-            for view, name in enumerate(plan.names):
-                clip, crop = divmod(view, plan.crops)
-                found.append(
-                    (
-                        f"test, {name}",
-                        sample.clips[view].permute(1, 2, 3, 0).numpy(),
-                        sample.indices[clip],
-                        sample.seconds[clip],
-                        sample.crop_boxes[crop],
-                        crop >= 5,  # see `stvid.data.transforms.test_crops`
-                    )
+            test = EvalDataset(manifest, protocol, views=protocol.views, backend=backend, multilabel=multilabel)
+            shown += _test_clips(test, index, ViewPlan.parse(protocol.views))
+        middles, places = np.unique([int(clip.indices[len(clip.indices) // 2]) for clip in shown], return_inverse=True)
+        sources = reader.get_batch(middles).numpy()
+    clips = (InspectedClip(*clip, source=sources[place]) for clip, place in zip(shown, places, strict=True))
+    return Inspection(manifest[index].path, video, protocol, tuple(clips))
+
+
+class _Shown(NamedTuple):
+    """What the data sets say of a clip: an `InspectedClip` but for the source frame."""
+
+    name: str
+    frames: NDArray[np.uint8]
+    indices: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    crop_box: CropBox
+    flipped: bool
+
+
+def _training_clips(dataset: TrainDataset, index: int, draws: int) -> list[_Shown]:
+    """Returns the clips that the first epochs of a training draw from a video."""
+    shown = []
+    for epoch in range(draws):
+        drawn = dataset[Draw(index, epoch)]
+        if drawn.index != index:  # training goes on with another video; here that would mislead
+            raise VideoError(*drawn.failures[0])
+        for repeat, clip in enumerate(drawn.clips):
+            number = f", clip {repeat + 1} of {len(drawn.clips)}" if len(drawn.clips) > 1 else ""
+            shown.append(
+                _Shown(
+                    f"train, epoch {epoch}{number} (seed {dataset.seed})",
+                    rearrange(clip, "c t h w -> t h w c").numpy(),
+                    drawn.indices[repeat],
+                    drawn.seconds[repeat],
+                    drawn.crop_boxes[repeat],
+                    drawn.flipped[repeat],
                 )
-        middles = [int(indices[len(indices) // 2]) for _, _, indices, _, _, _ in found]
-        unique, places = np.unique(middles, return_inverse=True)
-        sources = reader.get_batch(unique).numpy()
-    clips = tuple(InspectedClip(*parts, source=sources[place]) for parts, place in zip(found, places, strict=True))
-    return Inspection(path, video, protocol, clips)
+            )
+    return shown
+
+
+def _test_clips(dataset: EvalDataset, index: int, plan: ViewPlan) -> list[_Shown]:
+    """Returns the views of a video that a test averages."""
+    sample = dataset[index]
+    if sample.clips is None or sample.indices is None or sample.seconds is None:
+        raise VideoError(dataset.manifest[index].path, str(sample.error))
+    shown = []
+    for view, name in enumerate(plan.names):
+        clip, crop = divmod(view, plan.crops)
+        shown.append(
+            _Shown(
+                f"test, {name}",
+                rearrange(sample.clips[view], "c t h w -> t h w c").numpy(),
+                sample.indices[clip],
+                sample.seconds[clip],
+                sample.crop_boxes[crop],
+                crop >= 5,  # see `stvid.data.transforms.test_crops`
+            )
+        )
+    return shown
