@@ -116,7 +116,9 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--hyperparameters: {error}") from error
     report = inflated.report
     if options.report is not None:
-        report.save_html(options.report)
+        from stvid.look.inflation_page import write_inflation_page
+
+        write_inflation_page(report, options.report)
 
     from rich.console import Console
 
