@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and multiply-adds of one view."""
+"""Measures the cost of a model: its parameters, and the multiply-adds of one view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def measure_cost(model: nn.Module, protocol: Protocol, *, device: torch.device |
 
     Args:
         model: Maps clips (1, 3, T, H, W) to logits. Its training mode and device are the same afterwards.
-        protocol: Gives frames and crop.
+        protocol: Gives the number of frames and the size of the crop.
         device: None leaves the model where it is.
 
     Returns:

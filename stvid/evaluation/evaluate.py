@@ -1,8 +1,8 @@
 """Multi-view evaluation: each video is decoded once, the model sees all its views, and the logits of each are kept.
 
-One pass can serve several protocols and several orders of frames: the views that protocols share are computed once,
-and views of a video that turn out equal too. Metric names carry the protocol: ``top1@4x3``. What is computed from the
-logits is in `stvid.evaluation.result`.
+One pass can serve several protocols and several orders of frames: a view that protocols share is computed once, and so
+are views of a video that turn out to be equal. Metric names carry the protocol: ``top1@4x3``. The numbers are computed
+from the logits in `stvid.evaluation.result`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 PROBES: tuple[Temporal, ...] = ("reversed", "shuffled", "frozen")
-"""What can be done to the order of frames, to see whether a model uses it."""
+"""Changes to the order of frames that show whether a model uses it."""
 
 _PRECISIONS: dict[str, torch.dtype | None] = {
     "32-true": None,
@@ -57,14 +57,14 @@ _PRECISIONS: dict[str, torch.dtype | None] = {
 
 
 def perturb_time(clips: Tensor, temporal: Temporal, *, seed: int, index: int) -> Tensor:
-    """Destroys or turns round the order of the frames, to see whether a model uses it.
+    """Changes the order of the frames, to see whether a model uses it.
 
     Args:
         clips: (V, C, T, H, W), all views of one video.
         temporal: ``normal`` changes nothing; ``frozen`` repeats the middle frame T // 2; ``reversed`` runs backwards;
             ``shuffled`` applies one permutation, the same for all views and never the identity, which depends on
             (seed, index) only.
-        seed: Of the permutation.
+        seed: Seed of the permutation.
         index: Number of the video.
 
     Returns:
@@ -92,7 +92,7 @@ def perturb_time(clips: Tensor, temporal: Temporal, *, seed: int, index: int) ->
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model is, and the floating-point type of its weights."""
+    """The device that a model is on, and the floating-point type of its weights."""
 
     device: torch.device
     dtype: torch.dtype
@@ -111,15 +111,15 @@ def sample_logits(
 ) -> list[tuple[EvalSample, Tensor | None]]:
     """Runs the model over all views of some videos, a bounded number of clips at a time.
 
-    Of views that a sample says are equal, one is computed. The caller chooses evaluation mode, autocast and
+    Views that a sample says are equal are computed once. The caller chooses evaluation mode, autocast and
     `torch.inference_mode`.
 
     Args:
         model: Maps normalised clips (B, C, T, H, W) to logits (B, K).
-        samples: What a loader of `EvalDataset` gives.
+        samples: The videos, as a loader of `EvalDataset` gives them.
         protocol: Gives the mean and standard deviation, and is named where the model does not take its clips.
         placement: Device and type of the model's input. Clips go to the device as uint8 and are normalised there.
-        view_chunk: Clips in one forward pass, of one video or of several.
+        view_chunk: How many clips to take in one forward pass, from one video or from several.
         temporal: See `perturb_time`.
         seed: See `perturb_time`.
         num_views: How many of each sample's views to take, from the first on; None takes all.
@@ -128,8 +128,8 @@ def sample_logits(
         Each sample with its logits, float32 (V, K) on the CPU, or None if it could not be read.
 
     Raises:
-        ConfigError: If the model does not take these clips (it raises ValueError), or does not give one row of logits a
-            clip.
+        ConfigError: If the model does not take these clips (it raises ValueError), or does not give one row of logits
+            for each clip.
     """
     counts: list[int] = []
     places: list[Tensor] = []  # of each view among the different ones
@@ -222,7 +222,7 @@ def inference(model: nn.Module, *, device: torch.device | str | None, precision:
 
 
 def model_protocol(model: nn.Module, protocol: Protocol | None, views: str | ViewPlan | None) -> Protocol:
-    """The protocol to evaluate with: the given one or the model's own, with `views` put in.
+    """Returns the protocol to evaluate with: the given one or the model's own, with `views` put in.
 
     Raises:
         ConfigError: If there is none, or the views cannot be read.
@@ -234,7 +234,7 @@ def model_protocol(model: nn.Module, protocol: Protocol | None, views: str | Vie
 
 
 def model_task(model: nn.Module, task: Task | None) -> Task:
-    """The task to evaluate with: the given one or the model's own, ``multiclass`` if it has none.
+    """Returns the task to evaluate with: the given one or the model's own, or ``multiclass`` if it has none.
 
     Raises:
         ConfigError: If there is no such task.
@@ -273,21 +273,21 @@ def evaluate(
             by name.
         views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
         protocol: None takes `model.default_protocol`.
-        batch_size: Clips in one forward pass. As many videos are decoded at a time as give so many clips, at least
-            one.
+        batch_size: Clips in one forward pass. As many videos are decoded at a time as give so many clips, but at
+            least one.
         workers: Decoding processes; 0 decodes in this one.
         device: None leaves the model where it is.
         precision: ``32-true`` runs as the weights are; ``bf16-mixed`` and ``16-mixed`` use autocast.
         backend: Decoder.
         task: ``multiclass`` or ``multilabel``; None takes `model.task`, or ``multiclass`` if the model has none.
-        temporal: What is done to the order of each clip's frames, see `perturb_time`. A model that does not fall
-            with ``frozen``, ``shuffled`` or ``reversed`` clips does not use time.
-        seed: Of the shuffled order.
+        temporal: Change to the order of each clip's frames, see `perturb_time`. A model that does not get worse with
+            ``frozen``, ``shuffled`` or ``reversed`` clips does not use time.
+        seed: Seed of the shuffled order.
         progress: Show a bar on standard error.
-        view_chunk: Clips in one forward pass if that is to differ from `batch_size`.
+        view_chunk: Clips in one forward pass, if that is to differ from `batch_size`.
         also: Further views to measure in the same pass, as in ``["1x1", "4x3"]``. Each number is the one that these
-            views give by themselves; a view that several share is computed once.
-        average: What the score of a video averages over its views, ``probabilities`` or ``logits``.
+            views give by themselves; a view that several protocols share is computed once.
+        average: Whether the score of a video averages the ``probabilities`` or the ``logits`` of its views.
         probe: Orders of frames (of `PROBES`) to measure besides, on the same decoded clips of `views`.
         resume_from: A folder in which the logits of finished videos are kept (``interrupted-....bin``) until the result
             is saved. If it holds those of the same evaluation of the same weights, only the other videos are decoded;
@@ -295,7 +295,7 @@ def evaluate(
             uninterrupted evaluation, bit for bit, but for videos that can be read only at the second try.
 
     Returns:
-        Numbers, per-view logits, and what is needed to trust them.
+        The numbers, the logits of each view, and all that is needed to trust them.
 
     Raises:
         ConfigError: If there is no protocol, it has no class names, the model does not take its clips or gives another
@@ -333,14 +333,14 @@ def evaluate(
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is measured, whatever the videos, the model and the machine.
+    """All that decides which numbers are measured, besides the videos and the model.
 
     Attributes:
-        protocol: How clips are read; with the views.
+        protocol: How clips are read, with the views.
         task: ``multiclass`` or ``multilabel``.
         also: Further views to measure in the same pass.
-        average: What the score of a video averages over its views, ``probabilities`` or ``logits``.
-        temporal: What is done to the order of the frames.
+        average: Whether the score of a video averages the ``probabilities`` or the ``logits`` of its views.
+        temporal: Change to the order of the frames.
         probe: Orders of frames to measure besides.
         seed: Seed of the shuffled order.
 
@@ -396,7 +396,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class _Execution:
-    """How the work is done, which changes the speed but not what is measured: arguments of `evaluate`."""
+    """How the work is done: arguments of `evaluate` that change its speed, but not what it measures."""
 
     batch_size: int
     view_chunk: int
@@ -506,7 +506,7 @@ def _measure(
     Args:
         samples: The videos.
         run: `sample_logits`, of the model.
-        plan: What to measure.
+        plan: The orders of frames to measure.
 
     Returns:
         The record of each video that could be read, and the samples that could not.
@@ -556,14 +556,14 @@ def evaluation_digest(
     """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.
 
     Args:
-        videos: Their paths, ranges and labels count, and their order.
-        protocol: With the views.
+        videos: The videos; their paths, ranges, labels and order enter the digest.
+        protocol: The protocol, with the views.
         also: See `evaluate`, as for those below.
         task: ``multiclass`` or ``multilabel``.
         temporal: Order of the frames.
         probe: Further orders.
-        seed: Counts only if frames are shuffled.
-        average: What is averaged over views.
+        seed: Seed of the shuffled order; it enters the digest only if frames are shuffled.
+        average: ``probabilities`` or ``logits``.
     """
     return digest(
         {
@@ -582,7 +582,7 @@ def check_counts(*, workers: int, **counts: int) -> None:
     """Refuses numbers that cannot be counts: less than 1, or for `workers` less than 0.
 
     Raises:
-        ConfigError: If one of them cannot.
+        ConfigError: If one of the numbers cannot be a count.
     """
     for name, value, least in (("workers", workers, 0), *((name, value, 1) for name, value in counts.items())):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

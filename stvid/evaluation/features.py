@@ -1,8 +1,8 @@
-"""Clip features as files: one a video, with the seconds of each clip, so that a later program needs no video.
+"""Clip features as files: one for each video, with the seconds of each clip, so that a later program needs no video.
 
-A feature is what the classifier sees: the pooled output of `forward_features`. The clips of a video are either the test
-clips of the protocol (features of a clip's crops are averaged), or windows that slide over it, as in
-`stvid.evaluation.timeline`. `stvid.engine.features` runs the model and writes.
+A feature is the input of the classifier: the pooled output of `forward_features`. The clips of a video are either the
+test clips of the protocol (features of a clip's crops are averaged), or windows that slide over it, as in
+`stvid.evaluation.timeline`. `stvid.engine.features` runs the model and writes the files.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class ClipFeatures:
     """The features of one video.
 
     Attributes:
-        features: float32 (N, D), one row a clip.
+        features: float32 (N, D), one row for each clip.
         start: Second of each clip's start, counted from the video's first frame, float64 (N,).
-        end: Likewise of its end; without windows the time of its last frame.
+        end: Second of each clip's end, float64 (N,); without windows this is the time of its last frame.
         frames: First and last source frame that the model saw, int64 (N, 2).
         path: The video.
-        labels: Names of its classes, if known.
+        labels: Names of the video's classes, if they are known.
     """
 
     features: NDArray[np.float32]
@@ -75,10 +75,10 @@ class ClipFeatures:
 
 
 def save_features(found: ClipFeatures, path: str | os.PathLike[str]) -> None:
-    """Writes ``.npz``, or ``.parquet`` with a row a clip and path and labels in the metadata; atomically.
+    """Writes ``.npz``, or ``.parquet`` with a row for each clip and path and labels in the metadata; atomically.
 
     Raises:
-        ConfigError: If the suffix is another.
+        ConfigError: If the suffix is neither of these.
         StvidError: If pyarrow is missing.
         OSError: If the file cannot be written.
     """
@@ -187,7 +187,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def check_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-    """Writes how a folder's features are made, or makes sure that those in it were made so.
+    """Writes down how a folder's features are made, or makes sure that those in it were made the same way.
 
     Raises:
         ConfigError: If the folder holds features of other settings.
@@ -224,10 +224,10 @@ class ClipChunk:
         video: Row of the manifest.
         clips: uint8 (n, crops, C, T, H, W); None if there are none.
         start: Second of each clip's start, counted from the video's first frame, (n,).
-        end: Likewise of its end.
+        end: Second of each clip's end, (n,).
         frames: First and last source frame, (n, 2).
         last: Whether no more clips of this video come.
-        error: Why the video cannot be read; its earlier chunks do not count then.
+        error: Why the video cannot be read; its earlier chunks must not be used then.
     """
 
     video: int
@@ -279,7 +279,7 @@ class FeatureClips(IterableDataset[ClipChunk]):
         self.videos = EvalDataset(self.manifest, self.protocol, views=self.views, backend=self.backend)
 
     def __iter__(self) -> Iterator[ClipChunk | StvidError]:  # type: ignore[override]
-        """Yields chunks; an error that is no fault of a video comes as a value, for the loader to raise."""
+        """Yields chunks. An error that is no fault of a video comes as a value, which the loader raises."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for row in self.rows[self.rank * workers + number :: self.world_size * workers]:

@@ -51,7 +51,7 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 def video_scores(
     logits: NDArray[Any], task: Task = "multiclass", average: Average = "probabilities"
 ) -> NDArray[np.float64]:
-    """The score of each class: the mean over a video's views of the softmax (sigmoid if multi-label) of its logits.
+    """Returns the score of each class: the softmax (sigmoid if multi-label) of the logits, averaged over the views.
 
     Averaging probabilities of clips and crops is how two-stream networks (Simonyan and Zisserman, arXiv:1406.2199,
     section 5, "Testing") and SlowFast (arXiv:1812.03982, section 4, "Inference") state their video-level numbers; in
@@ -61,7 +61,7 @@ def video_scores(
     Args:
         logits: (N, V, K): videos, views, classes.
         task: ``multiclass`` takes the softmax, ``multilabel`` the sigmoid.
-        average: What is averaged over the views, ``probabilities`` or ``logits``.
+        average: Whether the ``probabilities`` or the ``logits`` of the views are averaged.
 
     Returns:
         (N, K) float64.
@@ -79,7 +79,7 @@ def video_scores(
 
 
 def label_ranks(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
-    """How many classes are ranked before each video's own: 0 is a correct top-1 prediction.
+    """Counts the classes that are ranked before each video's own: 0 is a correct top-1 prediction.
 
     Equal scores are ranked by class number, as argmax does, so that a constant model is not always right.
 
@@ -184,13 +184,13 @@ def bounds(
     failed_labels: NDArray[Any],
     task: Task = "multiclass",
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics if all unreadable videos were wrong, and if all were right.
+    """Returns the metrics if all unreadable videos were wrong, and if all were right.
 
     Args:
         scores: (N, K) of the videos that were read.
         labels: (N,) class numbers, or (N, K) 0/1 if multi-label.
-        failed_labels: (F,) or (F, K): the labels of those that were not.
-        task: Which metrics.
+        failed_labels: (F,) or (F, K): the labels of the videos that could not be read.
+        task: ``multiclass`` or ``multilabel``, which decides the metrics.
 
     Returns:
         Two dictionaries with the keys of `classification_metrics` or `multilabel_metrics`: lowest and highest values.
@@ -220,7 +220,7 @@ def bounds(
 def per_class(
     scores: NDArray[Any], labels: NDArray[Any], class_names: tuple[str, ...], task: Task = "multiclass"
 ) -> list[dict[str, Any]]:
-    """One record a class, as `result.json` holds it; None stands for "undefined", never NaN.
+    """Returns one record for each class, as `result.json` holds it; None stands for "undefined", never NaN.
 
     Args:
         scores: (N, K).
@@ -251,14 +251,14 @@ def per_class(
 def bootstrap_interval(
     values: NDArray[Any], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean over videos (Efron and Tibshirani 1993, section 13.3).
+    """Returns the percentile bootstrap interval of the mean over videos (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        values: (N,) one number a video, such as 1 for a correct prediction; differences of two models give the
+        values: (N,) one number for each video, such as 1 for a correct prediction; differences of two models give the
             interval of a paired comparison.
-        level: Share of the resampled means that lie within.
+        level: Share of the resampled means that lie within the interval.
         resamples: How often N videos are drawn with replacement.
-        seed: Of the draws.
+        seed: Seed of these draws.
 
     Raises:
         ValueError: If there is no video.
@@ -276,7 +276,7 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether predictions made with probability p are right in a share p of the cases.
+    """Measures whether predictions made with probability p are right in a share p of the cases.
 
     Attributes:
         error: Expected calibration error: the mean over the videos of |confidence - accuracy| of their bin (Guo et al.

@@ -1,4 +1,4 @@
-"""What an evaluation found, for people, for programs, and as files."""
+"""The result of an evaluation, for people, for programs, and as files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compute_metrics(scores: NDArray[np.float64], labels: NDArray[np.int64], task
 
 @dataclass
 class EvaluationResult:
-    """What an evaluation found: N videos counted, V views each, K classes.
+    """The result of an evaluation of N readable videos, with V views each and K classes.
 
     Attributes:
         protocol: The protocol that was used; its `views` are those of this evaluation.
@@ -52,21 +52,21 @@ class EvaluationResult:
         per_class: One record a class: support, recall and precision, or average precision (see `metrics.per_class`).
         confusion: int64 (K, K) counts, row the true class; None if multi-label.
         task: ``multiclass`` or ``multilabel``.
-        temporal: What was done to the order of the frames.
+        temporal: Change that was made to the order of the frames.
         command: The command line of the process.
         versions: Package name to version.
         also: Further views that were measured in the same pass, as in ``1x1``.
         extra_logits: float32 (N, E, K), the views that only `also` needs, in the order of
             `stvid.data.layout.view_layout`.
-        average: What the scores average over the views, ``probabilities`` or ``logits``.
+        average: Whether the scores average the ``probabilities`` or the ``logits`` of the views.
         distinct: int64 (N,) how many of the V views are different: clips of a short video and crops of a square one
             may be equal.
         probe_logits: The logits (N, V, K) with the frames of each clip ``reversed``, ``shuffled`` or ``frozen``, as
             far as that was measured in the same pass.
-        cost: What it took: ``params`` (parameters), ``gflops`` (multiply-adds of one view in 1e9), ``seconds``; as far
-            as known.
-        arithmetic: What the model was computed in, such as ``32-true on cpu``; of a model of `stvid.optimize` what was
-            done to it. Empty if unknown.
+        cost: Cost of the evaluation, as far as it is known: ``params`` (parameters), ``gflops`` (multiply-adds of one
+            view in 1e9), ``seconds``.
+        arithmetic: Precision and device of the model, such as ``32-true on cpu``; for a model of `stvid.optimize` its
+            notes. Empty if unknown.
         evaluation: Digest of what was measured: videos, labels, protocol, views, order of frames. Two results with
             the same one differ in the model only. Empty if unknown.
         progress_file: The logits of finished videos that an interrupted evaluation would have left; `save` deletes it.
@@ -104,7 +104,7 @@ class EvaluationResult:
 
     @property
     def counted(self) -> int:
-        """How many videos the metrics are about."""
+        """Number of videos that the metrics count."""
         return len(self.logits)
 
     @property
@@ -150,12 +150,12 @@ class EvaluationResult:
 
     @property
     def calibration(self) -> Calibration | None:
-        """How far the confidence of the top-1 predictions can be trusted; None if multi-label."""
+        """Comparison of the confidence of the top-1 predictions with their accuracy; None if multi-label."""
         return None if self.task == "multilabel" else M.calibration(self.scores, self.labels)
 
     @property
     def probe(self) -> dict[str, dict[str, Any]]:
-        """For each changed order of frames the ``metrics``, and ``per_class`` records, of the protocol's views."""
+        """The ``metrics`` and ``per_class`` records of the protocol's views, for each changed order of frames."""
         found: dict[str, dict[str, Any]] = {}
         for temporal, logits in self.probe_logits.items():
             scores = M.video_scores(logits, self.task, self.average)
@@ -175,7 +175,7 @@ class EvaluationResult:
         return self.metrics[f"{name}@{self.views}"]
 
     def summary(self) -> str:
-        """Returns a few lines for people: the metrics in percent, what was counted, and each unreadable video."""
+        """Returns a few lines for people: the metrics in percent, the number of videos, and each unreadable video."""
         lines = []
         intervals = self.intervals
         for views in (self.views, *self.also):

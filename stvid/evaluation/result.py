@@ -1,4 +1,4 @@
-"""From per-view logits to numbers.
+"""Computes the numbers of an evaluation from the logits of each view.
 
 `ViewAccumulator` collects the logits of every view and computes the `EvaluationResult`. Validation during training and
 `evaluate` both use it, so that they agree exactly at the same protocol.
@@ -49,17 +49,17 @@ class EvaluationError(StvidError):
 class ViewAccumulator:
     """Collects per-view logits of videos, on one process or several, and turns them into numbers.
 
-    A video is known by its index: what comes again (the padding of a distributed sampler) is ignored. Logits are kept
-    as float32, scores are computed in float64 in the order of the indices, so the numbers do not depend on the order
-    of arrival or on how the videos were shared out.
+    A video is known by its index: one that comes again (the padding of a distributed sampler) is ignored. Logits are
+    kept as float32, and scores are computed in float64 in the order of the indices, so that the numbers do not depend
+    on the order of arrival or on how the videos were shared out.
 
     Args:
         protocol: Protocol of the evaluation; its class names name the logits ("class 0", ... if it has none).
         views: Temporal clips x spatial crops; None takes those of the protocol.
         task: ``multiclass`` or ``multilabel``.
-        temporal: Written into the result.
+        temporal: Order of the frames, which is written into the result.
         also: Further views whose logits are given; see `stvid.data.layout`.
-        average: What the scores average over the views.
+        average: Whether the scores average the ``probabilities`` or the ``logits`` of the views.
 
     Several processes:
 
@@ -114,10 +114,10 @@ class ViewAccumulator:
         """Adds one video.
 
         Args:
-            index: Its row in the manifest.
+            index: Row of the video in the manifest.
             logits: (V, K), views clip by clip; then those of further protocols, in the order of the layout.
             labels: The class number; if multi-label, K zeros and ones.
-            path: Its file, for the result.
+            path: File of the video, for the result.
             distinct: How many of the V views are different; None takes all to be.
             probes: Logits (V, K) with a changed order of frames, by its name; the same names for all videos.
 
@@ -154,10 +154,10 @@ class ViewAccumulator:
         """Adds a video that could not be read.
 
         Args:
-            index: Its row in the manifest.
-            path: Its file.
-            reason: Why, in a few words.
-            labels: As for `add`; None leaves the bounds of class means unknown.
+            index: Row of the video in the manifest.
+            path: File of the video.
+            reason: Why it could not be read, in a few words.
+            labels: Label of the video, as for `add`; None leaves the bounds of class means unknown.
         """
         known = None if labels is None else _label_array(labels)
         self._failures.setdefault(index, (str(path), str(reason), known))
@@ -192,7 +192,7 @@ class ViewAccumulator:
 
     @classmethod
     def from_states(cls, states: Iterable[Mapping[str, Any]]) -> ViewAccumulator:
-        """Merges what several processes have collected; of a video that came twice, the first state's is taken.
+        """Merges what several processes have collected; of a video that came twice, the first is taken.
 
         Args:
             states: Results of `state`, in the order of the ranks.

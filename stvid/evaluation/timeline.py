@@ -75,12 +75,12 @@ class WindowClips:
     """The views of one window.
 
     Attributes:
-        start: Seconds from the first frame of the source.
-        end: Likewise; where the source ends, if that is earlier.
+        start: Start in seconds from the first frame of the source.
+        end: End in seconds from the first frame; the end of the source, if that is earlier.
         clips: uint8 (V, C, T, crop, crop), ordered as `ViewPlan` says; None if the window holds no frame.
         indices: Source frame of each frame, int64 (clips, T).
-        seconds: Their times on the source's own clock, float64 (clips, T).
-        error: Why there are no clips.
+        seconds: Time of each frame on the source's own clock, float64 (clips, T).
+        error: Why there are no clips; None if there are.
     """
 
     start: float
@@ -136,9 +136,10 @@ class _Buffer:
         """Cuts the views of a window out of the frames.
 
         Args:
-            start: Seconds from the first frame.
-            end: Likewise.
-            ended_at: Where the source has ended, if it has; otherwise a frame at `end` or later is in the buffer.
+            start: Start in seconds from the first frame.
+            end: End in seconds from the first frame.
+            ended_at: Second at which the source has ended; None if it goes on, and then a frame at `end` or later is in
+                the buffer.
         """
         times = np.array(self.times)
         if ended_at is not None:
@@ -159,7 +160,7 @@ def check_windows(window: float, stride: float) -> None:
     """Refuses windows that are not positive numbers of seconds.
 
     Raises:
-        ConfigError: If one of them is not.
+        ConfigError: If the window or the stride is not.
     """
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -210,13 +211,13 @@ class TimelineWindow:
     """The most likely classes of one window.
 
     Attributes:
-        start: Seconds from the first frame of the source.
-        end: Likewise.
+        start: Start in seconds from the first frame of the source.
+        end: End in seconds from the first frame of the source.
         classes: Class names, the most likely first; empty if the window holds no frame.
-        probabilities: Of these classes, in 0..1, averaged over the views.
-        scores: Of all classes, float64 (K,); empty if the window holds no frame.
+        probabilities: Probabilities of these classes in 0..1, averaged over the views.
+        scores: Probabilities of all classes, float64 (K,); empty if the window holds no frame.
         frames: First and last source frame that the model saw; None if it saw none.
-        error: Why there are no classes.
+        error: Why there are no classes; None if there are.
     """
 
     start: float
@@ -253,7 +254,7 @@ def timeline(
     precision: str = "32-true",
     task: Task | None = None,
 ) -> Iterator[TimelineWindow]:
-    """Classifies every window of a video or stream; see the head of this file for what a window shows.
+    """Classifies every window of a video or stream; the docstring of this module says which frames a window shows.
 
     Args:
         model: Maps clips (B, C, T, H, W) to logits (B, K). It stays on the device until the iterator is used up or
@@ -264,8 +265,8 @@ def timeline(
         topk: How many classes to name.
         views: Temporal clips x spatial crops of each window.
         protocol: None takes `model.default_protocol`.
-        batch_size: Clips in one forward pass; None takes 8, or for a camera, pipe or URL one window, so that each is
-            known as soon as it is over.
+        batch_size: Clips in one forward pass. None takes 8, or for a camera, pipe or URL the clips of one window, so
+            that each window is known as soon as it is over.
         device: None leaves the model where it is.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         task: None takes `model.task`.
@@ -296,7 +297,7 @@ def timeline(
 
 @dataclass(frozen=True)
 class _TimelineSettings:
-    """The arguments of `timeline` with these names, checked, and with what None stands for put in."""
+    """The checked arguments of `timeline`, with the defaults that None stands for."""
 
     protocol: Protocol
     views: ViewPlan

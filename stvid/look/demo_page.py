@@ -25,7 +25,7 @@ from stvid.models.base import VideoModel
 __all__ = ["Answer", "Classifier", "build_page", "launch_page"]
 
 Answer = tuple[str, "dict[str, float] | None", str, "list[str] | None"]
-"""What the page shows: a message (HTML), the scores of the whole video, a plot (HTML), and files."""
+"""The contents of the page: a message (HTML), the scores of the whole video, a plot (HTML), and files."""
 
 _REDRAW_SECONDS = 1.0
 

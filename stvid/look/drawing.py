@@ -83,7 +83,7 @@ def contact_sheet(
 
 
 def with_box(frame: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:
-    """Returns a copy of a frame (H, W, 3) with the outline of a crop, as wide as it needs to be seen in a thumbnail."""
+    """Returns a copy of a frame (H, W, 3) with the outline of a crop, drawn thick enough to be seen in a thumbnail."""
     picture = Image.fromarray(frame)
     line = max(1, max(picture.size) // 60)
     corners = (box.left, box.top, box.left + box.width - 1, box.top + box.height - 1)
@@ -97,7 +97,7 @@ def heat_overlay(frame: NDArray[np.uint8], heat: NDArray[np.floating], *, opacit
     Args:
         frame: uint8 (H, W, 3).
         heat: (H, W) in 0..1.
-        opacity: Of the map.
+        opacity: Opacity of the map.
     """
     place = np.clip(heat, 0, 1) * (len(_HEAT) - 1)
     low = np.minimum(place.astype(np.int64), len(_HEAT) - 2)

@@ -35,7 +35,7 @@ class InspectedClip:
         name: Which draw or view the clip is.
         frames: uint8 (T, crop, crop, 3), after all augmentation of a clip.
         indices: Source frame of each frame, int64 (T,).
-        seconds: Their times in the source, float64 (T,).
+        seconds: Time of each frame in the source, float64 (T,).
         crop_box: Part of the source that is shown, in source pixels.
         flipped: Whether it is mirrored left to right.
         source: The whole source frame of the clip's middle frame, uint8 (H, W, 3).
@@ -168,7 +168,7 @@ def inspect_video(
 
 
 class _Shown(NamedTuple):
-    """What the data sets say of a clip: an `InspectedClip` but for the source frame."""
+    """A clip as the data sets give it: an `InspectedClip` without the source frame."""
 
     name: str
     frames: NDArray[np.uint8]

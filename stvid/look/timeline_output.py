@@ -1,4 +1,4 @@
-"""What is kept of a timeline: a CSV that grows window by window, and at the end a JSON and a plot."""
+"""The files of a timeline: a CSV that grows window by window, and at the end a JSON and a plot."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ClassTrack:
     """The scores of a timeline for a plot, in bounded memory: neighbours are averaged when there are too many.
 
     Args:
-        class_names: Names of the classes; empty calls them "class 0", ...
-        limit: Points that are kept.
+        class_names: Names of the classes; without names they are called "class 0", "class 1", ...
+        limit: How many points to keep at most.
     """
 
     def __init__(self, class_names: Sequence[str], *, limit: int = 1024) -> None:
@@ -39,7 +39,7 @@ class ClassTrack:
         self._per_point = 1
 
     def add(self, window: TimelineWindow) -> None:
-        """Adds a window; one without scores is left out."""
+        """Adds a window; a window without scores is left out."""
         if window.error is not None:
             return
         self._group.append(window)
@@ -60,9 +60,9 @@ class ClassTrack:
         """Returns a line for each of the classes that were ever the most probable, as an SVG picture.
 
         Args:
-            classes: Lines at most; classes with the highest peaks are taken.
-            width: Pixels.
-            height: Pixels.
+            classes: How many lines to draw at most; the classes with the highest peaks are taken.
+            width: Width of the picture in pixels.
+            height: Height of the picture without its legend in pixels.
         """
         if self._group:
             self._close_group()
@@ -116,10 +116,10 @@ class TimelineFiles:
     two are put in place when the context ends, also by an error or Ctrl-C, with the reason under ``stopped``.
 
     Args:
-        folder: Made if it is missing.
-        header: What the JSON says besides ``windows`` and ``stopped``: source, protocol, window, stride ...
-        class_names: For the plot.
-        topk: Classes in a line of the CSV.
+        folder: Folder of the files, which is made if it is missing.
+        header: Entries of the JSON besides ``windows`` and ``stopped``: source, protocol, window, stride ...
+        class_names: Names of the classes, for the plot.
+        topk: How many classes a line of the CSV names.
 
     Raises:
         OSError: If a file cannot be written.
