@@ -239,7 +239,6 @@ def test_what_is_for_inference_only_can_be_exported(change: Callable[..., Any], 
 def test_the_models_of_other_libraries_are_fused() -> None:
     pytest.importorskip("torchvision")
     cases: list[tuple[str, dict[str, Any]]] = [
-        ("torchvision/mc3_18", {}),
         ("timm/resnet18", {}),
         ("timm/mobilenetv3_small_050", {}),  # norms that end with an activation
     ]

@@ -20,8 +20,9 @@ What a wrapper changes in a network:
 - SlowFast takes one clip, that of the fast pathway. The slow one is a part of it: frames
   ``linspace(0, T - 1, T / alpha)``, truncated to whole numbers (SlowFast, datasets/utils.py, `pack_pathway_output`).
 
-Not here: PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the clip.
-`pytorchvideo.transforms`, which does not import with a current torchvision, is never imported.
+Two groups of models are left out: those that stvid has itself (`NATIVE` says under which name; the libraries' files
+load there), and PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the
+clip. `pytorchvideo.transforms`, which does not import with a current torchvision, is never imported.
 
 The published numbers stand in tables at the bottom, so that listing them imports neither library: torchvision's are
 those of the weights' ``meta``, PyTorchVideo's those of docs/source/model_zoo.md.
@@ -46,11 +47,10 @@ from torch import Tensor, nn
 from stvid.errors import ConfigError
 from stvid.models.base import VideoModel
 from stvid.models.blocks import rename_keys, resize_grid, run_blocks
-from stvid.models.families.video_resnet import TORCHVISION
 from stvid.models.registry import ModelInfo
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
-__all__ = ["LibraryModel", "library_model_info", "library_models"]
+__all__ = ["NATIVE", "LibraryModel", "library_model_info", "library_models"]
 
 Rules = Sequence[tuple[str, str]]
 MODULES = {"pytorchvideo": "pytorchvideo.models.hub", "torchvision": "torchvision.models.video"}
@@ -92,9 +92,10 @@ class LibraryModel(VideoModel):
         classifier = network.get_submodule(self.classifier)
         setattr(network.get_submodule(parent), leaf, nn.Identity())
         self.network = network
-        head = _as_linear(classifier)
-        self.num_features = head.in_features
-        self.head = head if num_classes else nn.Identity()
+        if not isinstance(classifier, nn.Linear):
+            raise TypeError(f"{type(self).__name__}: the classifier {self.classifier} is no linear layer")
+        self.num_features = classifier.in_features
+        self.head = classifier if num_classes else nn.Identity()
 
     @classmethod
     def arguments(
@@ -151,20 +152,10 @@ class LibraryModel(VideoModel):
         own = {}
         for key, value in state.items():
             if key.startswith(f"{self.classifier}."):
-                own[f"head{key[len(self.classifier) :]}"] = value.flatten(1) if value.dim() > 2 else value
+                own[f"head{key[len(self.classifier) :]}"] = value
             else:
                 own[f"network.{key}"] = value
         return name, own
-
-
-def _as_linear(layer: nn.Module) -> nn.Linear:
-    """Returns a classifier as a linear layer; S3D's is a convolution of 1x1x1."""
-    if isinstance(layer, nn.Linear):
-        return layer
-    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    linear.load_state_dict({"weight": weight.detach().flatten(1), "bias": bias.detach()}, assign=True)
-    return linear.requires_grad_()
 
 
 class CutAvgPool3d(nn.AvgPool3d):
@@ -174,10 +165,6 @@ class CutAvgPool3d(nn.AvgPool3d):
         """(B, C, T, H, W) to one entry for each position of the window."""
         window: Any = self.kernel_size
         return F.avg_pool3d(x, [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)], stride=1)
-
-
-def _cut_window(pool: nn.Module) -> nn.Module:
-    return CutAvgPool3d(pool.kernel_size, stride=1) if isinstance(pool, nn.AvgPool3d) else pool
 
 
 def _modernise(network: nn.Module) -> None:
@@ -192,96 +179,11 @@ def _modernise(network: nn.Module) -> None:
                 setattr(module, name, tuple(int(size) for size in value))
 
 
-# --- torchvision ------------------------------------------------------------------------------------------------------
-
-
-class TorchvisionResNet(LibraryModel):
-    """R3D, MC3 and R(2+1)D of torchvision/models/video/resnet.py."""
-
-    classifier = "fc"
-    minimum = (1, 16, 16)
-    groups: ClassVar[dict[str, Any]] = {"stem": r"^network\.stem", "blocks": [(r"^network\.layer(\d)\.(\d+)", None)]}
-
-    def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the stem and every residual block."""
-        network: Any = self.network
-        return [network.stem, *network.layer1, *network.layer2, *network.layer3, *network.layer4]
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Takes the mean over time and space."""
-        return features.mean((2, 3, 4))
-
-
-class TorchvisionS3D(LibraryModel):
-    """S3D of torchvision/models/video/s3d.py."""
-
-    classifier = "classifier.1"
-    minimum = (5, 32, 32)
-    groups: ClassVar[dict[str, Any]] = {
-        "stem": r"^network\.features\.0\.",
-        "blocks": [(r"^network\.features\.(\d+)", None)],
-    }
-
-    def __init__(self, network: nn.Module, **arguments: Any) -> None:
-        super().__init__(network, **arguments)
-        network.avgpool = _cut_window(network.get_submodule("avgpool"))
-
-    def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the layers of `features`."""
-        network: Any = self.network
-        return list(network.features)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Averages over windows, then over their positions."""
-        network: Any = self.network
-        return network.classifier(network.avgpool(features)).mean((2, 3, 4))
-
-
-class TorchvisionSwin(LibraryModel):
-    """Video Swin of torchvision/models/video/swin_transformer.py."""
-
-    classifier = "head"
-    minimum = (1, 4, 4)
-    groups: ClassVar[dict[str, Any]] = {
-        "stem": r"^network\.patch_embed",
-        "blocks": [
-            (r"^network\.features\.(\d+)\.(\d+)\.", None),
-            (r"^network\.features\.(\d+)\.", None),  # a merging
-            (r"^network\.norm", (99999,)),
-        ],
-    }
-
-    def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the patch embedding, then every block and merging."""
-        network: Any = self.network
-        stages = [list(stage) if isinstance(stage, nn.Sequential) else [stage] for stage in network.features]
-        return [network.patch_embed, network.pos_drop, *(block for stage in stages for block in stage)]
-
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised features of the last stage; see `LibraryModel.forward_features`."""
-        network: Any = self.network
-        return network.norm(super().forward_features(clip)).permute(0, 4, 1, 2, 3)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Takes the mean over time and space."""
-        return features.mean((2, 3, 4))
-
-    def no_weight_decay(self) -> set[str]:
-        """Returns the bias tables (Video-Swin-Transformer, configs)."""
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
-
-    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Turns torchvision's layout into our keys; the index tables, which follow from the window, may be absent."""
-        name, own = super().convert_checkpoint(state)
-        index = {key: value for key, value in self.state_dict().items() if key.endswith("relative_position_index")}
-        return name, {**index, **own}
-
-
 # --- PyTorchVideo -----------------------------------------------------------------------------------------------------
 
 
 class PyTorchVideoNet(LibraryModel):
-    """C2D, I3D, Slow, R(2+1)D, CSN and X3D: a `Net` of stem, stages and head (pytorchvideo/models/net.py)."""
+    """X3D, a `Net` of stem, stages and head (pytorchvideo/models/net.py); SlowFast derives from it."""
 
     classifier = "blocks.5.proj"
     minimum = (1, 32, 32)
@@ -306,9 +208,8 @@ class PyTorchVideoNet(LibraryModel):
         head: Any = network.get_submodule(self.classifier.rpartition(".")[0])
         head.activation = None
         if hasattr(head.pool, "post_conv"):  # X3D: the average stands between two convolutions
-            head.pool.pool = _cut_window(head.pool.pool)
-        elif head.pool is not None:
-            head.pool = _cut_window(head.pool)
+            average = head.pool.pool
+            head.pool.pool = CutAvgPool3d(average.kernel_size, stride=1)
 
     @classmethod
     def arguments(
@@ -318,7 +219,7 @@ class PyTorchVideoNet(LibraryModel):
         return {"model_num_class": num_classes, "input_channel": in_chans}
 
     def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the stem, every residual block, and the pool in time of C2D and I3D."""
+        """Returns the stem and every residual block."""
         network: Any = self.network
         return [part for block in network.blocks[:-1] for part in getattr(block, "res_blocks", [block])]
 
@@ -326,13 +227,6 @@ class PyTorchVideoNet(LibraryModel):
         """Applies the library's head: averages over windows, then over their positions."""
         network: Any = self.network
         return network.blocks[-1](features)
-
-
-class PyTorchVideoPooledNet(PyTorchVideoNet):
-    """C2D and I3D: a pool in time stands after the first stage and counts as a block."""
-
-    classifier = "blocks.6.proj"
-    minimum = (2, 32, 32)
 
 
 class PyTorchVideoSlowFast(PyTorchVideoNet):
@@ -633,20 +527,13 @@ class _Published:
     paper: str
 
 
-_RESNET = "Tran et al. 2018, arXiv:1711.11248"
-_SWIN = "Liu et al. 2022, arXiv:2106.13230"
 _MVIT = "Fan et al. 2021, arXiv:2104.11227"
 _SLOWFAST = "Feichtenhofer et al. 2019, arXiv:1812.03982"
 _X3D = "Feichtenhofer 2020, arXiv:2004.04730"
 
 # torchvision: crop, scale, mean and std of the weights' transforms; frames, rate and clips of their `_docs`; parameters
-# and operations of their `meta`. Swin's operations there are counted for 16 frames, and stand here for 32 (the paper);
-# S3D's are counted for 16 frames, and left out, since it takes 128.
-_TORCHVISION_S3D = TORCHVISION.replace(frames=128, short_side=256, crop=224, views="1x1")
+# and operations of their `meta`.
 _TORCHVISION_MVIT = Protocol(frames=16, stride=1, fps=7.5, short_side=256, crop=224, views="5x1")
-_TORCHVISION_SWIN = Protocol(
-    frames=32, stride=1, fps=15, short_side=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, views="12x1"
-)
 
 # PyTorchVideo: frames x stride, operations and parameters of its model_zoo.md; crops and views of SlowFast's
 # configs/Kinetics/pytorchvideo, by which the zoo was measured (TEST_CROP_SIZE; three crops are scaled to it, a single
@@ -666,27 +553,15 @@ def _clip(protocol: Protocol, frames: int, stride: int) -> Protocol:
 
 _PUBLISHED: dict[str, dict[str, _Published]] = {
     "torchvision": {
-        "mc3_18": _Published(TorchvisionResNet, TORCHVISION, 11.7, 43.34, _RESNET),
         "mvit_v1_b": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 36.61, 70.6, _MVIT),
         "mvit_v2_s": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 34.54, 64.22, "Li et al. 2022, arXiv:2112.01526"),
-        "r2plus1d_18": _Published(TorchvisionResNet, TORCHVISION, 31.51, 40.52, _RESNET),
-        "r3d_18": _Published(TorchvisionResNet, TORCHVISION, 33.37, 40.7, _RESNET),
-        "s3d": _Published(TorchvisionS3D, _TORCHVISION_S3D, 8.32, None, "Xie et al. 2018, arXiv:1712.04851"),
-        "swin3d_b": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 88.05, 282, _SWIN),
-        "swin3d_s": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 49.82, 166, _SWIN),
-        "swin3d_t": _Published(TorchvisionSwin, _TORCHVISION_SWIN, 28.16, 88, _SWIN),
     },
     "pytorchvideo": {
-        "c2d_r50": _Published(PyTorchVideoPooledNet, _ZOO, 24.33, 25.89, "Wang et al. 2018, arXiv:1711.07971"),
-        "csn_r101": _Published(PyTorchVideoNet, _clip(_ZOO, 32, 2), 22.21, 75.62, "Tran et al. 2019, arXiv:1904.02811"),
         "efficient_x3d_s": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 13, 6), 3.8, None, _X3D),
         "efficient_x3d_xs": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 4, 12), 3.8, None, _X3D),
-        "i3d_r50": _Published(PyTorchVideoPooledNet, _ZOO, 28.04, 37.53, "Wang et al. 2018, arXiv:1711.07971"),
         "mvit_base_16": _Published(PyTorchVideoImageMViT, _IMAGE, None, None, _MVIT),
         "mvit_base_16x4": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 16, 4), 36.61, 70.8, _MVIT),
         "mvit_base_32x3": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 32, 3), 36.61, 170.37, _MVIT),
-        "r2plus1d_r50": _Published(PyTorchVideoNet, _clip(_ZOO, 16, 4), 28.11, 76.45, _RESNET),
-        "slow_r50": _Published(PyTorchVideoNet, _ZOO, 32.45, 54.52, _SLOWFAST),
         "slowfast_16x8_r101_50_50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 64, 2), 53.77, 215.61, _SLOWFAST),
         "slowfast_r101": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 62.83, 127.2, _SLOWFAST),
         "slowfast_r50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 34.57, 65.71, _SLOWFAST),
@@ -696,12 +571,25 @@ _PUBLISHED: dict[str, dict[str, _Published]] = {
         "x3d_xs": _Published(PyTorchVideoNet, _clip(_ZOO_182, 4, 12), 3.79, 0.91, _X3D),
     },
 }
+# What the libraries have and stvid has natively: the library's name, and stvid's.
+NATIVE: dict[str, dict[str, str]] = {
+    "torchvision": {
+        name: name for name in ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_b", "swin3d_s", "swin3d_t")
+    },
+    "pytorchvideo": {
+        "c2d_r50": "c2d_r50",
+        "csn_r101": "ir_csn_101",
+        "i3d_r50": "i3d_r50",
+        "r2plus1d_r50": "r2plus1d_50",
+        "slow_r50": "slow_r50",
+    },
+}
 # Arguments of the libraries' functions that fetch weights.
 _WEIGHT_ARGUMENTS = ("checkpoint_path", "pretrained", "progress", "weights")
 
 
 def library_models(library: str) -> list[str]:
-    """Returns the names of a library's models, whether it is installed or not."""
+    """Returns the names of a library's models that stvid has not itself, whether the library is installed or not."""
     return sorted(_PUBLISHED[library])
 
 

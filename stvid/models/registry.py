@@ -150,6 +150,10 @@ def _library_model_info(name: str) -> ModelInfo:
     for module in map(importlib.import_module, LIBRARIES[library]):
         if own_name in module.library_models(library):
             return module.library_model_info(library, own_name)
+    from stvid.models.external import NATIVE
+
+    if native := NATIVE.get(library, {}).get(own_name):
+        raise UnknownNameError(f"{name}: is native here: {native}")
     hint = nearest(own_name, _library_names(library))
     raise UnknownNameError(f"model {name!r}: {library} has no {own_name!r}{hint} (see: stvid models '{library}/*')")
 

@@ -23,7 +23,7 @@ from stvid.cli import main
 from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
-from stvid.models.external import LibraryModel, library_models
+from stvid.models.external import NATIVE, LibraryModel, library_models
 from stvid.models.kernels import channels_last
 from stvid.models.registry import model_info
 
@@ -42,12 +42,7 @@ TINY_MVIT = {
     "pool_q_stride_size": [[1, 1, 2, 2]],
 }
 SHRINK: dict[str, dict[str, Any]] = {
-    "pytorchvideo/c2d": {"stem_dim_out": 16},
-    "pytorchvideo/csn": {"stem_dim_out": 16},
-    "pytorchvideo/i3d": {"stem_dim_out": 16},
     "pytorchvideo/mvit": TINY_MVIT,
-    "pytorchvideo/r2plus1d": {"stem_dim_out": 16},
-    "pytorchvideo/slow_": {"stem_dim_out": 16},
     "pytorchvideo/slowfast": {"stem_dim_outs": [16, 2]},
     "pytorchvideo/x3d": {"width_factor": 0.5},
 }
@@ -57,11 +52,10 @@ QUICK = {
     "pytorchvideo/mvit_base_16x4",
     "pytorchvideo/slowfast_r50",
     "pytorchvideo/x3d_xs",
-    "torchvision/mc3_18",
-    "torchvision/s3d",
+    "torchvision/mvit_v2_s",
 }
 # By how much of itself a printed count of multiply-adds may differ: PyTorchVideo's zoo counts norms too.
-LOOSE_GFLOPS = {"x3d": 0.11, "csn": 0.03}
+LOOSE_GFLOPS = {"x3d": 0.11}
 
 
 def parameters(names: list[str], quick: set[str] = QUICK) -> list[Any]:
@@ -104,19 +98,30 @@ def small_model(name: str) -> tuple[LibraryModel, torch.Tensor]:
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def test_every_video_model_of_torchvision_is_there() -> None:
+def test_every_video_model_of_torchvision_is_there_or_native() -> None:
     from torchvision.models import list_models, video
 
-    assert library_models("torchvision") == sorted(list_models(module=video))
+    assert sorted([*library_models("torchvision"), *NATIVE["torchvision"]]) == sorted(list_models(module=video))
 
 
 @needs_pytorchvideo
-def test_every_classifier_of_pytorchvideo_is_there() -> None:
+def test_every_classifier_of_pytorchvideo_is_there_or_native() -> None:
     stvid.create_model("pytorchvideo/x3d_xs", width_factor=0.5)  # imports it
     hub = sys.modules["pytorchvideo.models.hub"]
     functions = {name for name in dir(hub) if callable(getattr(hub, name)) and not name.startswith("_")}
-    assert set(library_models("pytorchvideo")) == functions - {"slow_r50_detection", "slowfast_r50_detection"}
+    known = {*library_models("pytorchvideo"), *NATIVE["pytorchvideo"]}
+    assert known == functions - {"slow_r50_detection", "slowfast_r50_detection"}
     assert "pytorchvideo.transforms" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "native"),
+    [(f"{library}/{name}", native) for library, names in NATIVE.items() for name, native in names.items()],
+)
+def test_a_model_that_is_native_is_named(name: str, native: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"^{name}: is native here: {native}$"):
+        stvid.create_model(name)
+    assert native in stvid.list_models() and name not in stvid.list_models("*/*")
 
 
 @pytest.mark.parametrize("name", library_models("torchvision"))
@@ -136,7 +141,7 @@ def test_torchvisions_numbers_are_those_of_its_weights(name: str) -> None:
         assert info.gflops == pytest.approx(weights.meta["_ops"] * protocol.frames / 16, rel=0.005)
 
 
-@pytest.mark.parametrize("name", parameters(NAMES, {"torchvision/s3d", "pytorchvideo/x3d_xs", "pytorchvideo/slow_r50"}))
+@pytest.mark.parametrize("name", parameters(NAMES, {"torchvision/mvit_v2_s", "pytorchvideo/x3d_xs"}))
 def test_published_size(name: str) -> None:
     info = model_info(name)
     with torch.device("meta"):
@@ -155,7 +160,7 @@ def test_published_size(name: str) -> None:
 
 def test_list_models_separates_the_libraries() -> None:
     assert not [name for name in stvid.list_models() if "/" in name]
-    assert stvid.list_models("torchvision/r[23]*") == ["torchvision/r2plus1d_18", "torchvision/r3d_18"]
+    assert stvid.list_models("torchvision/mvit_v*") == ["torchvision/mvit_v1_b", "torchvision/mvit_v2_s"]
     assert {"pytorchvideo/mvit_base_16x4", "torchvision/mvit_v2_s"} <= set(stvid.list_models("*/mvit_*"))
     assert stvid.list_models("nothing/*") == []
 
@@ -170,8 +175,10 @@ def test_models_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(records) == {"pytorchvideo/x3d_l", "pytorchvideo/x3d_m", "pytorchvideo/x3d_s"}
     assert records["pytorchvideo/x3d_m"]["library"] == "pytorchvideo"
     assert records["pytorchvideo/x3d_m"]["protocol"]["stride"] == 5
-    assert main(["models", "torchvision/r3d"]) == 2
-    assert "torchvision has no 'r3d'; nearest: " in capsys.readouterr().err
+    assert main(["models", "torchvision/mvit_v"]) == 2
+    assert "torchvision has no 'mvit_v'; nearest: " in capsys.readouterr().err
+    assert main(["models", "torchvision/r3d_18"]) == 2
+    assert "torchvision/r3d_18: is native here: r3d_18" in capsys.readouterr().err
 
 
 def test_an_absent_library_is_named_with_its_remedy(
@@ -194,14 +201,14 @@ def test_a_library_that_does_not_import_is_not_called_absent(monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(external.MODULES, "torchvision", "broken_library")
     with pytest.raises(ConfigError, match=r"torchvision is installed but does not import: .*a_dependency"):
-        stvid.create_model("torchvision/r3d_18")
+        stvid.create_model("torchvision/mvit_v2_s")
 
 
 def test_unknown_names_show_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"torchvision has no 'r3d18'; nearest: r3d_18"):
-        stvid.create_model("torchvision/r3d18")
+    with pytest.raises(UnknownNameError, match=r"torchvision has no 'mvit_v2s'; nearest: mvit_v2_s"):
+        stvid.create_model("torchvision/mvit_v2s")
     with pytest.raises(UnknownNameError, match=r"no library 'torchvisoin'; there are .*torchvision"):
-        stvid.create_model("torchvisoin/r3d_18")
+        stvid.create_model("torchvisoin/mvit_v2_s")
     with pytest.raises(UnknownNameError, match=r"'x3d_m': no such model; there is pytorchvideo/x3d_m"):
         stvid.create_model("x3d_m")
 
@@ -225,17 +232,7 @@ def mvit_options(size: tuple[int, int, int]) -> dict[str, Any]:
 
 # Name, the size that the model is built for, the size of the clip, the library's arguments, the wrapper's.
 SAME: list[tuple[str, tuple[int, int, int], tuple[int, int, int], dict[str, Any], dict[str, Any]]] = [
-    ("torchvision/mc3_18", (4, 32, 32), (5, 37, 53), {"num_classes": 7}, {}),
-    ("torchvision/s3d", (16, 224, 224), (16, 224, 256), {"num_classes": 7}, {}),
-    ("torchvision/swin3d_t", (4, 32, 32), (5, 37, 53), {"num_classes": 7}, {}),
     ("torchvision/mvit_v1_b", (16, 224, 224), (16, 224, 224), {"num_classes": 7}, {}),
-    (
-        "pytorchvideo/slow_r50",
-        (8, 224, 224),
-        (8, 224, 256),
-        {"model_num_class": 7, "stem_dim_out": 8},
-        {"stem_dim_out": 8},
-    ),
     (
         "pytorchvideo/x3d_xs",
         (4, 160, 160),
@@ -246,7 +243,7 @@ SAME: list[tuple[str, tuple[int, int, int], tuple[int, int, int], dict[str, Any]
     ("pytorchvideo/efficient_x3d_xs", (4, 64, 64), (5, 37, 53), {"num_classes": 7}, {}),
     ("pytorchvideo/mvit_base_16x4", (4, 32, 48), (4, 32, 48), mvit_options((4, 32, 48)), TINY_MVIT),
 ]
-SLOW = ("torchvision/mvit_v1_b", "torchvision/s3d", "torchvision/swin3d_t")
+SLOW = ("torchvision/mvit_v1_b",)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +303,6 @@ def test_logits_are_not_probabilities() -> None:
 CASES = [
     ("external/ptv_x3d_xs__4x160", "pytorchvideo/x3d_xs"),
     ("external/slowfast_8x8_r50__32x112", "pytorchvideo/slowfast_r50"),
-    ("tv_r3d_18__8x64", "torchvision/r3d_18"),
     ("external/mvit_b_16x4__16x224", "torchvision/mvit_v1_b"),
     ("external/mvitv2_s_16x4__16x224", "torchvision/mvit_v2_s"),
     ("external/ptv_mvit_b_16x4__16x224", "pytorchvideo/mvit_base_16x4"),
@@ -315,17 +311,6 @@ CASES = [
     ("external/ptv_x3d_m__16x224", "pytorchvideo/x3d_m"),
     ("external/tv_mvit_v1_b__16x224", "torchvision/mvit_v1_b"),
     ("external/tv_mvit_v2_s__16x224", "torchvision/mvit_v2_s"),
-    ("ptv_c2d_r50__8x224", "pytorchvideo/c2d_r50"),
-    ("ptv_csn_r101__32x224", "pytorchvideo/csn_r101"),
-    ("ptv_i3d_r50__8x224", "pytorchvideo/i3d_r50"),
-    ("ptv_r2plus1d_r50__16x224", "pytorchvideo/r2plus1d_r50"),
-    ("ptv_slow_r50__8x224", "pytorchvideo/slow_r50"),
-    ("r2plus1d_18__8x64", "torchvision/r2plus1d_18"),
-    ("tv_mc3_18__16x112", "torchvision/mc3_18"),
-    ("tv_s3d__16x224", "torchvision/s3d"),
-    ("tv_swin3d_b__16x112", "torchvision/swin3d_b"),
-    ("tv_swin3d_s__16x112", "torchvision/swin3d_s"),
-    ("tv_swin3d_t__16x112", "torchvision/swin3d_t"),
 ]
 
 
@@ -462,10 +447,10 @@ def test_other_channels(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("torchvision/mc3_18", {"in_chans": 2}, ConfigError, "3 channels only"),
-        ("torchvision/mc3_18", {"widht": 2}, TypeError, "widht"),
-        ("torchvision/mc3_18", {"pretrained": True}, TypeError, "'pretrained': weights are read from a file"),
-        ("torchvision/mc3_18", {"stem": torch.nn.Identity}, TypeError, "'stem' is an object"),
+        ("torchvision/mvit_v2_s", {"in_chans": 2}, ConfigError, "3 channels only"),
+        ("torchvision/mvit_v2_s", {"widht": 2}, TypeError, "widht"),
+        ("torchvision/mvit_v2_s", {"pretrained": True}, TypeError, "'pretrained': weights are read from a file"),
+        ("torchvision/mvit_v2_s", {"stem": torch.nn.Identity}, TypeError, "'stem' is an object"),
         ("torchvision/mvit_v1_b", {"img_size": (32, 30)}, ConfigError, "32x30 pixels.*multiples of 2 frames and of 4"),
         pytest.param(
             "pytorchvideo/x3d_xs", {"widht": 2}, TypeError, "widht", marks=needs_pytorchvideo, id="ptv-unknown"
@@ -498,11 +483,11 @@ def test_a_published_file_and_a_head_of_another_size(tmp_path: Path) -> None:
 
 
 def test_torchvisions_file_tells_the_number_of_classes(tmp_path: Path) -> None:
-    network = library_network("torchvision/s3d", num_classes=5).float()
-    torch.save(network.state_dict(), tmp_path / "s3d.pth")
-    model = stvid.load_model(tmp_path / "s3d.pth", name="torchvision/s3d")
-    assert model.num_classes == 5 and model.recipe["name"] == "torchvision/s3d"
-    torch.testing.assert_close(model.head.weight, network.classifier[1].weight.flatten(1))
+    network = library_network("torchvision/mvit_v2_s", num_classes=5).float()
+    torch.save(network.state_dict(), tmp_path / "mvit.pth")
+    model = stvid.load_model(tmp_path / "mvit.pth", name="torchvision/mvit_v2_s")
+    assert model.num_classes == 5 and model.recipe["name"] == "torchvision/mvit_v2_s"
+    torch.testing.assert_close(model.head.weight, network.head[1].weight)
 
 
 @needs_pytorchvideo
