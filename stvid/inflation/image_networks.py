@@ -27,9 +27,10 @@ from stvid.errors import CheckpointError
 from stvid.inflation.uniformer_image import UniFormerImage
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["ImageNetwork", "gelu_of", "recognise_network", "without_head"]
+__all__ = ["Gelu", "ImageNetwork", "Kind", "gelu_of", "recognise_network", "without_head"]
 
 Kind = Literal["resnet", "inception", "vit", "swin", "uniformer"]
+Gelu = Literal["none", "tanh", "quick"]
 KINDS: dict[Kind, str] = {
     "resnet": "ResNet",
     "inception": "GoogLeNet",
@@ -55,7 +56,7 @@ class ImageNetwork:
         dropped: The source's tensors that no video model takes, with the reason.
         module: The network itself if the source was one, not just its weights.
         mean: Of the normalisation the weights were trained with.
-        std: Likewise.
+        std: Standard deviations of that normalisation.
         norm_eps: Of its batch norms.
         gelu: torch's name of its GELU, ``none`` or ``tanh``; ``quick`` for CLIP's.
     """
@@ -71,7 +72,7 @@ class ImageNetwork:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     norm_eps: float = 1e-5
-    gelu: str = "none"
+    gelu: Gelu = "none"
 
     @property
     def head(self) -> str:
@@ -174,10 +175,12 @@ class ImageNetwork:
                 self.gelu = gelu
 
 
-def gelu_of(module: nn.Module) -> str | None:
+def gelu_of(module: nn.Module) -> Gelu | None:
     """Returns how a layer computes GELU: ``none``, ``tanh`` or ``quick``; None if it is another layer."""
     name = type(module).__name__.lower() + str(getattr(module, "approximate", ""))
-    return next((kind for kind in ("tanh", "quick") if kind in name), "none") if "gelu" in name else None
+    if "gelu" not in name:
+        return None
+    return "tanh" if "tanh" in name else "quick" if "quick" in name else "none"
 
 
 def without_head(network: nn.Module) -> nn.Module:

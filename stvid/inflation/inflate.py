@@ -198,7 +198,7 @@ def inflate_with_report(
     _check_complete(rules, taken, model)
     if fresh_head:
         rules = [_without_origin(rule) if rule.target in model.head_keys() else rule for rule in rules]
-    rules += [TensorRule(key, "", "dropped: of an auxiliary classifier", "", ()) for key in dropped]
+    rules += [TensorRule(key, "", "dropped", "dropped: of an auxiliary classifier", "", ()) for key in dropped]
     model.default_protocol = _protocol(origin, temporal, num_frames, height_width)
     model.recipe = {
         "name": name if origin is None else f"{origin.library}/{origin.name.split('.')[0]}",  # a tag names weights only
@@ -277,7 +277,7 @@ def _with_weights(
 
 
 def _without_origin(rule: TensorRule) -> TensorRule:
-    return TensorRule("", rule.target, "initialised: a new classifier", "", rule.target_shape)
+    return TensorRule("", rule.target, "initialised", "initialised: a new classifier", "", rule.target_shape)
 
 
 def _check_complete(rules: Sequence[TensorRule], source: Mapping[str, Tensor], model: InflatedModel) -> None:

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from stvid.errors import ConfigError
 from stvid.inflation.anatomy import examine, no_training
 from stvid.inflation.placement import add_attention, add_convs, add_shifts, has_attention, replace
-from stvid.inflation.report import COPIED, TensorRule
+from stvid.inflation.report import COPIED, RuleKind, TensorRule
 from stvid.inflation.sources import ImageOrigin
 from stvid.inflation.temporal import (
     ClipTime,
@@ -41,13 +41,14 @@ from stvid.inflation.temporal import (
     Padding,
     TemporalFilter,
     TemporalTransformer,
+    describe_taps,
     speed_up,
     taps,
 )
 from stvid.models.base import VideoModel
 from stvid.models.blocks import _batch_norms, _recompute_contexts
 
-__all__ = ["InflatedModel", "Temporal", "describe_taps", "has_attention"]
+__all__ = ["InflatedModel", "Temporal", "has_attention"]
 
 Temporal = Literal["none", "shift", "conv", "attention", "head"]
 AttentionType = Literal["divided_space_time", "joint_space_time"]
@@ -376,9 +377,9 @@ class InflatedModel(VideoModel):
         inflated: dict[str, Tensor] = {}
         rules: list[TensorRule] = []
 
-        def book(source: str, target: str, rule: str, value: Tensor | None, source_shape: str) -> None:
+        def book(source: str, target: str, kind: RuleKind, rule: str, value: Tensor | None, source_shape: str) -> None:
             shape = () if value is None else tuple(value.shape)
-            rules.append(TensorRule(source, target, rule, source_shape, shape))
+            rules.append(TensorRule(source, target, kind, rule, source_shape, shape))
             if value is not None:
                 inflated[target] = value
 
@@ -387,16 +388,17 @@ class InflatedModel(VideoModel):
         for key, value in state.items():
             shape = str(tuple(value.shape))
             if key in head_keys and new_head:
-                book(key, "", f"dropped: a classifier of {value.shape[0]} classes", None, shape)
+                book(key, "", "dropped", f"dropped: a classifier of {value.shape[0]} classes", None, shape)
             elif key in head_keys and classifier:
                 continue
             else:
                 target = f"network.{key}"
                 if target in own and own[target].dim() == value.dim() + 1 == 5:
                     frames = own[target].shape[2]
-                    book(key, target, describe_taps(frames, self.init), taps(value, frames, init=self.init), shape)
+                    kernel = taps(value, frames, init=self.init)
+                    book(key, target, "derived", describe_taps(frames, self.init), kernel, shape)
                 else:
-                    book(key, target, COPIED, value, shape)
+                    book(key, target, "copied", COPIED, value, shape)
         if classifier and not new_head:
             weights, biases = _merged_classifier(
                 [
@@ -408,13 +410,14 @@ class InflatedModel(VideoModel):
                 if merged is not None:
                     sources = [f"{name}.{part}" for name in classifier]
                     shapes = " + ".join(str(tuple(state[source].shape)) for source in sources)
+                    kind: RuleKind = "copied" if len(classifier) == 1 else "derived"
                     rule = COPIED if len(classifier) == 1 else how
-                    book(" + ".join(sources), f"head.{part}", rule, merged, shapes)
+                    book(" + ".join(sources), f"head.{part}", kind, rule, merged, shapes)
         for target, value in own.items():
             if target in inflated or not (target.startswith("temporal.") or (new_head and target in self.head_keys())):
                 continue
             reason = "a new classifier" if not target.startswith("temporal.") else self._start_of(target)
-            book("", target, f"initialised: {reason}", value, "")
+            book("", target, "initialised", f"initialised: {reason}", value, "")
         return inflated, rules
 
     def head_keys(self) -> set[str]:
@@ -431,15 +434,6 @@ class InflatedModel(VideoModel):
         if isinstance(layer, JointTime):
             return "times, zero"
         return "attention over time, which adds nothing at first"
-
-
-def describe_taps(frames: int, init: Init) -> str:
-    """Returns the rule of `taps` in words."""
-    if frames == 1:
-        return f"{COPIED}, with an axis of one frame"
-    if init == "average":
-        return f"repeated {frames} times in time, divided by {frames}"
-    return f"in the central one of {frames} frames, zeros elsewhere"
 
 
 def _merged_classifier(parts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["EXACT", "FilterPair", "InflationReport", "LayerDifference", "TensorRule"]
+__all__ = ["COPIED", "EXACT", "FilterPair", "InflationReport", "LayerDifference", "RuleKind", "TensorRule"]
 
 EXACT = 1e-5  # the largest relative difference that still counts as equal
-COPIED = "copied"  # the rule of tensors that did not change; printed as one row
+COPIED = "copied"  # the words for tensors that did not change
+RuleKind = Literal["copied", "derived", "initialised", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class TensorRule:
     Attributes:
         source: Name in the 2D network, several joined with ``+``; empty if the tensor has no origin there.
         target: Name in the video model; empty if the tensor was dropped.
-        rule: In words: ``copied``, ``repeated 3 times in time, divided by 3``, ``dropped: a count of batches``.
+        kind: ``copied`` without a change, ``derived`` from one or more tensors of the 2D network, ``initialised`` as a
+            tensor that the 2D network does not have, or ``dropped``.
+        rule: The same for people, with the details: ``copied``, ``repeated 3 times in time, divided by 3``,
+            ``dropped: a count of batches``.
         source_shape: Shape in the 2D network, several joined with ``+``; empty like `source`.
         target_shape: Shape in the video model; empty for a scalar, and if `target` is.
     """
 
     source: str
     target: str
+    kind: RuleKind
     rule: str
     source_shape: str
     target_shape: tuple[int, ...]
@@ -135,7 +140,7 @@ class InflationReport:
         table = Table(title=f"{self.source} -> {self.target}", title_justify="left")
         for name in ("tensor", "rule", "2D", "3D"):
             table.add_column(name, overflow="fold")
-        rows = self.rules if every_tensor else [rule for rule in self.rules if rule.rule != COPIED]
+        rows = self.rules if every_tensor else [rule for rule in self.rules if rule.kind != "copied"]
         for rule in rows:
             cells = (_both_names(rule), rule.rule, rule.source_shape, _shape(rule))
             table.add_row(*(Text(cell) for cell in cells))

@@ -40,6 +40,7 @@ __all__ = [
     "TemporalShift",
     "TemporalTransformer",
     "attach",
+    "describe_taps",
     "speed_up",
     "taps",
 ]
@@ -110,6 +111,15 @@ def taps(weight: Tensor, kernel_size: int, *, init: Init) -> Tensor:
     inflated = weight.new_zeros(*weight.shape[:2], kernel_size, *weight.shape[2:])
     inflated[:, :, kernel_size // 2] = weight
     return inflated
+
+
+def describe_taps(frames: int, init: Init) -> str:
+    """Returns in words what `taps` makes of a kernel."""
+    if frames == 1:
+        return "copied, with an axis of one frame"
+    if init == "average":
+        return f"repeated {frames} times in time, divided by {frames}"
+    return f"in the central one of {frames} frames, zeros elsewhere"
 
 
 def _repeat_ends(x: Tensor, amount: int) -> Tensor:

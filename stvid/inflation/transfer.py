@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +12,55 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import ImageNetwork
-from stvid.inflation.report import TensorRule
+from stvid.inflation.report import COPIED, RuleKind, TensorRule
+from stvid.inflation.temporal import Init, describe_taps, taps
 from stvid.models.base import VideoModel
-from stvid.models.families.vivit import tubelet_weight
 
-__all__ = ["Init", "Transfer"]
+__all__ = ["Reason", "Remedy", "Transfer"]
 
-Init = Literal["center", "average"]
 SHOWN = 6  # problems in a message
+
+
+class Remedy(Enum):
+    """How the proof can take a reason away, with the words for it; applied in this order."""
+
+    MOVE_ONE_PIXEL = "the clip moved by one pixel"
+    NO_CLASS_TOKEN = "no class token in either"
+    SAME_GELU = "the same GELU in both"
+    ONE_TOKEN_LONG = "a clip that is one token long"
+    NO_EXCHANGE = "no channels exchanged between frames"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why two networks cannot be equal on a still video.
+
+    Attributes:
+        text: One sentence for people.
+        remedy: How the proof can take the reason away; None if it cannot.
+    """
+
+    text: str
+    remedy: Remedy | None = None
 
 
 class Transfer:
     """The books of one inflation: what each tensor of a video model is made from.
+
+    A family's function in parent_rules.py fills them in, and sets those attributes below that differ.
 
     Attributes:
         network: The 2D parent.
         model: The video model; it is filled by `finish`.
         init: How kernels get their axis of time.
         rows: A row per tensor.
-        reasons: Why the two networks cannot be equal on a still video, each as one sentence.
+        reasons: Why the two networks cannot be equal on a still video.
         new_head: Whether the classifier is not the parent's.
+        frame_features: Name of the layer of the video model that gives the features of each frame, if a transformer
+            over frames follows; else empty.
+        class_token: Whether the video model's tokens begin with a class token.
+        head_window: Height and width of the windows that the video model's head averages over, and by how much the
+            model divides the image's sides until there; None if it averages over the whole map.
         rename: Gives the parent's name of what begins with a name of the video model; set by `take_rest`.
         filters: Kernels that got an axis of time, as (name in the video model, 2D, 3D).
         resized: A ViT's table of positions at another grid, and that grid; None if it was not resized.
@@ -41,8 +71,11 @@ class Transfer:
         self.model = model
         self.init = init
         self.rows: list[TensorRule] = []
-        self.reasons: list[str] = []
+        self.reasons: list[Reason] = []
         self.new_head = network.num_classes is None or network.num_classes != model.num_classes
+        self.frame_features = ""
+        self.class_token = True
+        self.head_window: tuple[int, int, int] | None = None
         self.rename: Callable[[str], str] = str
         self.filters: list[tuple[str, Tensor, Tensor]] = []
         self.resized: tuple[Tensor, tuple[int, int]] | None = None
@@ -51,8 +84,16 @@ class Transfer:
         self._used: set[str] = set()
         self._wrong: list[str] = []
 
-    def put(self, key: str, value: Tensor, rule: str, *sources: str) -> None:
-        """Books a tensor of the video model that is made from tensors of the parent (their names of its kind)."""
+    def put(self, key: str, value: Tensor, rule: str, *sources: str, kind: RuleKind = "derived") -> None:
+        """Books a tensor of the video model.
+
+        Args:
+            key: Its name.
+            value: Its values.
+            rule: How they are made, in words.
+            *sources: The parent's tensors that they are made from, by their names of its kind.
+            kind: See `TensorRule`.
+        """
         if key in self._values:
             raise AssertionError(f"{key} is booked twice")
         own = self._own[key]
@@ -63,11 +104,13 @@ class Transfer:
         self._values[key] = value
         self._used.update(sources)
         shapes = " + ".join(str(self.network.shapes[name]) for name in names)
-        self.rows.append(TensorRule(" + ".join(names), key, ", ".join([rule, *notes]), shapes, tuple(own.shape)))
+        if notes and kind == "copied":
+            kind = "derived"
+        self.rows.append(TensorRule(" + ".join(names), key, kind, ", ".join([rule, *notes]), shapes, tuple(own.shape)))
 
     def keep(self, key: str, reason: str) -> None:
         """Books a tensor of the video model that starts as the model was built."""
-        self.put(key, self._own[key], f"initialised: {reason}")
+        self.put(key, self._own[key], f"initialised: {reason}", kind="initialised")
 
     def drop(self, source: str, reason: str) -> None:
         """Books a tensor of the parent that the video model does not take."""
@@ -75,29 +118,25 @@ class Transfer:
         for name in self.network.names[source]:
             self._leave(name, reason)
 
-    def take(self, key: str, source: str, *, rule: str = "copied") -> None:
+    def take(self, key: str, source: str, *, rule: str = COPIED) -> None:
         """Books a tensor that is the parent's, with an axis of time if it has one."""
         value, own = self.network.state[source], self._own[key]
+        kind: RuleKind = "copied" if rule == COPIED else "derived"
         if own.dim() == 5 and value.dim() == 4:
             frames = own.shape[2]
-            init = "average" if self.init == "average" else "central_frame"
-            image, value = value, tubelet_weight(value, frames, init=init)  # type: ignore[arg-type]
+            image, value = value, taps(value, frames, init=self.init)
+            kind, rule = "derived", describe_taps(frames, self.init)
             if frames > 1:
                 self.filters.append((key, image, value))
-            if frames > 1 and self.init == "average":
-                rule = f"repeated {frames} times in time, divided by {frames}"
-                self.note_borders(key)
-            elif frames > 1:
-                rule = f"in the central one of {frames} frames, zeros elsewhere"
-            else:
-                rule = f"{rule}, with an axis of one frame"
+                if self.init == "average":
+                    self._note_borders(key)
         elif key.endswith(".weight") and isinstance(norm := self._module(key), _BatchNorm):
             eps = self.network.norm_eps
             if norm.eps != eps:
                 variance = self.network.state[source.removesuffix("weight") + "running_var"]
                 value = value * ((variance + norm.eps) / (variance + eps)).sqrt()
-                rule = f"{rule}, scaled for the epsilon {norm.eps:g} instead of {eps:g}"
-        self.put(key, value, rule, source)
+                kind, rule = "derived", f"{rule}, scaled for the epsilon {norm.eps:g} instead of {eps:g}"
+        self.put(key, value, rule, source, kind=kind)
 
     def take_rest(self, rename: Callable[[str], str]) -> None:
         """Books all tensors that are not booked yet, by name.
@@ -118,7 +157,9 @@ class Transfer:
             elif key.endswith("num_batches_tracked"):
                 self.keep(key, "a count of batches, which the source does not have")
             elif key.endswith("qkv.bias"):
-                self.put(key, torch.zeros_like(self._own[key]), "zeros: the source has no such bias")
+                self.put(
+                    key, torch.zeros_like(self._own[key]), "zeros: the source has no such bias", kind="initialised"
+                )
             else:
                 self._wrong.append(f"nothing for {key} (looked for {source})")
 
@@ -155,22 +196,16 @@ class Transfer:
             raise AssertionError(f"not booked: {sorted(set(self._own) - set(self._values))}")
         self.model.load_state_dict({key: value.to(self._own[key].dtype) for key, value in self._values.items()})
 
-    def check_kernel(self, key: str, shape: Sequence[int], source: str) -> None:
-        """Raises CheckpointError unless the parent's tensor has a shape."""
-        found = self.network.state[source].shape
-        if tuple(found) != tuple(shape):
-            raise CheckpointError(f"{key} is made from kernels of {tuple(shape)}, {source} has {tuple(found)}")
-
     def fail(self, problem: str) -> None:
         """Adds to what `finish` raises."""
         self._wrong.append(problem)
 
-    def note(self, reason: str) -> None:
+    def note(self, text: str, remedy: Remedy | None = None) -> None:
         """Adds a reason, once."""
-        if reason not in self.reasons:
+        if (reason := Reason(text, remedy)) not in self.reasons:
             self.reasons.append(reason)
 
-    def note_borders(self, key: str) -> None:
+    def _note_borders(self, key: str) -> None:
         """Adds the reason that an averaged kernel gives, unless its convolution cuts clips without overlap."""
         conv = self._module(key)
         assert isinstance(conv, nn.Conv3d)
@@ -178,7 +213,7 @@ class Transfer:
             self.note("averaged kernels meet zero padding before the first and after the last frame")
 
     def _leave(self, name: str, reason: str) -> None:
-        self.rows.append(TensorRule(name, "", f"dropped: {reason}", str(self.network.shapes[name]), ()))
+        self.rows.append(TensorRule(name, "", "dropped", f"dropped: {reason}", str(self.network.shapes[name]), ()))
 
     def _module(self, key: str) -> nn.Module:
         return self.model.get_submodule(key.rpartition(".")[0])
