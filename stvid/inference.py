@@ -216,9 +216,9 @@ def _known_forwards() -> tuple[frozenset[Callable[..., Any]], frozenset[Callable
     """Returns the forward methods of convolutions that are linear in their weight, and of plain batch norms."""
     from timm.layers import BatchNormAct2d, Conv2dSame
 
-    from stvid.inflation.temporal import FrameConv, TemporalConv
+    from stvid.inflation.temporal import TemporalConv
 
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv3d, Conv2dSame, FrameConv, TemporalConv)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv3d, Conv2dSame, TemporalConv)
     convs = {kind.forward for kind in kinds}
     return frozenset(convs), frozenset({nn.BatchNorm3d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward})
 

@@ -42,11 +42,11 @@ from stvid.inflation.temporal import (
     TemporalFilter,
     TemporalTransformer,
     describe_taps,
-    speed_up,
     taps,
 )
 from stvid.models.base import VideoModel
 from stvid.models.blocks import _batch_norms, _recompute_contexts
+from stvid.models.kernels import channels_last
 
 __all__ = ["InflatedModel", "Temporal", "has_attention"]
 
@@ -200,7 +200,7 @@ class InflatedModel(VideoModel):
                 )
             self.temporal["head"] = TemporalTransformer(self.num_features, self.time, depth=head_depth, num_heads=heads)
             self.inflated.append("head")
-        speed_up(self)
+        channels_last(self)
         if temporal_strides or attention_type == "joint_space_time":
             self._find_strides(img_size)
 

@@ -9,7 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stvid.errors import ConfigError
 from stvid.inflation.anatomy import no_training
@@ -17,9 +19,43 @@ from stvid.inflation.model import InflatedModel
 from stvid.inflation.report import FilterPair, LayerDifference
 from stvid.inflation.temporal import TemporalConv
 
-__all__ = ["check_foldable", "filter_pairs", "still_difference"]
+__all__ = ["FewFrames", "check_foldable", "filter_pairs", "still_difference"]
 
+AT_ONCE = 4  # frames of a convolution in `FewFrames`
 MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
+
+
+class FewFrames(TorchFunctionMode):
+    """Makes convolutions take a few frames at a time, which is slower and needs a fraction of the memory.
+
+    In float64 on a CPU torch first writes out all windows of a convolution's input, in gigabytes for a whole clip.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replaces ``conv2d`` and ``conv3d``, as torch's modules call them."""
+        kwargs = kwargs or {}
+        if func is F.conv2d and args:
+            return torch.cat([func(frames, *args[1:], **kwargs) for frames in args[0].split(AT_ONCE)])
+        if func is F.conv3d and not kwargs and args[1].shape[2] > 1:
+            return _by_frame(*args)
+        return func(*args, **kwargs)
+
+
+def _by_frame(
+    clip: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    clip = F.pad(clip, (0, 0, 0, 0, padding[0], padding[0]))
+    span = (weight.shape[2] - 1) * dilation[0] + 1
+    step, space = (1, *stride[1:]), (0, *padding[1:])
+    firsts = range(0, clip.shape[2] - span + 1, stride[0])
+    windows = [clip[:, :, first : first + span] for first in firsts]
+    return torch.cat([F.conv3d(x, weight, bias, step, space, dilation, groups) for x in windows], dim=2)
 
 
 @torch.no_grad()
@@ -76,7 +112,7 @@ def still_difference(
             expected, compared = flat(images), "logits of a random classifier"
         logits_of = []
         for image in range(len(images)):  # one at a time, since memory in float64 is short
-            with _watching(video.network, names, functools.partial(compare, image=image)):
+            with _watching(video.network, names, functools.partial(compare, image=image)), FewFrames():
                 logits_of.append(video(clip[image : image + 1]))
     found = torch.cat(logits_of)
     layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]

@@ -1,4 +1,4 @@
-"""What an image network gets to see other frames: layers that work on frames folded into the batch.
+"""The layers that let an image network see other frames; they work on frames folded into the batch.
 
 The 2D network runs on (B*T, C, H, W), all frames of a clip next to each other. A layer of this file unfolds time, mixes
 the frames and folds again, whatever the network does in between. In channels_last that costs no copy: a tensor
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid
-from stvid.models.kernels import Conv3d, channels_last, takes_onednn
+from stvid.models.kernels import Conv3d
 
 __all__ = [
     "ClipTime",
@@ -41,11 +41,9 @@ __all__ = [
     "TemporalTransformer",
     "attach",
     "describe_taps",
-    "speed_up",
     "taps",
 ]
 
-UNROLLED = 4  # frames at a time where `_unrolls`
 FOCUS = 2.0  # what a score loses at the start for each frame beside the one that a head looks at
 Init = Literal["center", "average"]
 Padding = Literal["replicate", "zeros"]
@@ -127,32 +125,6 @@ def _repeat_ends(x: Tensor, amount: int) -> Tensor:
     return torch.cat((*[x[:, :1]] * amount, x, *[x[:, -1:]] * amount), dim=1) if amount else x
 
 
-def _unrolls(x: Tensor) -> bool:
-    """Returns whether torch would write out all windows of a convolution's input, in gigabytes for a whole clip."""
-    return x.dtype == torch.float64 and x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-class FrameConv(nn.Conv2d):
-    """torch's 2D convolution, by oneDNN on CPUs in float32 whatever the shape, for the reason that `Conv3d` gives."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H', W')."""
-        if _unrolls(x):
-            return torch.cat([super(FrameConv, self).forward(part) for part in x.split(UNROLLED)])
-        if not takes_onednn(x, self.weight):
-            return super().forward(x)
-        padding: Any = self.padding
-        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
-
-
-def speed_up(network: nn.Module) -> None:
-    """Makes the plain convolutions of a network `FrameConv`, and puts weights into the layout of the frames."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            module.__class__ = FrameConv
-    channels_last(network)
-
-
 class TemporalConv(Conv3d, TemporalLayer):
     """The inflated twin of a 2D convolution; (B*T, C, H, W) to (B*ceil(T / time_stride), C', H', W').
 
@@ -220,18 +192,7 @@ class TemporalConv(Conv3d, TemporalLayer):
 
             x = pad_same(x, self.kernel_size[1:], self.stride[1:], self.dilation[1:])
         clip = _repeat_ends(self.unfold(x.permute(0, 2, 3, 1)), self.repeated).permute(0, 4, 1, 2, 3)
-        convolved = self._by_frame(clip) if _unrolls(clip) else super().forward(clip)
-        return convolved.transpose(1, 2).flatten(0, 1)
-
-    def _by_frame(self, clip: Tensor) -> Tensor:
-        """Convolves for one frame after the other, which is slower and takes a fraction of the memory."""
-        padding: Any = self.padding
-        clip = F.pad(clip, (0, 0, 0, 0, padding[0], padding[0]))
-        step, space = (1, *self.stride[1:]), (0, *padding[1:])
-        firsts = range(0, clip.shape[2] - self.kernel_size[0] + 1, self.stride[0])
-        windows = [clip[:, :, first : first + self.kernel_size[0]] for first in firsts]
-        frames = [F.conv3d(x, self.weight, self.bias, step, space, self.dilation, self.groups) for x in windows]
-        return torch.cat(frames, dim=2)
+        return super().forward(clip).transpose(1, 2).flatten(0, 1)
 
 
 class TemporalFilter(TemporalLayer):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import Bottleneck
 
 import stvid
@@ -24,7 +25,7 @@ from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.inflation.anatomy import find_blocks
 from stvid.inflation.inflate import inflate_with_report
 from stvid.inflation.model import InflatedModel, has_attention
-from stvid.inflation.proof import still_difference
+from stvid.inflation.proof import FewFrames, still_difference
 from stvid.inflation.temporal import FrameAttention, TemporalConv
 
 _spec = importlib.util.spec_from_file_location("timm_models", Path(__file__).parent / "timm_models.py")
@@ -252,12 +253,36 @@ def test_heads_start_at_neighbouring_frames(frames: int) -> None:
         assert looks_at == [[0, 0, 1, 2, 3], [1, 2, 3, 4, 4], [0, 0, 0, 1, 2]]
 
 
+class Noting(TorchFunctionMode):
+    """Notes how many frames each convolution takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.conv2d, F.conv3d):
+            self.frames.append(len(args[0]) if func is F.conv2d else args[0].shape[2])
+        return func(*args, **(kwargs or {}))
+
+
 def test_double_precision_is_computed_in_parts() -> None:
     network = fill(Tiny())
     options: dict[str, Any] = {"layers": "stem|conv1", "temporal_strides": {"^stem$": 2}, "padding": "zeros"}
     model = perturb(InflatedModel(network, num_frames=7, img_size=(16, 16), temporal="conv", **options).eval())
     clip = torch.randn(2, 3, 7, 16, 16)
-    assert torch.allclose(copy.deepcopy(model).double()(clip.double()).float(), model(clip), atol=1e-5)
+    with torch.no_grad(), Noting() as noting, FewFrames():
+        in_parts = copy.deepcopy(model).double()(clip.double())
+    assert max(noting.frames) == 4 and len(noting.frames) > 10
+    assert torch.allclose(in_parts.float(), model(clip), atol=1e-5)
+
+
+def test_the_layers_of_the_2d_network_stay_what_they_were() -> None:
+    network = timm.create_model("test_resnet")
+    before = {name: type(module) for name, module in network.named_modules()}
+    model = stvid.inflate(network, num_frames=2, img_size=64, temporal="shift")
+    for name, module in model.network.named_modules():
+        assert type(module) is before[name] or name in model.anatomy.logits
 
 
 @pytest.mark.parametrize("name", ["timm:test_vit", pytest.param("torchvision:vit_b_16", marks=pytest.mark.slow)])
