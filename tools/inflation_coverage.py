@@ -33,7 +33,7 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,7 +99,7 @@ def calibrate(network: nn.Module, size: int) -> None:
 
 def build(library: str, name: str, size: int, options: dict[str, Any]) -> nn.Module:
     """Builds a network without its own initialisation, which is slow and replaced by `fill`."""
-    from stvid.inflation.model import has_attention
+    from stvid.inflation.placement import has_attention
     from stvid.inflation.sources import ImageOrigin
 
     with ExitStack() as patches:
@@ -177,18 +177,20 @@ def perturb(model: Any) -> None:
 def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, Any]:
     """Inflates a network in place and compares."""
     from stvid.inflation.model import InflatedModel
+    from stvid.inflation.options import InflationOptions
+    from stvid.inflation.proof import FewFrames
 
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, size, size, generator=generator)
     clip = torch.randn(1, 3, FRAMES, size, size, generator=generator)
     dtype = next(network.parameters()).dtype
     images, clip = images.to(dtype), clip.to(dtype)
-    options: dict[str, Any] = {"init": "average"} if mode == "conv" else {}
-    with torch.no_grad():
+    options: dict[str, Any] = {"temporal": mode, **({"init": "average"} if mode == "conv" else {})}
+    with torch.no_grad(), FewFrames() if dtype == torch.float64 else nullcontext():
         expected = network(images)
         scale = (expected[0] - expected[1]).abs().max()
         model = InflatedModel(
-            network, num_frames=FRAMES, img_size=(size, size), temporal=mode, source_name=name, **options
+            network, InflationOptions(**options), num_frames=FRAMES, img_size=(size, size), source_name=name
         ).eval()
         found = model(images[:, :, None].expand(-1, -1, FRAMES, -1, -1))
         still = ((found - expected).abs().max() / scale).item()
@@ -202,7 +204,7 @@ def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, An
 def check(library: str, name: str, modes: list[str], count: float, largest: float) -> list[dict[str, Any]]:
     """Returns a record for each mode."""
     from stvid.errors import StvidError
-    from stvid.inflation.model import has_attention
+    from stvid.inflation.placement import has_attention
 
     base: dict[str, Any] = {"library": library, "name": name}
     base["parameters"] = count

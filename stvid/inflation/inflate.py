@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from stvid.checkpoints import read_checkpoint, unwrap
 from stvid.errors import CheckpointError, ConfigError, nearest
 from stvid.inflation.anatomy import examine
-from stvid.inflation.model import InflatedModel, Init, Temporal
+from stvid.inflation.model import InflatedModel
+from stvid.inflation.options import InflationOptions, Temporal
 from stvid.inflation.proof import check_foldable, filter_pairs, still_difference
-from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference, TensorRule
+from stvid.inflation.report import EXACT, InflationReport, TensorRule
 from stvid.inflation.sources import ImageOrigin, head_classes, image_models, load_strictly, parse_source
 from stvid.models.base import VideoModel
 from stvid.models.registry import ModelInfo
@@ -29,6 +29,7 @@ __all__ = ["Inflated", "inflate", "inflate_with_report", "library_model_info", "
 SPAN = 64  # source frames that a clip spans, as in I3D and SlowFast
 Source = str | nn.Module
 Weights = str | os.PathLike[str] | Mapping[str, Any]
+_OPTIONS = ("in_chans", *(field.name for field in fields(InflationOptions)))
 
 
 @dataclass
@@ -44,14 +45,33 @@ class Inflated:
     report: InflationReport
 
 
+@dataclass
+class _Image:
+    """The 2D network of an inflation.
+
+    Attributes:
+        name: For messages.
+        network: With its weights; it is inflated in place.
+        img_size: (height, width) in pixels.
+        origin: Where it is from; None for a module of the user's.
+        dropped: Keys of the given weights that it does not take.
+        fresh_head: Whether its classifier is a new one, not that of the given weights.
+    """
+
+    name: str
+    network: nn.Module
+    img_size: tuple[int, int]
+    origin: ImageOrigin | None = None
+    dropped: Sequence[str] = ()
+    fresh_head: bool = False
+
+
 def inflate(
     source: Source,
     *,
     num_frames: int,
     num_classes: int | None = None,
     temporal: Temporal = "conv",
-    kernel_size: int | Mapping[str, int] = 3,
-    init: Init = "center",
     img_size: int | tuple[int, int] | None = None,
     weights: Weights | None = None,
     pretrained: bool = False,
@@ -66,14 +86,11 @@ def inflate(
         num_classes: Number of logits; None keeps the classifier of the 2D network.
         temporal: How frames see each other: ``none``, ``shift``, ``conv``, ``attention`` or ``head``; see
             `stvid.inflation.model`.
-        kernel_size: Frames that a kernel sees (``conv``), or a mapping from patterns of names to it.
-        init: Kernels in time (``conv``): ``center`` has zeros in all frames but the central one, ``average`` an equal
-            share in each.
         img_size: Side in pixels, or (height, width); None takes the 2D network's own, for a module 224.
         weights: A file or mapping with weights of the 2D network.
         pretrained: Whether to take the library's published weights, from the network or its cache.
-        **hyperparameters: Further arguments of `InflatedModel` (``layers``, ``padding``, ...), and for a named source
-            those of the library's function (``drop_path_rate``, ...).
+        **hyperparameters: Further options of `InflationOptions` (``kernel_size``, ``init``, ``layers``, ``padding``,
+            ...), ``in_chans``, and for a named source those of the library's function (``drop_path_rate``, ...).
 
     Returns:
         The model, in evaluation mode.
@@ -88,13 +105,11 @@ def inflate(
         source,
         num_frames=num_frames,
         num_classes=num_classes,
-        temporal=temporal,
         img_size=img_size,
         weights=weights,
         pretrained=pretrained,
         prove=False,
-        kernel_size=kernel_size,
-        init=init,
+        temporal=temporal,
         **hyperparameters,
     ).model
 
@@ -104,7 +119,6 @@ def inflate_with_report(
     *,
     num_frames: int,
     num_classes: int | None = None,
-    temporal: Temporal = "conv",
     img_size: int | tuple[int, int] | None = None,
     weights: Weights | None = None,
     pretrained: bool = False,
@@ -115,111 +129,153 @@ def inflate_with_report(
 
     The arguments are those of `inflate`, and `prove`: whether to compare both networks on a still video, in float64.
     """
-    own = {key: value for key, value in hyperparameters.items() if key in _model_options()}
-    rest = {key: value for key, value in hyperparameters.items() if key not in own}
-    origin = None
-    if isinstance(source, str):
-        origin = ImageOrigin(*parse_source(source), options=rest)
-        name = str(origin)
-        size = origin.settings()["crop"] if img_size is None else img_size
-    elif isinstance(source, nn.Module):
-        name = type(source).__name__
-        size = 224 if img_size is None else img_size
-        if rest:
-            unknown = next(iter(rest))
-            raise TypeError(f"inflate() has no argument {unknown!r}{nearest(unknown, _model_options())}")
-        if pretrained:
-            raise ConfigError("pretrained is for named sources; load the weights into the module, or give a file")
-    else:
-        raise ConfigError(
-            f"{type(source).__name__}: is no 2D network; give a torch module, timm:<name> or torchvision:<name>"
-        )
-    height_width = _height_width(size)
+    own, rest = _split(hyperparameters)
     if num_classes is not None and (
         isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0
     ):
         raise ConfigError(f"num_classes {num_classes!r}: must be a whole number; 0 leaves the classifier out")
-
-    state = None
-    if weights is not None:
-        if pretrained:
-            raise ConfigError("give either weights or pretrained, not both")
-        state = unwrap(weights if isinstance(weights, Mapping) else read_checkpoint(weights))
-        if not state:
-            raise CheckpointError(f"{_name_of(weights)}: holds no tensors")
-    dropped: list[str] = []
-    fresh_head = False
-    if origin is not None:
-        own_classes = origin.num_classes()
-        classes = own_classes or num_classes
-        if not classes:
-            raise ConfigError(
-                f"{name}: was trained without a classifier; say for how many classes it gets one (num_classes)"
-            )
-        network = _built(origin, num_classes=classes, img_size=height_width, pretrained=pretrained)
-        fresh_head = not own_classes
-        if state is not None:
-            network, dropped, fresh_head = _with_weights(
-                origin, network, height_width, state, name=_name_of(weights), num_classes=num_classes
-            )
+    if isinstance(source, str):
+        origin = ImageOrigin(*parse_source(source), options=rest)
+        image = _from_library(
+            origin, img_size=img_size, num_classes=num_classes, weights=weights, pretrained=pretrained
+        )
     else:
-        assert isinstance(source, nn.Module)
-        network = copy.deepcopy(source)
-        if state is not None:
-            load_strictly(network, state, name=_name_of(weights), owner=name)
-    before = copy.deepcopy(network) if prove or origin is None else None
-    taken = {key: value.detach() for key, value in network.state_dict().items()}
-    model = InflatedModel(
-        network, num_frames=num_frames, img_size=height_width, temporal=temporal, source_name=name, **own
-    ).eval()
-    model.origin = origin
-    difference: float | None = None
-    aligned: float | None = None
-    reasons = _reasons(model, own)
-    compared = "logits"
-    layers: list[LayerDifference] = []
-    filters: list[FilterPair] = []
+        image = _from_module(source, rest, img_size=img_size, weights=weights, pretrained=pretrained)
+    before = copy.deepcopy(image.network) if prove or image.origin is None else None
+    taken = {key: value.detach() for key, value in image.network.state_dict().items()}
+    model = _inflated(image, own, num_frames=num_frames).eval()
+    report = InflationReport(
+        image.name, f"{image.name} with temporal={model.options.temporal}, {num_frames} frames", []
+    )
     if before is not None:
-        check_foldable(before, height_width, in_chans=model.in_chans, name=name)
+        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name)
     if before is not None and prove:
-        difference, compared, layers = still_difference(before, model)
-        if not reasons and difference >= EXACT:
-            aligned, *_ = still_difference(before, model, unrounded=True)
-            if aligned < EXACT:
-                reasons.append("the network magnifies the rounding of its averaged kernels")
-            else:
-                aligned = None
-        filters = filter_pairs(before, model)
+        _prove(before, model, report)
     new_head = num_classes is not None and num_classes != model.num_classes
     if new_head:
         assert num_classes is not None
         model.reset_classifier(num_classes)
-    _, rules = model.transfer(taken, new_head=new_head)
-    _check_complete(rules, taken, model)
-    if fresh_head:
-        rules = [_without_origin(rule) if rule.target in model.head_keys() else rule for rule in rules]
-    rules += [TensorRule(key, "", "dropped", "dropped: of an auxiliary classifier", "", ()) for key in dropped]
-    model.default_protocol = _protocol(origin, temporal, num_frames, height_width)
-    model.recipe = {
-        "name": name if origin is None else f"{origin.library}/{origin.name.split('.')[0]}",  # a tag names weights only
-        "num_classes": model.num_classes,
-        "num_frames": num_frames,
-        "img_size": list(height_width),
-        "hyperparameters": {"temporal": temporal, **hyperparameters},
-    }
-    report = InflationReport(
-        name,
-        f"{name} with temporal={temporal}, {num_frames} frames",
-        rules,
-        difference=difference,
-        compared=f"{compared} (with the 2D network's classifier)" if new_head else compared,
-        reasons=reasons,
-        aligned=aligned,
-        alignment="kernels in float64" if aligned is not None else "",
-        layers=layers,
-        filters=filters,
-    )
+        report.compared += " (with the 2D network's classifier)"
+    _, report.rules = model.transfer(taken, new_head=new_head)
+    _check_complete(report.rules, taken, model)
+    if image.fresh_head:
+        head = model.head_keys()
+        report.rules = [_without_origin(rule) if rule.target in head else rule for rule in report.rules]
+    report.rules += [
+        TensorRule(key, "", "dropped", "dropped: of an auxiliary classifier", "", ()) for key in image.dropped
+    ]
+    _describe(model, image, hyperparameters)
     return Inflated(model, report)
+
+
+def _from_library(
+    origin: ImageOrigin,
+    *,
+    img_size: int | tuple[int, int] | None,
+    num_classes: int | None,
+    weights: Weights | None,
+    pretrained: bool,
+) -> _Image:
+    """Builds the network of a library."""
+    image_size = _height_width(origin.settings()["crop"] if img_size is None else img_size)
+    if weights is not None and pretrained:
+        raise ConfigError("give either weights or pretrained, not both")
+    own_classes = origin.num_classes()
+    classes = own_classes or num_classes
+    state = None if weights is None else _read_weights(weights)
+    if not classes:
+        raise ConfigError(
+            f"{origin}: was trained without a classifier; say for how many classes it gets one (num_classes)"
+        )
+    network = _built(origin, num_classes=classes, img_size=image_size, pretrained=pretrained)
+    image = _Image(str(origin), network, image_size, origin, fresh_head=not own_classes)
+    if weights is not None and state is not None:
+        _load_weights(image, origin, state, weights_name=_name_of(weights), num_classes=num_classes)
+    return image
+
+
+def _from_module(
+    source: nn.Module,
+    rest: Mapping[str, Any],
+    *,
+    img_size: int | tuple[int, int] | None,
+    weights: Weights | None,
+    pretrained: bool,
+) -> _Image:
+    """Copies a network of the user's."""
+    name = type(source).__name__
+    if not isinstance(source, nn.Module):
+        raise ConfigError(f"{name}: is no 2D network; give a torch module, timm:<name> or torchvision:<name>")
+    if rest:
+        unknown = next(iter(rest))
+        raise TypeError(f"inflate() has no argument {unknown!r}{nearest(unknown, _OPTIONS)}")
+    if pretrained:
+        raise ConfigError("pretrained is for named sources; load the weights into the module, or give a file")
+    image = _Image(name, copy.deepcopy(source), _height_width(224 if img_size is None else img_size))
+    if weights is not None:
+        load_strictly(image.network, _read_weights(weights), name=_name_of(weights), owner=name)
+    return image
+
+
+def _read_weights(weights: Weights) -> dict[str, Tensor]:
+    state = unwrap(weights if isinstance(weights, Mapping) else read_checkpoint(weights))
+    if not state:
+        raise CheckpointError(f"{_name_of(weights)}: holds no tensors")
+    return state
+
+
+def _split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments that are of `InflatedModel` and `InflationOptions`, and all others."""
+    own = {key: value for key, value in hyperparameters.items() if key in _OPTIONS}
+    return own, {key: value for key, value in hyperparameters.items() if key not in own}
+
+
+def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int) -> InflatedModel:
+    """Inflates a network in place, with the first result of `_split`."""
+    options = dict(own)
+    channels = {"in_chans": options.pop("in_chans")} if "in_chans" in options else {}
+    model = InflatedModel(
+        image.network,
+        InflationOptions(**options),
+        num_frames=num_frames,
+        img_size=image.img_size,
+        source_name=image.name,
+        **channels,
+    )
+    model.origin = image.origin
+    return model
+
+
+def _prove(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
+    """Compares both networks on a still video, and fills in the report."""
+    if model.options.spoils_ends:
+        report.reasons = [
+            "zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"
+        ]
+    report.difference, report.compared, report.layers = still_difference(network, model)
+    if not report.reasons and not report.exact:
+        aligned, *_ = still_difference(network, model, unrounded=True)
+        if aligned < EXACT:
+            report.reasons = ["the network magnifies the rounding of its averaged kernels"]
+            report.aligned, report.alignment = aligned, "kernels in float64"
+    report.filters = filter_pairs(network, model)
+
+
+def _describe(model: InflatedModel, image: _Image, hyperparameters: Mapping[str, Any]) -> None:
+    """Sets the protocol at the model's frames and size, and the arguments that make it again."""
+    origin, frames, crop = image.origin, model.num_frames, min(image.img_size)
+    published = _published(origin, model.options.temporal)
+    short_side = max(crop, round(crop * published.short_side / published.crop))
+    model.default_protocol = published.replace(
+        frames=frames, stride=max(1, SPAN // frames), crop=crop, short_side=short_side
+    )
+    model.recipe = {
+        "name": image.name if origin is None else f"{origin.library}/{origin.name.split('.')[0]}",  # no tag: of weights
+        "num_classes": model.num_classes,
+        "num_frames": frames,
+        "img_size": list(image.img_size),
+        "hyperparameters": {"temporal": model.options.temporal, **hyperparameters},
+    }
 
 
 def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
@@ -230,50 +286,39 @@ def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _built(origin: ImageOrigin, *, num_classes: int, img_size: tuple[int, int], pretrained: bool = False) -> nn.Module:
-    """Builds a named network; an option that neither it nor `InflatedModel` has is named, with the nearest."""
+    """Builds a named network; an option that neither it nor `InflationOptions` has is named, with the nearest."""
     try:
         return origin.build(num_classes=num_classes, img_size=img_size, pretrained=pretrained)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in origin.options:
             raise
-        raise TypeError(f"{origin} has no option {unknown[1]!r}{nearest(unknown[1], _model_options())}") from error
+        raise TypeError(f"{origin} has no option {unknown[1]!r}{nearest(unknown[1], _OPTIONS)}") from error
 
 
-def _with_weights(
-    origin: ImageOrigin,
-    network: nn.Module,
-    img_size: tuple[int, int],
-    state: Mapping[str, Tensor],
-    *,
-    name: str,
-    num_classes: int | None,
-) -> tuple[nn.Module, list[str], bool]:
-    """Returns the network with a file's weights and as many classes.
-
-    Returns:
-        The network, the keys that were dropped, and whether the file has no classifier, so that it is a new one.
-    """
-    fitted, dropped = origin.fit_state(network, state, name=name)
-    anatomy = examine(network, img_size, name=str(origin))
+def _load_weights(
+    image: _Image, origin: ImageOrigin, state: Mapping[str, Tensor], *, weights_name: str, num_classes: int | None
+) -> None:
+    """Gives a named network the weights of a file, and as many classes."""
+    fitted, image.dropped = origin.fit_state(image.network, state, name=weights_name)
+    anatomy = examine(image.network, image.img_size, name=image.name)
     classes = head_classes(fitted, anatomy.logits)
-    fresh = classes is None
+    image.fresh_head = classes is None
     if classes is None and num_classes is None:
         raise CheckpointError(
-            f"{name}: has no classifier of {origin} (looked for {', '.join(anatomy.logits)}); say for how many classes "
-            "it gets a new one (num_classes)"
+            f"{weights_name}: has no classifier of {origin} (looked for {', '.join(anatomy.logits)}); say for how many "
+            "classes it gets a new one (num_classes)"
         )
     wanted = classes or num_classes
     if wanted != anatomy.num_classes:
         assert wanted is not None
-        network = origin.build(num_classes=wanted, img_size=img_size)
-        fitted, dropped = origin.fit_state(network, state, name=name)
-    if fresh:
-        own = network.state_dict()
+        image.network = origin.build(num_classes=wanted, img_size=image.img_size)
+        fitted, image.dropped = origin.fit_state(image.network, state, name=weights_name)
+    if image.fresh_head:
+        own = image.network.state_dict()
         head = {f"{layer}.{part}" for layer in anatomy.logits for part in ("weight", "bias")}
         fitted |= {key: own[key] for key in head & own.keys()}
-    load_strictly(network, fitted, name=name, owner=str(origin))
-    return network, dropped, fresh
+    load_strictly(image.network, fitted, name=weights_name, owner=image.name)
 
 
 def _without_origin(rule: TensorRule) -> TensorRule:
@@ -289,35 +334,13 @@ def _check_complete(rules: Sequence[TensorRule], source: Mapping[str, Tensor], m
         raise AssertionError(f"tensors without a rule: {wrong}")
 
 
-def _reasons(model: InflatedModel, options: Mapping[str, Any]) -> list[str]:
-    """Returns why the logits on a still video differ from those of the 2D network."""
-    if options.get("padding") != "zeros" or (options.get("init") != "average" and not model.shifts):
-        return []
-    return ["zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"]
-
-
-def _protocol(origin: ImageOrigin | None, temporal: Temporal, num_frames: int, img_size: tuple[int, int]) -> Protocol:
-    """Returns the protocol at a model's frames and size; sparse frames where they are only averaged or shifted."""
-    protocol = _published(origin, temporal).replace(frames=num_frames)
-    crop = min(img_size)
-    short_side = max(crop, round(crop * protocol.short_side / protocol.crop))
-    return protocol.replace(stride=max(1, SPAN // num_frames), crop=crop, short_side=short_side)
-
-
 def _published(origin: ImageOrigin | None, temporal: Temporal) -> Protocol:
     settings = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if origin is None else origin.settings()
     sampling: Any = "dense" if temporal in ("conv", "attention") else "segment"
     return Protocol(frames=8, stride=SPAN // 8, sampling=sampling, **settings)
 
 
-@functools.cache
-def _model_options() -> tuple[str, ...]:
-    """Returns the options of `InflatedModel`, which are those of a named source's function no more."""
-    known = inspect.signature(InflatedModel.__init__).parameters
-    return tuple(name for name in known if name not in ("self", "network", "num_frames", "img_size", "source_name"))
-
-
-def _name_of(weights: Weights | None) -> str:
+def _name_of(weights: Weights) -> str:
     return "mapping" if isinstance(weights, Mapping) else str(weights)
 
 
@@ -340,9 +363,8 @@ def library_model_info(library: str, name: str) -> ModelInfo:
 def _build(
     origin: ImageOrigin, *, num_classes: int, num_frames: int, img_size: tuple[int, int], **hyperparameters: Any
 ) -> InflatedModel:
-    """Builds a model with fresh weights; `hyperparameters` are of `InflatedModel` or of the library's function."""
-    own = {key: value for key, value in hyperparameters.items() if key in _model_options()}
-    rest = {key: value for key, value in hyperparameters.items() if key not in own}
+    """Builds a model with fresh weights; `hyperparameters` are those of `inflate`."""
+    own, rest = _split(hyperparameters)
     for key in rest:
         if key.startswith(("pretrained", "weights", "checkpoint")):
             raise TypeError(
@@ -350,6 +372,4 @@ def _build(
             )
     origin = ImageOrigin(origin.library, origin.name, options=rest)
     network = _built(origin, num_classes=num_classes, img_size=img_size)
-    model = InflatedModel(network, num_frames=num_frames, img_size=img_size, source_name=str(origin), **own)
-    model.origin = origin
-    return model
+    return _inflated(_Image(str(origin), network, img_size, origin), own, num_frames=num_frames)

@@ -1,7 +1,7 @@
 """The model that an image network becomes.
 
 The 2D network stays what it is and runs on all frames of a batch at once, (B*T, C, H, W). Single layers of it get to
-see other frames; which and how is the choice of `temporal`:
+see other frames; which and how is said by `InflationOptions`, first of all by its mode `temporal`:
 
 - ``none``: no layer; the mean over the frames (TSN, Wang et al. 2016, arXiv:1608.00859).
 - ``shift``: a part of the channels moves one frame on, and as many one back, in front of the first layer of each block
@@ -18,12 +18,11 @@ a still video what the 2D network computes for its frame: `stvid.inflation.proof
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +30,14 @@ from torch.utils.checkpoint import checkpoint
 
 from stvid.errors import ConfigError
 from stvid.inflation.anatomy import examine, no_training
-from stvid.inflation.placement import add_attention, add_convs, add_shifts, has_attention, replace
+from stvid.inflation.options import InflationOptions
+from stvid.inflation.placement import Guest, add_layers, replace
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
 from stvid.inflation.sources import ImageOrigin
 from stvid.inflation.temporal import (
     ClipTime,
-    Init,
     JointTime,
-    Padding,
     TemporalFilter,
-    TemporalTransformer,
     describe_taps,
     taps,
 )
@@ -48,19 +45,7 @@ from stvid.models.base import VideoModel
 from stvid.models.blocks import _batch_norms, _recompute_contexts
 from stvid.models.kernels import channels_last
 
-__all__ = ["InflatedModel", "Temporal", "has_attention"]
-
-Temporal = Literal["none", "shift", "conv", "attention", "head"]
-AttentionType = Literal["divided_space_time", "joint_space_time"]
-ShiftPlace = Literal["residual", "in_place"]
-# Which options belong to which mode.
-MODE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "shift": ("layers", "padding", "shift_div", "shift_place"),
-    "conv": ("layers", "padding", "kernel_size", "init", "temporal_strides", "factorized"),
-    "attention": ("layers", "attention_type"),
-    "head": ("head_depth", "head_num_heads"),
-}
+__all__ = ["InflatedModel"]
 
 
 class InflatedModel(VideoModel):
@@ -69,30 +54,15 @@ class InflatedModel(VideoModel):
     Args:
         network: The 2D network, (N, in_chans, H, W) to logits (N, classes). It is changed in place and becomes a part
             of the model.
+        options: How frames see each other; None takes the defaults.
         num_frames: Frames of a clip, which the tables of times are made for; other clips are taken.
         img_size: (height, width) in pixels.
         in_chans: Channels of the clip.
-        temporal: How frames see each other; see above.
-        layers: Regular expression that is searched in the names of the layers (with ``attention`` and ``in_place``: of
-            the blocks), or their names; None takes the mode's default.
-        kernel_size: Frames that a kernel sees, odd; or a mapping from patterns of names to it.
-        init: ``center`` or ``average``; see `stvid.inflation.temporal.taps`.
-        padding: What is beyond the ends of a clip, ``replicate`` or ``zeros``. With ``zeros``, which I3D and TSM use,
-            a shift, and a kernel that starts as an average, change the first and last frames of a still video.
-        temporal_strides: Mapping from patterns of names to a step in time: convolutions that are inflated take it;
-            behind any other module the maximum over so many frames is taken.
-        factorized: Whether the 2D convolutions stay and a convolution over time, which starts as the identity, follows
-            each (R(2+1)D). That is always done behind convolutions of classes that do more than convolve, such as those
-            that standardise their weights.
-        shift_div: One part in so many of the channels moves each way.
-        shift_place: ``residual`` shifts what the first layer of a block sees, ``in_place`` what the block sees.
-        attention_type: ``divided_space_time`` or ``joint_space_time``.
-        head_depth: Blocks of the transformer over frames.
-        head_num_heads: Its heads; None takes one for every 64 channels.
         source_name: What the 2D network is called in messages.
 
     Attributes:
         network: The 2D network without its classifier.
+        options: How frames see each other.
         temporal: Layers with weights that were attached to layers of it.
         head: The classifier; the identity if it could not be taken out of the network, and frames' logits are averaged.
         anatomy: What was found in the 2D network.
@@ -109,99 +79,32 @@ class InflatedModel(VideoModel):
     def __init__(
         self,
         network: nn.Module,
+        options: InflationOptions | None = None,
         *,
         num_frames: int,
         img_size: tuple[int, int],
         in_chans: int = 3,
-        temporal: Temporal = "conv",
-        layers: str | Sequence[str] | None = None,
-        kernel_size: int | Mapping[str, int] = 3,
-        init: Init = "center",
-        padding: Padding = "replicate",
-        temporal_strides: Mapping[str, int] | None = None,
-        factorized: bool = False,
-        shift_div: int = 8,
-        shift_place: ShiftPlace = "residual",
-        attention_type: AttentionType = "divided_space_time",
-        head_depth: int = 3,
-        head_num_heads: int | None = None,
         source_name: str = "the network",
     ) -> None:
         super().__init__()
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
             raise ConfigError(f"num_frames {num_frames!r}: must be a positive whole number")
-        for option, value, choices in (
-            ("temporal", temporal, Temporal),
-            ("init", init, Init),
-            ("padding", padding, Padding),
-            ("shift_place", shift_place, ShiftPlace),
-            ("attention_type", attention_type, AttentionType),
-        ):
-            if value not in get_args(choices):
-                raise ConfigError(f"{option} {value!r}: choose one of {', '.join(get_args(choices))}")
-        given = {
-            "layers": layers is not None,
-            "kernel_size": kernel_size != 3,
-            "init": init != "center",
-            "padding": padding != "replicate",
-            "temporal_strides": bool(temporal_strides),
-            "factorized": factorized,
-            "shift_div": shift_div != 8,
-            "shift_place": shift_place != "residual",
-            "attention_type": attention_type != "divided_space_time",
-            "head_depth": head_depth != 3,
-            "head_num_heads": head_num_heads is not None,
-        }
-        for option, is_given in given.items():
-            if is_given and option not in MODE_OPTIONS[temporal]:
-                modes = [mode for mode, options in MODE_OPTIONS.items() if option in options]
-                raise ConfigError(f"{option} has no meaning with temporal={temporal}, only with {', '.join(modes)}")
-        for option, number, least in (
-            ("shift_div", shift_div, 2),
-            ("head_depth", head_depth, 1),
-            *([("head_num_heads", head_num_heads, 1)] if head_num_heads is not None else []),
-            *((f"temporal_strides {pattern!r}", step, 1) for pattern, step in _mapping(temporal_strides).items()),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ConfigError(f"{option} {number!r}: must be a whole number of at least {least}")
-
+        self.options = InflationOptions() if options is None else options
         self.in_chans = in_chans
         self.num_frames = num_frames
         self.source_name = source_name
-        self.init: Init = init
         self.time = ClipTime(num_frames)
         self.anatomy = examine(network, img_size, in_chans=in_chans, name=source_name)
         self.num_classes = self.anatomy.num_classes
-        self.inflated: list[str] = []
-        self.shifts = temporal == "shift"
         self.origin: ImageOrigin | None = None
         self.img_size = img_size
         self.network = network
-        self.temporal = nn.ModuleDict()
         self._take_classifier()
-        if temporal == "shift":
-            add_shifts(self, layers, shift_div=shift_div, padding=padding, in_place=shift_place == "in_place")
-        elif temporal == "conv":
-            add_convs(
-                self, layers, kernel_size, padding=padding, strides=_mapping(temporal_strides), factorized=factorized
-            )
-        elif temporal == "attention":
-            add_attention(self, layers, joint=attention_type == "joint_space_time")
-        elif temporal == "head":
-            if not self.anatomy.classifiers:
-                raise ConfigError(
-                    f"temporal head: the classifier of {source_name} is no linear layer at its end, so there are no "
-                    "features that a transformer could take"
-                )
-            heads = head_num_heads or math.gcd(max(1, self.num_features // 64), self.num_features)
-            if self.num_features % heads:
-                raise ConfigError(
-                    f"head_num_heads {heads}: does not divide the {self.num_features} features of a frame"
-                )
-            self.temporal["head"] = TemporalTransformer(self.num_features, self.time, depth=head_depth, num_heads=heads)
-            self.inflated.append("head")
+        guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.num_features)
+        add_layers(guest)
+        self.temporal, self.inflated = guest.temporal, guest.inflated
         channels_last(self)
-        if temporal_strides or attention_type == "joint_space_time":
+        if self.options.strides or self.options.joint:
             self._find_strides(img_size)
 
     # --- surgery ------------------------------------------------------------------------------------------------------
@@ -395,8 +298,8 @@ class InflatedModel(VideoModel):
                 target = f"network.{key}"
                 if target in own and own[target].dim() == value.dim() + 1 == 5:
                     frames = own[target].shape[2]
-                    kernel = taps(value, frames, init=self.init)
-                    book(key, target, "derived", describe_taps(frames, self.init), kernel, shape)
+                    kernel = taps(value, frames, init=self.options.init)
+                    book(key, target, "derived", describe_taps(frames, self.options.init), kernel, shape)
                 else:
                     book(key, target, "copied", COPIED, value, shape)
         if classifier and not new_head:
@@ -430,7 +333,7 @@ class InflatedModel(VideoModel):
         """Says how a layer starts that the 2D network does not have."""
         layer = self.temporal[key.split(".")[1]]
         if isinstance(layer, TemporalFilter):
-            return "the identity in time" if self.init == "center" else "the mean of the frames"
+            return "the identity in time" if self.options.init == "center" else "the mean of the frames"
         if isinstance(layer, JointTime):
             return "times, zero"
         return "attention over time, which adds nothing at first"
@@ -441,12 +344,6 @@ def _merged_classifier(parts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, T
     weight = torch.cat([part["weight"] for part in parts], dim=1)
     biases = [part["bias"] for part in parts if "bias" in part]
     return weight, torch.stack(biases).sum(0) / len(parts) if biases else None
-
-
-def _mapping(strides: object) -> Mapping[str, Any]:
-    if strides is not None and not isinstance(strides, Mapping):
-        raise ConfigError(f"temporal_strides {strides!r}: must map patterns of names to steps in time")
-    return strides or {}
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import Gelu, Kind
+from stvid.inflation.options import Init
 from stvid.inflation.report import COPIED, RuleKind
-from stvid.inflation.temporal import Init
 from stvid.inflation.transfer import Remedy, Transfer
 from stvid.models.base import VideoModel
 from stvid.models.blocks import resize_grid

@@ -20,11 +20,11 @@ from torch import nn
 from stvid.checkpoints import read_checkpoint, unwrap
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.inflation.image_networks import KINDS, ImageNetwork, Kind, recognise_network
+from stvid.inflation.options import Init
 from stvid.inflation.parent_proof import compare
 from stvid.inflation.parent_rules import PARENTS, ParentRule, fill
 from stvid.inflation.report import InflationReport
 from stvid.inflation.sources import LIBRARIES, ImageOrigin, parse_source
-from stvid.inflation.temporal import Init
 from stvid.inflation.transfer import Transfer
 from stvid.models.base import VideoModel
 from stvid.models.registry import create_model, list_models, model_info

@@ -1,7 +1,7 @@
-"""Which layers of a 2D network see other frames, and how they get to: what `InflatedModel` is built with.
+"""Which layers of a 2D network see other frames, and how they get to: `add_layers`, which builds `InflatedModel`.
 
-Each way (``shift``, ``conv``, ``attention``) has a default that fits most families, by the blocks that `examine` found,
-and takes a pattern or names instead.
+Each mode (``shift``, ``conv``, ``attention``) has a default that fits most families, by the blocks that `examine`
+found, and takes a pattern or names instead.
 """
 
 from __future__ import annotations
@@ -9,30 +9,55 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import Site, find_blocks
+from stvid.inflation.anatomy import Anatomy, Site, find_blocks
+from stvid.inflation.options import InflationOptions
 from stvid.inflation.temporal import (
+    ClipTime,
     JointTime,
-    Padding,
     TemporalAttention,
     TemporalConv,
     TemporalFilter,
     TemporalPool,
     TemporalShift,
+    TemporalTransformer,
     attach,
 )
 
-if TYPE_CHECKING:
-    from stvid.inflation.model import InflatedModel
-
-__all__ = ["add_attention", "add_convs", "add_shifts", "has_attention", "replace"]
+__all__ = ["Guest", "add_layers", "has_attention", "replace"]
 
 # Convolutions of a block's shortcut, by the names that timm, torchvision and others give them.
 SHORTCUT = re.compile(r"downsample|shortcut|skip|\bsc\b|identity|proj_sc")
+
+
+@dataclass
+class Guest:
+    """A 2D network in which layers get to see other frames.
+
+    Attributes:
+        network: The network without its classifier; `add_layers` changes it in place.
+        name: For messages.
+        anatomy: What `examine` found in it.
+        options: How frames see each other.
+        time: Frames of the clips, for all layers.
+        num_features: Channels that the classifier sees.
+        temporal: Gets the layers with weights that are attached to layers of the network.
+        inflated: Gets the names of the layers that see other frames.
+    """
+
+    network: nn.Module
+    name: str
+    anatomy: Anatomy
+    options: InflationOptions
+    time: ClipTime
+    num_features: int
+    temporal: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    inflated: list[str] = field(default_factory=list)
 
 
 def has_attention(network: nn.Module) -> bool:
@@ -49,130 +74,138 @@ def replace(network: nn.Module, name: str, module: nn.Module) -> None:
             setattr(network.get_submodule(parent), leaf, module)
 
 
-def _at(model: InflatedModel, site: Site) -> nn.Module:
-    return model.network.get_submodule(site.name)
+def _at(guest: Guest, site: Site) -> nn.Module:
+    return guest.network.get_submodule(site.name)
 
 
-def _choose(model: InflatedModel, sites: Sequence[Site], layers: str | Sequence[str] | None, what: str) -> list[Site]:
-    """Returns the sites whose names were asked for."""
+def _choose(guest: Guest, sites: Sequence[Site], what: str) -> list[Site]:
+    """Returns the sites whose names were asked for; all if there was no wish."""
+    layers = guest.options.layers
     if layers is None:
         return list(sites)
     if isinstance(layers, str):
         pattern = _compiled(layers, "layers")
         chosen = [site for site in sites if pattern.search(site.name)]
         if not chosen:
-            raise ConfigError(f"layers {layers!r}: matches no {what} of {model.source_name}{_examples(sites)}")
+            raise ConfigError(f"layers {layers!r}: matches no {what} of {guest.name}{_examples(sites)}")
         return chosen
     if not isinstance(layers, Sequence):
         raise ConfigError(f"layers {layers!r}: must be a regular expression, or a list of names")
     by_name = {site.name: site for site in sites}
     for name in layers:
         if name not in by_name:
-            raise ConfigError(f"layers: {model.source_name} has no {what} {name!r}{_examples(sites)}")
+            raise ConfigError(f"layers: {guest.name} has no {what} {name!r}{_examples(sites)}")
     return [by_name[name] for name in layers]
 
 
-def _first_layers(model: InflatedModel, sites: Sequence[Site]) -> list[Site]:
+def _first_layers(guest: Guest, sites: Sequence[Site]) -> list[Site]:
     """Returns the first layer in each block, shortcuts left out; without blocks all layers but the first."""
-    if not model.anatomy.blocks:
+    if not guest.anatomy.blocks:
         return list(sites[1:])
     first: dict[str, Site] = {}
     for site in sites:
-        block = model.anatomy.block_of(site.name)
+        block = guest.anatomy.block_of(site.name)
         if block is not None and not SHORTCUT.search(site.name.removeprefix(block.name)):
             first.setdefault(block.name, site)
     return list(first.values())
 
 
-def add_shifts(
-    model: InflatedModel, layers: str | Sequence[str] | None, *, shift_div: int, padding: Padding, in_place: bool
-) -> None:
-    """Puts shifts before the first layer of each block, or before the blocks (``in_place``); see `InflatedModel`.
+def add_layers(guest: Guest) -> None:
+    """Lets layers of the 2D network see other frames, as its options say.
 
     Raises:
-        ConfigError: If no layer fits, as for all functions here.
+        ConfigError: If no layer fits.
     """
-    seen = [site for site in model.anatomy.layers if site.sees_frames and site.channels >= shift_div]
-    if in_place:
-        seen = [block for block in model.anatomy.blocks if block.channels >= shift_div]
-        chosen = _choose(model, seen, layers, "block")
+    add = {"shift": _add_shifts, "conv": _add_convs, "attention": _add_attention, "head": _add_head}
+    if guest.options.temporal != "none":
+        add[guest.options.temporal](guest)
+
+
+def _add_shifts(guest: Guest) -> None:
+    """Puts shifts before the first layer of each block, or before the blocks (``in_place``)."""
+    options = guest.options
+    if options.shift_place == "in_place":
+        seen = [block for block in guest.anatomy.blocks if block.channels >= options.shift_div]
+        chosen = _choose(guest, seen, "block")
     else:
-        chosen = _choose(model, seen, layers, "layer") if layers is not None else _first_layers(model, seen)
+        seen = [site for site in guest.anatomy.layers if site.sees_frames and site.channels >= options.shift_div]
+        chosen = _choose(guest, seen, "layer") if options.layers is not None else _first_layers(guest, seen)
     if not chosen:
-        raise ConfigError(f"temporal shift: {model.source_name} has no layer that sees whole frames behind its stem")
+        raise ConfigError(f"temporal shift: {guest.name} has no layer that sees whole frames behind its stem")
     for site in chosen:
-        shift = TemporalShift(model.time, channels_first=site.channels_first, shift_div=shift_div, padding=padding)
-        attach(_at(model, site), before=shift)
-        model.inflated.append(site.name)
+        shift = TemporalShift(
+            guest.time, channels_first=site.channels_first, shift_div=options.shift_div, padding=options.padding
+        )
+        attach(_at(guest, site), before=shift)
+        guest.inflated.append(site.name)
 
 
-def add_convs(
-    model: InflatedModel,
-    layers: str | Sequence[str] | None,
-    kernel_size: int | Mapping[str, int],
-    *,
-    padding: Padding,
-    strides: Mapping[str, int],
-    factorized: bool,
-) -> None:
-    """Gives convolutions kernels in time, or filters behind them, and strides; see `InflatedModel`."""
-    seen = [site for site in model.anatomy.layers if site.sees_frames]
+def _add_convs(guest: Guest) -> None:
+    """Gives convolutions kernels in time, or filters behind them, and strides."""
+    options = guest.options
+    seen = [site for site in guest.anatomy.layers if site.sees_frames]
     # without any convolution the first linear layer is one: it embeds patches, with a stride that is its kernel
-    convs = [site for site in seen if isinstance(_at(model, site), nn.Conv2d)] or seen[:1]
-    chosen = _choose(model, convs, layers, "convolution") if layers is not None else _default_convs(model, convs)
+    convs = [site for site in seen if isinstance(_at(guest, site), nn.Conv2d)] or seen[:1]
+    chosen = _choose(guest, convs, "convolution") if options.layers is not None else _default_convs(guest, convs)
     if not chosen:
         raise ConfigError(
-            f"temporal conv: {model.source_name} has no convolution that sees whole frames; take shift, attention "
-            "or head"
+            f"temporal conv: {guest.name} has no convolution that sees whole frames; take shift, attention or head"
         )
-    sizes = kernel_size if isinstance(kernel_size, Mapping) else {"": kernel_size}
-    for option, patterns in (("kernel_size", sizes), ("temporal_strides", strides)):
+    sizes = options.kernel_size if isinstance(options.kernel_size, Mapping) else {"": options.kernel_size}
+    for option, patterns in (("kernel_size", sizes), ("temporal_strides", options.strides)):
         for pattern in patterns:
             _compiled(pattern, option)
     for pattern in sizes:
         if not any(re.search(pattern, site.name) for site in chosen):
             raise ConfigError(f"kernel_size {pattern!r}: matches no chosen convolution{_examples(chosen)}")
-    used: set[str] = set()
     for site in chosen:
         size = _looked_up(sizes, site.name, default=3)
         if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
             raise ConfigError(f"kernel_size {size!r}: must be an odd positive number of frames")
-        stride = _looked_up(strides, site.name, default=1)
-        used.update(pattern for pattern in strides if re.search(pattern, site.name))
-        options: dict[str, Any] = {
-            "kernel_size": size,
-            "init": model.init,
-            "padding": padding,
-            "time_stride": stride,
-        }
-        conv: Any = _at(model, site)
-        if TemporalConv.accepts(conv) and not factorized:
-            replace(model.network, site.name, TemporalConv(conv, model.time, **options))
-        else:
-            width = conv.out_channels if site.channels_first else conv.out_features
-            groups = width if getattr(conv, "groups", 1) == width else 1
-            behind = TemporalFilter(width, model.time, groups=groups, channels_first=site.channels_first, **options)
-            _attach(model, site, behind, behind=behind)
-        model.inflated.append(site.name)
-    for pattern, stride in strides.items():
-        if pattern in used:
+        _inflate_conv(guest, site, size, time_stride=_looked_up(options.strides, site.name, default=1))
+    _add_pools(guest, chosen)
+
+
+def _inflate_conv(guest: Guest, site: Site, kernel_size: int, *, time_stride: int) -> None:
+    """Gives one convolution a kernel in time, or a filter behind it."""
+    settings: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "init": guest.options.init,
+        "padding": guest.options.padding,
+        "time_stride": time_stride,
+    }
+    conv: Any = _at(guest, site)
+    if TemporalConv.accepts(conv) and not guest.options.factorized:
+        replace(guest.network, site.name, TemporalConv(conv, guest.time, **settings))
+    else:
+        width = conv.out_channels if site.channels_first else conv.out_features
+        groups = width if getattr(conv, "groups", 1) == width else 1
+        behind = TemporalFilter(width, guest.time, groups=groups, channels_first=site.channels_first, **settings)
+        _attach(guest, site, behind, behind=behind)
+    guest.inflated.append(site.name)
+
+
+def _add_pools(guest: Guest, convs: Sequence[Site]) -> None:
+    """Puts a maximum over frames behind the modules that get a stride in time and are no inflated convolution."""
+    for pattern, stride in guest.options.strides.items():
+        if any(re.search(pattern, site.name) for site in convs):
             continue
-        pooled = [site for name, site in model.anatomy.sites.items() if re.search(pattern, name)]
+        pooled = [site for name, site in guest.anatomy.sites.items() if re.search(pattern, name)]
         if not pooled:
-            raise ConfigError(f"temporal_strides {pattern!r}: matches no module of {model.source_name}")
+            raise ConfigError(f"temporal_strides {pattern!r}: matches no module of {guest.name}")
         for site in pooled:
-            attach(_at(model, site), behind=TemporalPool(model.time, time_stride=stride))
+            attach(_at(guest, site), behind=TemporalPool(guest.time, time_stride=stride))
 
 
-def _default_convs(model: InflatedModel, convs: Sequence[Site]) -> list[Site]:
+def _default_convs(guest: Guest, convs: Sequence[Site]) -> list[Site]:
     """Returns the network's first convolution and that of every second block of each stage."""
     chosen = list(convs[:1])
-    first = _first_layers(model, convs)
-    if not model.anatomy.blocks:
+    first = _first_layers(guest, convs)
+    if not guest.anatomy.blocks:
         return chosen + first[1::2]
     stages: dict[str, list[Site]] = {}
     for site in first:
-        block = model.anatomy.block_of(site.name)
+        block = guest.anatomy.block_of(site.name)
         assert block is not None
         stages.setdefault(block.name.rpartition(".")[0], []).append(site)
     for stage in stages.values():
@@ -180,42 +213,59 @@ def _default_convs(model: InflatedModel, convs: Sequence[Site]) -> list[Site]:
     return chosen
 
 
-def add_attention(model: InflatedModel, layers: str | Sequence[str] | None, *, joint: bool) -> None:
+def _add_attention(guest: Guest) -> None:
     """Puts attention over time before transformer blocks, or lets attention layers see all frames (``joint``)."""
+    joint = guest.options.joint
     if joint:
-        seen = [site for site in model.anatomy.sites.values() if site.sees_frames and not site.channels_first]
-        tokens = [site for site in seen if _heads(_at(model, site)) and not _most_heads(_at(model, site), below=True)]
-        chosen = _choose(model, tokens, layers, "attention layer")
+        seen = [site for site in guest.anatomy.sites.values() if site.sees_frames and not site.channels_first]
+        tokens = [site for site in seen if _heads(_at(guest, site)) and not _most_heads(_at(guest, site), below=True)]
+        chosen = _choose(guest, tokens, "attention layer")
     else:
-        blocks = [block for block in model.anatomy.blocks if _most_heads(_at(model, block))]
-        chosen = _choose(model, blocks, layers, "transformer block")
+        blocks = [block for block in guest.anatomy.blocks if _most_heads(_at(guest, block))]
+        chosen = _choose(guest, blocks, "transformer block")
     if not chosen:
         raise ConfigError(
-            f"temporal attention: {model.source_name} has no {'attention layer' if joint else 'transformer block'} "
+            f"temporal attention: {guest.name} has no {'attention layer' if joint else 'transformer block'} "
             "that sees whole frames; take conv, shift or head"
         )
     for site in chosen:
         if joint:
-            both = JointTime(site.channels, model.time)
-            _attach(model, site, both, before=both.join, behind=both.split)
+            both = JointTime(site.channels, guest.time)
+            _attach(guest, site, both, before=both.join, behind=both.split)
         else:
             temporal = TemporalAttention(
                 site.channels,
-                model.time,
-                num_heads=math.gcd(_most_heads(_at(model, site)), site.channels),
+                guest.time,
+                num_heads=math.gcd(_most_heads(_at(guest, site)), site.channels),
                 channels_first=site.channels_first,
             )
-            _attach(model, site, temporal, before=temporal)
-        model.inflated.append(site.name)
+            _attach(guest, site, temporal, before=temporal)
+        guest.inflated.append(site.name)
 
 
-def _attach(model: InflatedModel, site: Site, layer: nn.Module, **places: Callable[[Tensor], Tensor]) -> None:
+def _add_head(guest: Guest) -> None:
+    """Puts a transformer over the features of the frames before the classifier."""
+    width = guest.num_features
+    if not guest.anatomy.classifiers:
+        raise ConfigError(
+            f"temporal head: the classifier of {guest.name} is no linear layer at its end, so there are no "
+            "features that a transformer could take"
+        )
+    heads = guest.options.head_num_heads or math.gcd(max(1, width // 64), width)
+    if width % heads:
+        raise ConfigError(f"head_num_heads {heads}: does not divide the {width} features of a frame")
+    depth = guest.options.head_depth
+    guest.temporal["head"] = TemporalTransformer(width, guest.time, depth=depth, num_heads=heads)
+    guest.inflated.append("head")
+
+
+def _attach(guest: Guest, site: Site, layer: nn.Module, **places: Callable[[Tensor], Tensor]) -> None:
     """Attaches a layer that has weights, and registers them under the site's name with dashes."""
     # "head" is the transformer over frames
-    model.temporal["head-block" if site.name == "head" else site.name.replace(".", "-")] = layer.to(
-        next(model.network.parameters())
+    guest.temporal["head-block" if site.name == "head" else site.name.replace(".", "-")] = layer.to(
+        next(guest.network.parameters())
     )
-    attach(_at(model, site), **places)
+    attach(_at(guest, site), **places)
 
 
 def _heads(module: nn.Module) -> int:

@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stvid.inflation.options import Init, Padding
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid
 from stvid.models.kernels import Conv3d
 
 __all__ = [
     "ClipTime",
     "FrameAttention",
-    "Init",
     "JointTime",
-    "Padding",
     "TemporalAttention",
     "TemporalConv",
     "TemporalFilter",
@@ -45,8 +44,6 @@ __all__ = [
 ]
 
 FOCUS = 2.0  # what a score loses at the start for each frame beside the one that a head looks at
-Init = Literal["center", "average"]
-Padding = Literal["replicate", "zeros"]
 
 
 class ClipTime:

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import ImageNetwork
+from stvid.inflation.options import Init
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
-from stvid.inflation.temporal import Init, describe_taps, taps
+from stvid.inflation.temporal import describe_taps, taps
 from stvid.models.base import VideoModel
 
 __all__ = ["Reason", "Remedy", "Transfer"]

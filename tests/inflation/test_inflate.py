@@ -24,7 +24,9 @@ from stvid.engine.optim import plan_parameters
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.inflation.anatomy import find_blocks
 from stvid.inflation.inflate import inflate_with_report
-from stvid.inflation.model import InflatedModel, has_attention
+from stvid.inflation.model import InflatedModel
+from stvid.inflation.options import InflationOptions
+from stvid.inflation.placement import has_attention
 from stvid.inflation.proof import FewFrames, still_difference
 from stvid.inflation.temporal import FrameAttention, TemporalConv
 
@@ -81,6 +83,10 @@ def small(temporal: str = "conv", name: str = "timm:test_resnet", **options: Any
     return stvid.inflate(name, num_frames=frames, num_classes=5, temporal=temporal, img_size=size, **options)
 
 
+def build(network: nn.Module, *, num_frames: int, img_size: tuple[int, int], **options: Any) -> InflatedModel:
+    return InflatedModel(network, InflationOptions(**options), num_frames=num_frames, img_size=img_size)
+
+
 class Tiny(nn.Module):
     """A network of the user's: two residual blocks."""
 
@@ -124,7 +130,7 @@ def test_still_video_and_order(module: str) -> None:
         if mode == "attention" and not has_attention(network):
             continue
         extra = {"init": "average"} if mode == "conv" else {}
-        model = InflatedModel(copy.deepcopy(network), num_frames=3, img_size=(size, size), temporal=mode, **extra)
+        model = build(copy.deepcopy(network), num_frames=3, img_size=(size, size), temporal=mode, **extra)
         difference, *_ = still_difference(network, model.eval())
         assert difference < 1e-5, mode
         if mode != "shift":
@@ -148,7 +154,7 @@ def test_torchvision(name: str) -> None:
 @pytest.mark.parametrize("padding", ["replicate", "zeros"])
 def test_conv_is_a_conv3d(padding: str) -> None:
     network = fill(Tiny())
-    model = InflatedModel(
+    model = build(
         copy.deepcopy(network), num_frames=4, img_size=(16, 16), temporal="conv", layers="^stem$", padding=padding
     ).eval()
     perturb(model)
@@ -169,7 +175,7 @@ def test_conv_is_a_conv3d(padding: str) -> None:
 @pytest.mark.parametrize("place", ["residual", "in_place"])
 def test_shift_moves_the_channels(padding: str, place: str) -> None:
     network = fill(Tiny())
-    model = InflatedModel(
+    model = build(
         copy.deepcopy(network),
         num_frames=3,
         img_size=(16, 16),
@@ -181,7 +187,7 @@ def test_shift_moves_the_channels(padding: str, place: str) -> None:
     ).eval()
     assert model.inflated == (["blocks.0.conv1", "blocks.0.conv2"] if place == "residual" else ["blocks.0"])
     if place == "residual":
-        model = InflatedModel(
+        model = build(
             copy.deepcopy(network),
             num_frames=3,
             img_size=(16, 16),
@@ -229,13 +235,11 @@ def test_standardised_weights_get_a_filter_behind() -> None:
 def test_strides_in_time() -> None:
     options: dict[str, Any] = {"temporal_strides": {"^stem$": 2, r"^blocks\.0$": 2}, "layers": "^stem$|conv1"}
     network = fill(Tiny())
-    model = InflatedModel(copy.deepcopy(network), num_frames=7, img_size=(16, 16), temporal="conv", **options)
+    model = build(copy.deepcopy(network), num_frames=7, img_size=(16, 16), temporal="conv", **options)
     assert still_difference(network, model.eval())[0] < 1e-5
     assert model.forward_features(torch.randn(2, 3, 7, 16, 16)).shape[2] == 2  # 7, 4, 2
     with pytest.raises(ConfigError, match="residual branches"):
-        InflatedModel(
-            Tiny(), num_frames=8, img_size=(16, 16), temporal="conv", layers="conv1", temporal_strides={"conv1": 2}
-        )
+        build(Tiny(), num_frames=8, img_size=(16, 16), temporal="conv", layers="conv1", temporal_strides={"conv1": 2})
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
@@ -269,7 +273,7 @@ class Noting(TorchFunctionMode):
 def test_double_precision_is_computed_in_parts() -> None:
     network = fill(Tiny())
     options: dict[str, Any] = {"layers": "stem|conv1", "temporal_strides": {"^stem$": 2}, "padding": "zeros"}
-    model = perturb(InflatedModel(network, num_frames=7, img_size=(16, 16), temporal="conv", **options).eval())
+    model = perturb(build(network, num_frames=7, img_size=(16, 16), temporal="conv", **options).eval())
     clip = torch.randn(2, 3, 7, 16, 16)
     with torch.no_grad(), Noting() as noting, FewFrames():
         in_parts = copy.deepcopy(model).double()(clip.double())
@@ -320,7 +324,7 @@ class Pooling(Tiny):
 def test_attention_over_frames_before_a_pooling_by_attention() -> None:
     network, images = fill(Pooling()).eval(), torch.randn(2, 3, 24, 24)
     expected = network(images)
-    model = InflatedModel(network, num_frames=3, img_size=(24, 24), temporal="attention").eval()
+    model = build(network, num_frames=3, img_size=(24, 24), temporal="attention").eval()
     assert model.inflated == ["head"]
     assert model.temporal["head-block"].channels_first
     assert torch.allclose(model(images[:, :, None].expand(-1, -1, 3, -1, -1)), expected, atol=1e-5)
@@ -340,7 +344,7 @@ def test_same_network_as_i3d() -> None:
         layer = network._make_layer(Bottleneck, 8 * 2**index, blocks, stride=1 if index == 0 else 2)
         setattr(network, f"layer{index + 1}", layer)
     network.fc = nn.Linear(256, 7)
-    model = InflatedModel(
+    model = build(
         network,
         num_frames=8,
         img_size=(64, 64),
