@@ -26,8 +26,8 @@ from stvid.config import (
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import TrainTransform
 from stvid.data.views import ViewPlan
+from stvid.engine.model import build_model
 from stvid.engine.optim import build_optimizer, learning_rate_curve
-from stvid.engine.train import _build_model
 from stvid.errors import ConfigError
 from stvid.models.registry import create_model
 from stvid.protocol import Protocol, parse_views
@@ -105,7 +105,7 @@ def test_packaged_configs_build(name: str) -> None:
     config = load_config(name)
     assert config.model.name in name and name.startswith(f"{config.model.name}_")
     with torch.device("meta"):
-        model = _build_model(config, 5)
+        model = build_model(config, 5)
     assert model.default_protocol.frames == config.protocol.frames
     assert model.default_protocol.crop == config.protocol.crop
     optimizer = build_optimizer(model, config.optim, lr=0.1)
@@ -174,7 +174,7 @@ def test_frozen_modules() -> None:
     def trained(*frozen: str) -> set[str]:
         config = load_config(None, ["--model.name", "uniformer_xxs", "--model.frozen", str(list(frozen))])
         with torch.device("meta"):
-            model = _build_model(config, 5)
+            model = build_model(config, 5)
         return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     everything = trained()

@@ -37,6 +37,7 @@ from stvid.data.shards import ShardStream
 from stvid.errors import ConfigError, StvidError
 
 __all__ = [
+    "CheckedLoader",
     "EvalLoader",
     "ShardLoader",
     "TrainBatchSampler",
@@ -44,6 +45,7 @@ __all__ = [
     "class_weights",
     "make_eval_loader",
     "make_train_loader",
+    "worker_options",
 ]
 
 
@@ -222,7 +224,7 @@ def _worker_context() -> BaseContext:
     return context
 
 
-class _Loader(DataLoader[Any]):
+class CheckedLoader(DataLoader[Any]):
     """A loader whose errors are one line for the user."""
 
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # so that it can be closed
@@ -284,7 +286,7 @@ def _describe_death(batches: Any, error: Exception) -> str:
     )
 
 
-class TrainLoader(_Loader):
+class TrainLoader(CheckedLoader):
     """Batches of training clips; made by `make_train_loader`. Its length is that of a whole epoch."""
 
     batch_sampler: TrainBatchSampler
@@ -342,14 +344,14 @@ class ShardLoader(TrainLoader):
         if self._started:  # the worker processes read the start of this pass later on, so only now it can be reset
             self.dataset.set_start(0)
         self._started = True
-        return _Loader.__iter__(self)
+        return CheckedLoader.__iter__(self)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class EvalLoader(_Loader):
+class EvalLoader(CheckedLoader):
     """Lists of `EvalSample`; made by `make_eval_loader`."""
 
     dataset: EvalDataset
@@ -358,7 +360,18 @@ class EvalLoader(_Loader):
         return super().__iter__()
 
 
-def _worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> dict[str, Any]:
+def worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> dict[str, Any]:
+    """Returns the arguments of a `CheckedLoader` that say how its worker processes are started.
+
+    Args:
+        workers: How many; 0 decodes in this process.
+        seed: Seed of the global random state of the workers.
+        rank: Number of this process.
+        persistent: Whether the workers are kept for the next pass.
+
+    Raises:
+        ConfigError: If `workers` is negative.
+    """
     if workers < 0:
         raise ConfigError(f"data.workers: {workers!r} is not a whole number from 0 up")
     if workers == 0:
@@ -413,7 +426,7 @@ def make_train_loader(
         )
     if balance not in ("none", "class"):
         raise ConfigError(f"data.balance: {balance!r} is neither none nor class")
-    options = _worker_options(workers, seed=seed, rank=rank, persistent=True)
+    options = worker_options(workers, seed=seed, rank=rank, persistent=True)
     if dataset.manifest.members is not None:
         if not drop_last:
             raise ConfigError("shards: the videos that do not fill a batch of every rank are always left out")
@@ -480,5 +493,5 @@ def make_eval_loader(
         sampler=_EvalSampler(range(len(dataset)) if only is None else only, rank=rank, world_size=world_size),
         collate_fn=collate_eval,
         pin_memory=pin_memory,
-        **_worker_options(workers, seed=0, rank=rank, persistent=persistent),
+        **worker_options(workers, seed=0, rank=rank, persistent=persistent),
     )

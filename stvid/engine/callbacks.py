@@ -1,10 +1,8 @@
-"""What happens around the training steps: checkpoints, signals, logs, and the progress display."""
+"""Callbacks that stop a training, watch its speed and its unreadable videos, and print and log its numbers."""
 
 from __future__ import annotations
 
 import csv
-import errno
-import os
 import signal
 import sys
 import time
@@ -13,45 +11,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from stvid.errors import CheckpointError, Interrupted
-from stvid.files import write_atomically
+from stvid.engine.task import VideoTask
+from stvid.errors import Interrupted, StvidError
+from stvid.files import write_atomically, write_table
 
-__all__ = ["AtomicCheckpointIO", "EpochLines", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there, so that a full disk leaves the earlier one whole."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """Writes the checkpoint.
-
-        Raises:
-            CheckpointError: If it cannot be written; says so, and that what was saved before is still there.
-        """
-        target = Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write as RuntimeError without errno, so the disk is asked
-            if isinstance(error, OSError):
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                reason = "no space left on the disk" if full else (error.strerror or str(error))
-            else:
-                reason = f"the disk may be full ({' '.join(str(error).split())[:100]})"
-            raise CheckpointError(
-                f"{target}: the checkpoint could not be written: {reason}; earlier checkpoints in {target.parent} are "
-                "unchanged: make room, then continue with --resume"
-            ) from error
+__all__ = ["EpochLines", "FailureLimit", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
 
 
 class StopOnSignal(Callback):
@@ -136,6 +105,49 @@ class StopOnSignal(Callback):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
+
+
+class FailureLimit(Callback):
+    """Lists unreadable training videos after each epoch, and stops the run when there are too many.
+
+    Args:
+        folder: Folder of the run, which gets the list ``unreadable.csv``.
+        videos: How many training videos there are.
+        limit: Share of them that may be unreadable.
+    """
+
+    def __init__(self, folder: Path, *, videos: int, limit: float) -> None:
+        self.path = folder / "unreadable.csv"
+        self.videos = videos
+        self.limit = limit
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops the run in the middle of an epoch, if it runs on one device."""
+        assert isinstance(pl_module, VideoTask)
+        if trainer.world_size == 1:  # several ranks agree at the end of the epoch
+            self._check(pl_module.failures)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the list of all ranks, and stops the run if it is too long."""
+        assert isinstance(pl_module, VideoTask)
+        failures = pl_module.gathered_failures()
+        if failures and trainer.is_global_zero:
+            self._write(failures)
+        self._check(failures)
+
+    def _write(self, failures: dict[str, str]) -> None:
+        write_table(self.path, ("path", "reason"), sorted(failures.items()))
+
+    def _check(self, failures: dict[str, str]) -> None:
+        if len(failures) > self.limit * self.videos:
+            self._write(failures)
+            path, reason = next(iter(failures.items()))
+            raise StvidError(
+                f"{len(failures)} of {self.videos} training videos could not be read, more than data.max_failures "
+                f"({self.limit:g}) allows; first {path}: {reason}; all are in {self.path}"
+            )
 
 
 class Throughput(Callback):
@@ -259,7 +271,7 @@ class MetricsCsv(Logger):
     Lightning's CSVLogger deletes the file of an earlier run in the same folder.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         resumed: Whether the file of an earlier part of the run is continued. Its rows from the first new step on are
             dropped: they are written again.
     """

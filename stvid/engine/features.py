@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import Tensor
 
-from stvid.data.datamodule import _Loader, _worker_options
+from stvid.data.datamodule import CheckedLoader, worker_options
 from stvid.data.manifest import Manifest
 from stvid.data.transforms import normalize
-from stvid.engine.train import _quiet_lightning
+from stvid.engine.trainers import make_trainer, quiet_lightning
 from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, model_protocol
 from stvid.evaluation.features import (
@@ -32,17 +30,17 @@ from stvid.evaluation.features import (
     save_features,
     weights_digest,
 )
-from stvid.files import write_atomically
+from stvid.files import write_table
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 from stvid.runs import is_first_rank
 
-__all__ = ["FeatureReport", "extract_features"]
+__all__ = ["FeatureReport", "FeatureSettings", "extract_features"]
 
 
 @dataclass
 class FeatureReport:
-    """What `extract_features` did.
+    """The count of videos that `extract_features` wrote, found, and could not read.
 
     Attributes:
         folder: Where the files are.
@@ -57,6 +55,56 @@ class FeatureReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How `extract_features` reads the clips, runs the model, and writes.
+
+    Attributes:
+        format: Format of the files, ``npz`` or ``parquet``.
+        window: Seconds of a sliding window; None takes the test clips of the protocol.
+        stride: Seconds from one window to the next; None takes `window`.
+        views: Temporal clips x spatial crops; None takes the protocol's, or with windows 1x1.
+        batch_size: Clips in one forward pass.
+        workers: Decoding processes of each device.
+        backend: Decoder of the test clips.
+        accelerator: As Lightning names it.
+        devices: As Lightning counts them; each takes its share of the videos.
+        precision: As Lightning names it.
+
+    Raises:
+        ConfigError: If a number is not usable.
+    """
+
+    format: FeatureFormat = "npz"
+    window: float | None = None
+    stride: float | None = None
+    views: str | None = None
+    batch_size: int = 8
+    workers: int = 0
+    backend: str = "av"
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, workers=self.workers)
+
+    def used_views(self, protocol: Protocol) -> str:
+        """Returns the views of a video, or with windows those of each window."""
+        return self.views or ("1x1" if self.window is not None else protocol.views)
+
+
+def _classifier_input(model: VideoModel, clips: Tensor) -> Tensor:
+    """Runs a model on normalised clips, and returns what its classifier is given, (B, D) or (B, ..., D)."""
+    seen: list[Tensor] = []
+    hook = model.get_classifier().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        model(clips)
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
 class _FeatureTask(LightningModule):
     """Gives the input of the classifier, averaged over the crops of each clip."""
 
@@ -65,15 +113,6 @@ class _FeatureTask(LightningModule):
         self.model = model
         self.protocol = protocol
         self.batch_size = batch_size
-        self._seen: list[Tensor] = []
-        self._hook = model.get_classifier().register_forward_pre_hook(self._keep)
-
-    def release(self) -> None:
-        """Takes the hook off the model."""
-        self._hook.remove()
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen.append(inputs[0])
 
     def transfer_batch_to_device(self, batch: ClipChunk, device: torch.device, dataloader_idx: int) -> ClipChunk:
         return batch  # clip by clip in `predict_step`: a chunk may be larger than a batch
@@ -87,13 +126,12 @@ class _FeatureTask(LightningModule):
         rows = []
         for start in range(0, len(views), self.batch_size):
             part = views[start : start + self.batch_size].to(self.device)
-            self._seen.clear()
             try:
-                self.model(normalize(part, self.protocol.mean, self.protocol.std, dtype=dtype))
+                clips = normalize(part, self.protocol.mean, self.protocol.std, dtype=dtype)
+                features = _classifier_input(self.model, clips).float()
             except ValueError as error:
                 text = " ".join(str(error).split())
                 raise ConfigError(f"{text} (protocol: {self.protocol.describe()})") from error
-            features = self._seen[-1].float()
             rows.append(features.flatten(1, -2).mean(1) if features.dim() > 2 else features)
         return torch.cat(rows).unflatten(0, batch.clips.shape[:2]).mean(1).cpu()
 
@@ -101,7 +139,7 @@ class _FeatureTask(LightningModule):
 class _FeatureWriter(BasePredictionWriter):
     """Joins the chunks of a video and writes its file when the last has come."""
 
-    def __init__(self, manifest: Manifest, files: Sequence[Path], progress: Any) -> None:
+    def __init__(self, manifest: Manifest, files: Sequence[Path], progress: Callable[[int], Any] | None) -> None:
         super().__init__(write_interval="batch")
         self.manifest = manifest
         self.files = files
@@ -159,8 +197,8 @@ class _FeatureData(LightningDataModule):
         """Returns this rank's share of the videos."""
         assert self.trainer is not None
         dataset = FeatureClips(**self.options, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
-        options = _worker_options(self.workers, seed=0, rank=self.trainer.global_rank, persistent=False)
-        return _Loader(dataset, batch_size=None, **options)
+        options = worker_options(self.workers, seed=0, rank=self.trainer.global_rank, persistent=False)
+        return CheckedLoader(dataset, batch_size=None, **options)
 
 
 def extract_features(
@@ -168,17 +206,8 @@ def extract_features(
     manifest: Manifest,
     folder: str | os.PathLike[str],
     *,
-    format: FeatureFormat = "npz",
-    window: float | None = None,
-    stride: float | None = None,
-    views: str | None = None,
-    batch_size: int = 8,
-    workers: int = 0,
-    backend: str = "av",
-    accelerator: str = "auto",
-    devices: int | str = "auto",
-    precision: str = "32-true",
-    progress: Any = None,
+    progress: Callable[[int], Any] | None = None,
+    **settings: Any,
 ) -> FeatureReport:
     """Writes the features of every video that has none in the folder yet.
 
@@ -190,86 +219,70 @@ def extract_features(
         model: In evaluation mode.
         manifest: The videos; labels are optional.
         folder: Made if it is missing.
-        format: ``npz`` or ``parquet``.
-        window: Seconds of a sliding window; None takes the test clips of the protocol.
-        stride: Seconds from one window to the next; None takes `window`.
-        views: Temporal clips x spatial crops; None takes the protocol's, or with windows 1x1.
-        batch_size: Clips in one forward pass.
-        workers: Decoding processes of each device.
-        backend: Decoder of the test clips.
-        accelerator: Lightning's.
-        devices: Lightning's; each takes its share of the videos.
-        precision: Lightning's.
-        progress: Called with the number of videos that are done.
+        progress: Called with the number of videos that are done since the last call.
+        **settings: The fields of `FeatureSettings`, such as ``window=2.0, batch_size=16``.
 
     Raises:
-        ConfigError: If an argument is not usable, the folder holds features of other settings, or the model does not
+        ConfigError: If a setting is not usable, the folder holds features of other settings, or the model does not
             take the clips.
         StvidError: If a decoder is missing or a worker was killed.
+        TypeError: If there is no such setting.
     """
-    check_counts(batch_size=batch_size, workers=workers)
-    used_views = views or ("1x1" if window is not None else model.default_protocol.views)
-    protocol = model_protocol(model, None, used_views)
+    chosen = FeatureSettings(**settings)
+    protocol = model_protocol(model, None, chosen.used_views(model.default_protocol))
     target = Path(folder)
     options: dict[str, Any] = {
         "manifest": manifest,
         "protocol": protocol,
-        "views": used_views,
-        "window": window,
-        "stride": stride,
-        "backend": backend,
+        "views": protocol.views,
+        "window": chosen.window,
+        "stride": chosen.stride,
+        "backend": chosen.backend,
     }
     FeatureClips(**options, rows=[])  # refuses what is not usable before anything is written
-    files = feature_files(manifest, target, format)
-    check_settings(
-        target,
-        {
-            "model": model.recipe.get("name"),
-            "weights": weights_digest(model),
-            "protocol": protocol.to_dict(),
-            "window": window,
-            "stride": window if stride is None else stride,
-            "format": format,
-            "num_features": model.num_features,
-        },
-    )
+    files = feature_files(manifest, target, chosen.format)
+    check_settings(target, _recorded(model, protocol, chosen))
     rows = [row for row, file in enumerate(files) if not file.exists()]
     present = len(files) - len(rows)
     if progress is not None:
         progress(present)
     writer = _FeatureWriter(manifest, files, progress)
     if rows:
-        _quiet_lightning()
-        trainer = _trainer(target, writer, accelerator=accelerator, devices=devices, precision=precision)
-        task = _FeatureTask(model, protocol, batch_size=batch_size)
-        data = _FeatureData({**options, "rows": rows}, workers=workers)
-        try:
-            trainer.predict(task, datamodule=data, return_predictions=False)
-        finally:
-            task.release()
+        quiet_lightning()
+        trainer = _trainer(target, writer, chosen)
+        task = _FeatureTask(model, protocol, batch_size=chosen.batch_size)
+        data = _FeatureData({**options, "rows": rows}, workers=chosen.workers)
+        trainer.predict(task, datamodule=data, return_predictions=False)
         writer.written, writer.failed = _gathered(writer)
     if is_first_rank():
         _write_lists(manifest, files, target, writer.failed)
     return FeatureReport(target, writer.written, present, sorted(writer.failed))
 
 
-def _trainer(folder: Path, writer: _FeatureWriter, *, accelerator: str, devices: int | str, precision: str) -> Trainer:
-    count: Any = int(devices) if str(devices).lstrip("-").isdigit() else devices
-    try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=count,
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-            callbacks=[writer],
-        )
-    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) -> dict[str, Any]:
+    """Returns what the numbers in the files depend on."""
+    return {
+        "model": model.recipe.get("name"),
+        "weights": weights_digest(model),
+        "protocol": protocol.to_dict(),
+        "window": settings.window,
+        "stride": settings.window if settings.stride is None else settings.stride,
+        "format": settings.format,
+        "num_features": model.num_features,
+    }
+
+
+def _trainer(folder: Path, writer: _FeatureWriter, settings: FeatureSettings) -> Trainer:
+    return make_trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[writer],
+    )
 
 
 def _gathered(writer: _FeatureWriter) -> tuple[int, list[tuple[str, str]]]:
@@ -283,24 +296,14 @@ def _gathered(writer: _FeatureWriter) -> tuple[int, list[tuple[str, str]]]:
 
 
 def _write_lists(manifest: Manifest, files: Sequence[Path], folder: Path, failed: list[tuple[str, str]]) -> None:
-    def index(path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["path", "label", "start", "end", "file"])
-            for row, file in enumerate(files):
-                entry = manifest[row]
-                place = file.relative_to(folder).as_posix() if file.exists() else ""
-                parts = ["" if value is None else f"{value:g}" for value in (entry.start, entry.end)]
-                writer.writerow([entry.path, ";".join(entry.labels), *parts, place])
-
-    def failures(path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["path", "reason"])
-            writer.writerows(sorted(failed))
-
-    write_atomically(folder / "index.csv", index)
+    rows = []
+    for row, file in enumerate(files):
+        entry = manifest[row]
+        place = file.relative_to(folder).as_posix() if file.exists() else ""
+        parts = ["" if value is None else f"{value:g}" for value in (entry.start, entry.end)]
+        rows.append([entry.path, ";".join(entry.labels), *parts, place])
+    write_table(folder / "index.csv", ("path", "label", "start", "end", "file"), rows)
     if failed:
-        write_atomically(folder / "failed.csv", failures)
+        write_table(folder / "failed.csv", ("path", "reason"), sorted(failed))
     else:
         (folder / "failed.csv").unlink(missing_ok=True)

@@ -72,7 +72,7 @@ class VideoData(LightningDataModule):
         train: Training clips.
         val: Validation videos, or None.
         config: Batch sizes, workers, balance.
-        seed: Of the order of the videos.
+        seed: Seed of the order of the videos.
         stop: Asked between two validation batches whether to end.
     """
 
@@ -118,7 +118,7 @@ class VideoData(LightningDataModule):
         }
 
     def steps_per_epoch(self, *, world_size: int, accumulate: int) -> int:
-        """Returns the optimiser steps of an epoch; Lightning steps after the last batch even if it is an odd one."""
+        """Returns the optimiser steps of an epoch; Lightning steps after the last batch even if others are missing."""
         loader = make_train_loader(
             self.train_dataset,
             batch_size=self.config.batch_size,

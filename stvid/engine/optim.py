@@ -76,7 +76,7 @@ def build_optimizer(
         model: Its parameters that need a gradient are optimised.
         config: Which optimiser, and its constants.
         lr: Peak learning rate of the classifier.
-        plan: Of `plan_parameters`, made before the parameters were sharded; None makes it now.
+        plan: The result of `plan_parameters` before the parameters were sharded; None makes it now.
 
     Raises:
         ConfigError: If layer-wise decay is asked of a model without layer groups.
@@ -87,7 +87,7 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         treatment = plan[name.replace("_fsdp_wrapped_module.", "")]
-        # names must differ where rates do: Lightning logs each group's rate by its name
+        # Names must differ where rates do: Lightning logs each group's rate by its name.
         label = [f"layer{treatment.layer}"] if config.layer_decay != 1.0 else []
         label += ["head" if treatment.lr_scale == 1.0 else "backbone"] if config.backbone_scale != 1.0 else []
         label.append("decay" if treatment.decayed else "no_decay")

@@ -64,7 +64,7 @@ class VideoTask(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.training_videos = training_videos
         self.validated: dict[str, float] = {}  # the last numbers, unrounded: Lightning logs in float32
-        # made now: sharding (FSDP) flattens the parameters later, and their shapes decide
+        # It is made now, since sharding (FSDP) flattens the parameters later, and their shapes decide.
         self._plan = plan_parameters(model, config.optim)
         self.multilabel = config.task == "multilabel"
         self.protocol = model.default_protocol
