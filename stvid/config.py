@@ -171,6 +171,8 @@ def train_parser() -> ArgumentParser:
         elif action.dest == "print_config":
             action.help = "Print the complete config, with all its keys and the options applied, and train nothing."
             action.nargs = 0  # `stvid train` takes it itself, and without a value
+        elif action.dest == "output":
+            action.option_strings = ["--out"]  # as the commands name it; `parse_config` takes it
     return parser
 
 
@@ -239,6 +241,8 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
 
     values = _read_yaml(text, source)
     _check_keys(values, source)
+    # Every command names its output --out; the key of the file, which run folders hold, is output.
+    options = [re.sub(r"^--out(?==|$)", "--output", option) for option in options]
     for option in options:
         if option.startswith("--") and (key := option[2:].partition("=")[0]) not in config_keys():
             if section := _section_types().get(key):

@@ -29,6 +29,7 @@ __all__ = [
     "newest_checkpoint",
     "read_data",
     "read_split",
+    "read_test_videos",
     "resume_config",
     "run_folder",
     "stored_run",
@@ -56,7 +57,7 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
     else:
         config = parse_config(stored_run(checkpoint)["config"], options, source=str(checkpoint))
     config.resume = str(checkpoint)
-    if not any(option.partition("=")[0] == "--output" for option in options):
+    if not any(option.partition("=")[0] in ("--out", "--output") for option in options):
         config.output = None if run is None else str(run)
     return config
 
@@ -159,7 +160,7 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
     if output is None and config.resume is not None and (run := run_folder(config.resume)) is not None:
         output = str(run)
     if output is None and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --output")
+        raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --out")
     if output == "":
         raise ConfigError("output: is empty; name a folder, or leave it out for a new one below runs")
     lock: IO[str] | None = None
@@ -173,12 +174,12 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
         folder = Path(output)
         if config.resume is None and is_first_rank() and _holds_run(folder):
             raise ConfigError(
-                f"output {folder}: holds a run already; continue it with --resume {folder}, or choose another --output"
+                f"output {folder}: holds a run already; continue it with --resume {folder}, or choose another --out"
             )
         lock = _prepare(folder)
         if lock is None:
             raise ConfigError(
-                f"output {folder}: another process trains in this folder; wait for its end, or choose another --output"
+                f"output {folder}: another process trains in this folder; wait for its end, or choose another --out"
             )
     with lock:
         if is_first_rank():  # what a killed process had half written
@@ -193,9 +194,7 @@ def _prepare(folder: Path) -> IO[str] | None:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         held = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115  # the caller closes it
     except OSError as error:
-        raise ConfigError(
-            f"output {folder}: cannot be written to ({error.strerror}); choose another --output"
-        ) from error
+        raise ConfigError(f"output {folder}: cannot be written to ({error.strerror}); choose another --out") from error
     if not is_first_rank():  # the first process holds the lock for all
         return held
     try:
@@ -360,3 +359,23 @@ def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     elif config.data.val_fraction:
         train, val = _hold_out(train, config.data.val_fraction, config.seed)
     return _limited(train, config.data.limit_train, config.seed), val
+
+
+def read_test_videos(config: TrainConfig, *, class_names: Sequence[str] | None = None) -> Manifest:
+    """Reads the videos of a test: `data.test`, else `data.val`, else those that the training held out.
+
+    Args:
+        config: Of the run that is tested.
+        class_names: Order of the classes; None sorts the names that occur. Held-out videos keep the training's.
+
+    Raises:
+        ConfigError: If the config names no such videos.
+        ManifestError: If they cannot be read.
+    """
+    if config.data.test is not None or config.data.val is not None:
+        return read_split(config, "test", class_names=class_names)
+    if not config.data.val_fraction:
+        raise ConfigError("data.test: not set, and the run has no validation videos; name some with --data PATH")
+    held_out = read_data(config)[1]  # the same videos that the training held out
+    assert held_out is not None
+    return held_out

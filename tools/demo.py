@@ -43,11 +43,11 @@ def main() -> int:
     """Runs the demo; returns the exit code."""
     started = time.perf_counter()
     output = new_output()
-    run("train", "--config", CONFIG, "--output", str(output))
+    run("train", "--config", CONFIG, "--out", str(output))
     trained = time.perf_counter() - started
     accuracy = {}
     for temporal in BOUNDS:
-        options = [] if temporal == "normal" else ["--temporal", temporal]
+        options = [] if temporal == "normal" else ["--frame_order", temporal]
         run("test", "--checkpoint", str(output), *options)
         folder = output if temporal == "normal" else output / f"test-{temporal}"
         metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]

@@ -1,9 +1,9 @@
 """Which image networks can be inflated: every classifier of timm and torchvision, one row for each way to see frames.
 
-    python tools/inflation_coverage.py --output /tmp/coverage            # all; a run that was stopped goes on
-    python tools/inflation_coverage.py --output /tmp/coverage --first    # the smallest network of each file
-    python tools/inflation_coverage.py --output /tmp/coverage --report docs/inflation_coverage.md
-    python tools/inflation_coverage.py --output /tmp/coverage --known docs/inflation_coverage.csv  # the others
+    python tools/inflation_coverage.py --out /tmp/coverage            # all; a run that was stopped goes on
+    python tools/inflation_coverage.py --out /tmp/coverage --first    # the smallest network of each file
+    python tools/inflation_coverage.py --out /tmp/coverage --report docs/inflation_coverage.md
+    python tools/inflation_coverage.py --out /tmp/coverage --known docs/inflation_coverage.csv  # the others
 
 A network is built with random weights at the smallest input that it takes, and must, for each of conv, shift and (if it
 has attention) attention: convert; give, for an image repeated over three frames, the logits of the image, to 1e-5 of
@@ -456,7 +456,7 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl")
     parser.add_argument("--models", default="*", help="pattern of library:name")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--first", action="store_true", help="only the smallest network of each file")
@@ -468,17 +468,17 @@ def main() -> int:
     parser.add_argument("--known", type=Path, help="table of an earlier --report (.csv): what it has is not repeated")
     parser.add_argument("--report", type=Path, help="write the summary to this file (.md), the table beside it; stop")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "results.jsonl"
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.jsonl"
     known = {**({} if options.known is None else read_table(options.known)), **read(path)}
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
-        total = len(count_parameters(options.output / "parameters.json"))
+        total = len(count_parameters(options.out / "parameters.json"))
         options.report.write_text(report(known, total), encoding="utf-8")
         write_table(known, options.report.with_suffix(".csv"))
         return 0
     waiting = []
-    counts = count_parameters(options.output / "parameters.json")
+    counts = count_parameters(options.out / "parameters.json")
     for library, name in jobs(counts, options.models, options.first):
         modes = [
             mode

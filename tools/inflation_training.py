@@ -1,7 +1,7 @@
 """Does an inflated network learn to see motion? Trains one of each mode on `motion`, from weights that begin at chance.
 
-    python tools/inflation_training.py --output /tmp/inflation_training            # conv, shift and attention
-    python tools/inflation_training.py --output /tmp/inflation_training --quick    # a few steps each, no bound
+    python tools/inflation_training.py --out /tmp/inflation_training            # conv, shift and attention
+    python tools/inflation_training.py --out /tmp/inflation_training --quick    # a few steps each, no bound
 
 For each mode: a small 2D network of timm learns which of 15 things (5 shapes times 3 textures) a still frame of the
 demo set shows, which says nothing of how it moves. `stvid inflate` makes it a video model, `stvid.evaluate` says what
@@ -201,11 +201,11 @@ def try_mode(trial: Trial, weights: Path, folder: Path, *, quick: bool) -> dict[
         *("--protocol.frames", str(FRAMES), "--protocol.stride", str(STRIDE)),
         *("--protocol.short_side", str(trial.side), "--protocol.crop", str(trial.side)),
         *("--augment.jitter", f"[{trial.side}, {trial.side}]"),
-        *("--trainer.max_epochs", str(trial.epochs), "--output", str(folder / "run"), *limits),
+        *("--trainer.max_epochs", str(trial.epochs), "--out", str(folder / "run"), *limits),
     )
     seconds = time.perf_counter() - started
     run("test", "--checkpoint", str(folder / "run"))
-    run("test", "--checkpoint", str(folder / "run"), "--temporal", "frozen")
+    run("test", "--checkpoint", str(folder / "run"), "--frame_order", "frozen")
     return {
         "before": before,
         "after": top1(folder / "run"),
@@ -229,7 +229,7 @@ def missed(row: dict[str, float]) -> list[str]:
 def main() -> int:
     """Runs the trials; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="New folder for weights, runs and table.json.")
+    parser.add_argument("--out", type=Path, required=True, help="New folder for weights, runs and table.json.")
     modes = [trial.mode for trial in TRIALS]
     parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="Which modes to train.")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the 2D training.")
@@ -238,9 +238,9 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     from stvid.data.motion import resolve_motion
 
-    if options.output.exists():
-        parser.error(f"--output {options.output}: exists already; name a new folder")
-    options.output.mkdir(parents=True)
+    if options.out.exists():
+        parser.error(f"--out {options.out}: exists already; name a new folder")
+    options.out.mkdir(parents=True)
     resolve_motion("train")
     stills = (
         draw_stills("train", 256 if options.quick else 4800),
@@ -252,12 +252,12 @@ def main() -> int:
         if trial.mode not in options.modes:
             continue
         image = (trial.name, trial.side)
-        weights = options.output / f"{trial.name}-{trial.side}.safetensors"
+        weights = options.out / f"{trial.name}-{trial.side}.safetensors"
         if image not in learnt:
             learnt[image] = make_image_network(*image, weights, stills, epochs=1 if options.quick else STILL_EPOCHS)
-        row = try_mode(trial, weights, options.output / trial.mode, quick=options.quick)
+        row = try_mode(trial, weights, options.out / trial.mode, quick=options.quick)
         rows[trial.mode] = {"still": learnt[image], **row}
-        (options.output / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (options.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print("\n| temporal | 2D network | stills | before | after | frozen | epochs | training (s) |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for trial in TRIALS:

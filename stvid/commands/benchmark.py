@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import parse, parser_for, pick_device
+from stvid.commands.common import add_device_option, add_precision_option, parse, parser_for, pick_device
 from stvid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Measure the speed and memory of a model here."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "benchmark",
         "Measure a model with random weights on random clips: median time of a pass, clips a second, multiply-adds a "
@@ -25,17 +27,18 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--frames", type=int | None, help="Frames of a clip; default the model's own.")
     parser.add_argument("--img_size", type=int | None, help="Side of the input in pixels; default the model's own.")
     parser.add_argument("--hyperparameters", type=dict[str, Any], default={}, help="Further arguments of the model.")
-    parser.add_argument("--batch_size", type=int, default=1, help="Clips in one pass.")
-    parser.add_argument("--step", type=Literal["forward", "train"], default="forward", help="Which pass.")
-    parser.add_argument(
-        "--precision", type=Literal["32-true", "bf16-mixed", "16-mixed"], default="32-true", help="Arithmetic."
-    )
+    parser.add_argument("--batch_size", type=int, default=1, help="Clips in one forward pass.")
+    parser.add_argument("--step", type=Literal["forward", "train"], default="forward", help="The pass to measure.")
+    add_precision_option(parser)
     parser.add_argument("--optimize", action="store_true", help="Through stvid.optimize, which picks the precision.")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; default a GPU if there is one.")
+    add_device_option(parser)
     parser.add_argument("--threads", type=int | None, help="Threads of torch on CPUs; default torch's own choice.")
     parser.add_argument("--seconds", type=float, default=5.0, help="Least time to measure.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of lines.")
-    options = parse(parser, argv)
+    return parser
+
+
+def _check(options: Any) -> None:
     for name in ("batch_size", "num_classes", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -45,11 +48,25 @@ def run(argv: Sequence[str]) -> int:
     if options.optimize and options.step == "train":
         raise ConfigError("--optimize is for inference: leave out --step train")
 
+
+def run(argv: Sequence[str]) -> int:
+    """Measure the speed and memory of a model here."""
+    options = parse(_parser(), argv)
+    _check(options)
+    figures = _measure(options)
+    if options.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _print(figures)
+    return 0
+
+
+def _measure(options: Any) -> dict[str, Any]:
     import torch
-    from torch.utils.benchmark import Timer
-    from torch.utils.flop_counter import FlopCounterMode
 
     import stvid
+    from stvid.evaluation.cost import measure_cost
+    from stvid.evaluation.speed import measure_speed
 
     device = torch.device(pick_device(options.device))
     model = stvid.create_model(
@@ -58,57 +75,47 @@ def run(argv: Sequence[str]) -> int:
         num_frames=options.frames,
         img_size=options.img_size,
         **options.hyperparameters,
-    )
+    ).to(device)
     protocol = model.default_protocol
     shape = (options.batch_size, getattr(model, "in_chans", 3), protocol.frames, protocol.crop, protocol.crop)
-    clip = torch.randn(shape, device=device)
-    model = model.to(device).train(options.step == "train")
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(clip[:1])
+        gflops = measure_cost(model, protocol)["gflops"]
     except ValueError as error:  # such as clips that are too small
         raise ConfigError(f"{options.model}: {' '.join(str(error).split())}") from error
-    gflops = counter.get_total_flops() / 2e9
     model.train(options.step == "train")
-    network: Any = stvid.optimize(model) if options.optimize else model
-    dtype = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[options.precision]
-
-    def step() -> None:
-        training = options.step == "train"
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), torch.set_grad_enabled(training):
-            logits = network(clip)
-        if training:
-            network.zero_grad()
-            logits.float().logsumexp(1).mean().backward()
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    threads = options.threads or torch.get_num_threads()
-    timer = Timer("step()", globals={"step": step}, num_threads=threads)
-    step()
-    measured = timer.blocked_autorange(min_run_time=options.seconds)
-    figures = {
+    taken = measure_speed(
+        stvid.optimize(model) if options.optimize else model,
+        torch.randn(shape, device=device),
+        step=options.step,
+        precision=options.precision,
+        threads=options.threads,
+        seconds=options.seconds,
+    )
+    return {
         "model": options.model,
         "clip": list(shape),
         "step": options.step,
         "precision": "stvid.optimize" if options.optimize else options.precision,
         "device": str(device),
-        "threads": threads,
-        "milliseconds": 1000 * measured.median,
-        "spread_milliseconds": 1000 * measured.iqr,
-        "clips_per_second": options.batch_size / measured.median,
+        "threads": taken.threads,
+        "milliseconds": 1000 * taken.seconds,
+        "spread_milliseconds": 1000 * taken.spread,
+        "clips_per_second": options.batch_size / taken.seconds,
         "gflops_per_clip": gflops,
-        "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        "peak_gib": taken.peak_gib,
     }
-    if options.json:
-        print(json.dumps(figures, indent=2))
-        return 0
-    print(f"{options.model}, {options.step}, clips {tuple(shape)}, {figures['precision']}, {device}, {threads} threads")
+
+
+def _print(figures: dict[str, Any]) -> None:
+    clips = f"clips {tuple(figures['clip'])}"
     print(
-        f"{figures['milliseconds']:.1f} ms a pass (median; half of them within {figures['spread_milliseconds']:.1f} ms)"
+        f"{figures['model']}, {figures['step']}, {clips}, {figures['precision']}, {figures['device']}, "
+        f"{figures['threads']} threads"
     )
-    rate = gflops * options.batch_size / measured.median * (3 if options.step == "train" else 1)
-    print(f"{figures['clips_per_second']:.2f} clips a second, {rate:.0f} GFLOPs a second ({gflops:.1f} a clip)")
+    spread = figures["spread_milliseconds"]
+    print(f"{figures['milliseconds']:.1f} ms a pass (median; half of them within {spread:.1f} ms)")
+    rate, gflops = figures["clips_per_second"], figures["gflops_per_clip"]
+    per_second = gflops * rate * (3 if figures["step"] == "train" else 1)
+    print(f"{rate:.2f} clips a second, {per_second:.0f} GFLOPs a second ({gflops:.1f} a clip)")
     if figures["peak_gib"] is not None:
         print(f"{figures['peak_gib']:.2f} GiB at the peak")
-    return 0

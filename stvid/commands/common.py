@@ -1,7 +1,8 @@
-"""What the commands share: parsers, options of a model, loading a model with its protocol."""
+"""The parts that several commands need: parsers, options of a model, loading a model with its protocol."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
     from stvid.models.base import VideoModel
 
 __all__ = [
+    "OLD_NAMES",
+    "Precision",
+    "add_backend_option",
     "add_checkpoint_options",
+    "add_device_option",
     "add_model_options",
+    "add_precision_option",
     "find_in_shards",
     "load",
     "optimized",
@@ -28,9 +34,22 @@ __all__ = [
     "pick_device",
     "split_config_options",
     "take_option",
+    "use_new_names",
+    "with_test_videos",
 ]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+# Options that were renamed, by command, the old name to the new one. The old names are accepted for one release.
+OLD_NAMES: dict[str, dict[str, str]] = {
+    "train": {"--output": "--out"},
+    "test": {"--output": "--out", "--temporal": "--frame_order"},
+    "compare": {"--classes": "--topk"},
+    "predict": {"--stride": "--window_stride"},
+    "inspect": {"--split": "--clips"},
+    "features": {"--stride": "--window_stride", "--accelerator": "--device"},
+    "demo": {"--stride": "--window_stride"},
+}
 
 
 def parser_for(command: str, description: str) -> ArgumentParser:
@@ -40,10 +59,29 @@ def parser_for(command: str, description: str) -> ArgumentParser:
     return ArgumentParser(prog=f"stvid {command}", description=description, exit_on_error=False)
 
 
+def use_new_names(command: str, argv: Sequence[str]) -> list[str]:
+    """Puts the new names of a command's options in the place of the old ones, and says so in a line for each."""
+    renamed = OLD_NAMES.get(command, {})
+    found = []
+    for item in argv:
+        name, equals, value = item.partition("=")
+        if name in renamed:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process says it for all
+                print(f"{name} is now called {renamed[name]}", file=sys.stderr)
+            item = f"{renamed[name]}{equals}{value}"
+        found.append(item)
+    return found
+
+
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
-    """Parses options; an unknown one is an error with the nearest name."""
+    """Parses the options of a command.
+
+    Raises:
+        ConfigError: If one is unknown, missing or of another type; the message names it, and the nearest that exists.
+    """
     from jsonargparse import ArgumentError
 
+    argv = use_new_names(parser.prog.removeprefix("stvid "), argv)
     known = {option for action in parser._actions for option in action.option_strings}
     for option in argv:
         name = option.partition("=")[0]
@@ -112,25 +150,38 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
     parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
 
 
+def add_device_option(parser: ArgumentParser) -> None:
+    """Adds the option that says where the model runs."""
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
+
+
+def add_precision_option(parser: ArgumentParser) -> None:
+    """Adds the option that says in which arithmetic the model runs."""
+    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+
+
+def add_backend_option(parser: ArgumentParser, *, default: str = "the one that the model was trained with") -> None:
+    """Adds the option that names the decoder."""
+    parser.add_argument(
+        "--backend", type=Literal["av", "decord", "torchcodec", "frames"] | None, help=f"Decoder; default {default}."
+    )
+
+
 def add_model_options(parser: ArgumentParser) -> None:
     """Adds the options of the commands that run a trained model."""
     add_checkpoint_options(parser)
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
-    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+    add_device_option(parser)
+    add_precision_option(parser)
     parser.add_argument(
         "--optimize",
         action="store_true",
         help="Run a copy made by stvid.optimize, which picks the precision, folds batch norms and picks the memory "
-        "format for the device; what it did is printed and, by stvid test, recorded.",
+        "format for the device; the notes on it are printed and, by stvid test, recorded.",
     )
-    parser.add_argument(
-        "--backend",
-        type=Literal["av", "decord", "torchcodec", "frames"] | None,
-        help="Decoder; default the one that the model was trained with.",
-    )
+    add_backend_option(parser)
 
 
-# What of the config `test` and `predict` use; other keys say how a model was trained.
+# The keys of the config that `test` and `predict` use; others say how a model was trained.
 USED_KEYS = ("data.test", "data.val", "data.root", "data.format", "data.class_names", "data.backend")
 
 
@@ -189,6 +240,20 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     if named and len(named) != model.num_classes:
         raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(named)} class names were given")
     return model, config
+
+
+def with_test_videos(config: TrainConfig, source: str, dotted: Sequence[str]) -> TrainConfig:
+    """Returns the config with the videos of ``--data`` as those of the test.
+
+    Args:
+        config: Of a run, whose list may have had another format and root.
+        source: The list of videos, or their folder.
+        dotted: Options of the config on the command line, which count.
+    """
+    given = {option.partition("=")[0] for option in dotted}
+    changes: dict[str, Any] = {"test": source}
+    changes |= {key: value for key, value in (("format", "auto"), ("root", None)) if f"--data.{key}" not in given}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def optimized(model: VideoModel, options: Any) -> VideoModel:

@@ -24,11 +24,11 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("first", type=str, help="result.json, or its folder: the reference.")
     parser.add_argument("second", type=str, help="result.json, or its folder: what is compared with it.")
-    parser.add_argument("--classes", type=int, default=10, help="Classes to list that gain, and that lose.")
+    parser.add_argument("--topk", type=int, default=10, help="Classes to list that gain, and that lose.")
     parser.add_argument("--resamples", type=int, default=2000, help="Draws of the bootstrap.")
     parser.add_argument("--json", action="store_true", help="Print JSON, with all classes.")
     options = parse(parser, argv)
-    for name, least in (("classes", 0), ("resamples", 100)):
+    for name, least in (("topk", 0), ("resamples", 100)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name}: {getattr(options, name)} is not a whole number of at least {least}")
 
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({"first_result": names[0], "second_result": names[1], **found.to_dict()}, indent=2))
     else:
-        _print(found, names, options.classes)
+        _print(found, names, options.topk)
     return 0
 
 

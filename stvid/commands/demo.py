@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.commands.common import (
-    Precision,
     add_checkpoint_options,
+    add_device_option,
+    add_precision_option,
     load,
     parse,
     parser_for,
@@ -25,12 +26,12 @@ def run(argv: Sequence[str]) -> int:
     )
     add_checkpoint_options(parser)
     parser.add_argument("--window", type=str, default="2s", help="Length of a window, as 2s, 500ms or 1min.")
-    parser.add_argument("--stride", type=str, default="0.5s", help="From one window to the next.")
+    parser.add_argument("--window_stride", type=str, default="0.5s", help="Time from one window to the next.")
     parser.add_argument("--topk", type=int, default=5, help="Classes shown.")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets others in.")
     parser.add_argument("--port", type=int | None, help="Default the first free one from 7860 on.")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
-    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
+    add_device_option(parser)
+    add_precision_option(parser)
     own, dotted = split_config_options(argv)
     options = parse(parser, own)
 
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     from stvid.look.demo_page import build_page, launch_page
 
     window = parse_seconds(options.window, name="--window")
-    stride = parse_seconds(options.stride, name="--stride")
+    stride = parse_seconds(options.window_stride, name="--window_stride")
     model, _ = load(options, dotted)
     page = build_page(
         model,

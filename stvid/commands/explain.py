@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stvid.commands.common import (
+    add_backend_option,
     add_checkpoint_options,
+    add_device_option,
     find_in_shards,
     load,
     parse,
@@ -17,11 +19,13 @@ from stvid.commands.common import (
     split_config_options,
 )
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Show where in space and time a model looks."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "explain",
         "Draw where the model looks in the middle clip of a video: a strip of frames (PNG) and a video (MP4). Grad-CAM "
@@ -40,14 +44,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--start", type=float | None, help="Use the video from this second on.")
     parser.add_argument("--end", type=float | None, help="Use the video up to this second.")
     parser.add_argument("--out", type=str, default="explained", help="Folder for the pictures and videos.")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
-    parser.add_argument(
-        "--backend",
-        type=Literal["av", "decord", "torchcodec", "frames"] | None,
-        help="Decoder; default the one that the model was trained with.",
-    )
+    add_device_option(parser)
+    add_backend_option(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Show where in space and time a model looks."""
     own, dotted = split_config_options(argv)
-    options = parse(parser, own)
+    options = parse(_parser(), own)
 
     from stvid.errors import VideoError
     from stvid.evaluation.evaluate import inference
@@ -85,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _part(file: str, start: float | None, end: float | None) -> tuple[str | bytes, float | None, float | None]:
-    """Returns what is to be read of a video, a file's name or bytes from a shard, and from and to which second."""
+    """Returns the name of a file, or the bytes of a video in a shard, and from and to which second it is read."""
     found = find_in_shards(file)
     if found is None:
         return file, start, end

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from stvid.commands.common import Precision, add_checkpoint_options, load, parse, parser_for, split_config_options
+from stvid.commands.common import (
+    add_backend_option,
+    add_checkpoint_options,
+    add_precision_option,
+    load,
+    parse,
+    parser_for,
+    pick_device,
+    split_config_options,
+    with_test_videos,
+)
 from stvid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Write clip features of many videos, with their seconds."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "features",
         "Write what the classifier sees of each clip, a file a video: of the protocol's test clips, or of a window "
@@ -24,37 +35,42 @@ def run(argv: Sequence[str]) -> int:
     add_checkpoint_options(parser)
     parser.add_argument("--data", type=str, required=True, help="Videos: a CSV, a JSON, or a folder per class.")
     parser.add_argument("--out", type=str, default="features", help="Folder for the files.")
-    parser.add_argument("--format", type=Literal["npz", "parquet"], default="npz", help="Of the files.")
+    parser.add_argument("--format", type=Literal["npz", "parquet"], default="npz", help="Format of the files.")
     parser.add_argument("--window", type=str | None, help="Slide a window: its length, as 2s, 500ms or 1min.")
-    parser.add_argument("--stride", type=str | None, help="From one window to the next; default a whole window.")
+    parser.add_argument(
+        "--window_stride", type=str | None, help="Time from one window to the next; default a whole window."
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="Clips in one forward pass.")
     parser.add_argument(
         "--workers", type=int | None, help="Decoding processes of a device; default one a core, 8 at most."
     )
-    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ... (Lightning's).")
-    parser.add_argument("--devices", type=str, default="auto", help="How many devices share the videos.")
-    parser.add_argument("--precision", type=Precision, default="32-true", help="Arithmetic of the model.")
     parser.add_argument(
-        "--backend",
-        type=Literal["av", "decord", "torchcodec", "frames"] | None,
-        help="Decoder; default the one that the model was trained with.",
+        "--device", type=str | None, help="cpu, cuda (all GPUs), cuda:1, ...; default the GPUs if there are any."
     )
+    parser.add_argument("--devices", type=str, default="auto", help="How many devices share the videos.")
+    add_precision_option(parser)
+    add_backend_option(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write clip features of many videos, with their seconds."""
     own, dotted = split_config_options(argv)
-    options = parse(parser, own)
+    options = parse(_parser(), own)
 
     from stvid.engine.features import extract_features
     from stvid.evaluation.timeline import parse_seconds
     from stvid.runs import default_workers, is_first_rank, read_split
 
-    window = None if options.window is None else parse_seconds(options.window, name="--window")
-    stride = None if options.stride is None else parse_seconds(options.stride, name="--stride")
+    window, stride = (
+        None if text is None else parse_seconds(text, name=name)
+        for text, name in ((options.window, "--window"), (options.window_stride, "--window_stride"))
+    )
     if window is None and stride is not None:
-        raise ConfigError("--stride: belongs to --window, which is missing")
+        raise ConfigError("--window_stride: belongs to --window, which is missing")
+    accelerator, devices = _for_lightning(options.device, options.devices)
     model, config = load(options, dotted)
-    given = {option.partition("=")[0] for option in dotted}
-    other = {"test": options.data}  # the list of the run may have had another format and root
-    other |= {key: value for key, value in (("format", "auto"), ("root", None)) if f"--data.{key}" not in given}
-    videos = read_split(dataclasses.replace(config, data=dataclasses.replace(config.data, **other)), "test")
+    videos = read_split(with_test_videos(config, options.data, dotted), "test")
     with _progress(len(videos)) as advance:
         report = extract_features(
             model,
@@ -67,8 +83,8 @@ def run(argv: Sequence[str]) -> int:
             batch_size=options.batch_size,
             workers=default_workers(options.workers),
             backend=options.backend or config.data.backend,
-            accelerator=options.accelerator,
-            devices=options.devices,
+            accelerator=accelerator,
+            devices=devices,
             precision=options.precision,
             progress=advance,
         )
@@ -81,6 +97,16 @@ def run(argv: Sequence[str]) -> int:
         f"{model.num_features} numbers in {report.folder}"
     )
     return 1 if report.failed else 0
+
+
+def _for_lightning(device: str | None, devices: str) -> tuple[str, str]:
+    """Returns the accelerator and the devices, as Lightning names them, that ``--device`` and ``--devices`` ask for."""
+    if device in (None, "auto"):
+        return "auto", devices
+    kind, _, number = pick_device("cuda" if device == "gpu" else device).partition(":")
+    if number and devices != "auto":
+        raise ConfigError(f"--devices {devices}: leave it out; --device {device} names the only one")
+    return "gpu" if kind == "cuda" else kind, f"{number}," if number else devices
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import find_in_shards, load, parse, parser_for, split_config_options
+from stvid.commands.common import add_backend_option, find_in_shards, load, parse, parser_for, split_config_options
 from stvid.errors import ConfigError, MissingFileError, StvidError
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from stvid.config import TrainConfig
     from stvid.data.manifest import Manifest
     from stvid.protocol import Protocol
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Draw the exact clips of a video that training and test see."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "inspect",
         "Draw a contact sheet of the clips of a video that training draws and that a test sees, with the frame, the "
@@ -34,48 +35,37 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
     )
-    parser.add_argument("--split", type=Literal["train", "test", "both"], default="both", help="Which clips.")
+    parser.add_argument("--clips", type=Literal["train", "test", "both"], default="both", help="Whose clips are drawn.")
     parser.add_argument("--draws", type=int, default=2, help="Epochs of training to draw.")
-    parser.add_argument("--seed", type=int | None, help="Of the training; default that of the config.")
+    parser.add_argument("--seed", type=int | None, help="Seed of the training; default that of the config.")
     parser.add_argument("--views", type=str | None, help="Test views; default the protocol's.")
     parser.add_argument(
         "--label", type=str | None, help="Class of the video, which may decide whether it is mirrored (hflip_keep)."
     )
     parser.add_argument("--out", type=str | None, help="The picture; default <name of the video>_clips.png here.")
     parser.add_argument("--columns", type=int, default=9, help="Pictures in one line.")
-    parser.add_argument(
-        "--backend",
-        type=Literal["av", "decord", "torchcodec", "frames"] | None,
-        help="Decoder; default the config's.",
-    )
+    add_backend_option(parser, default="the config's")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw the exact clips of a video that training and test see."""
     own, dotted = split_config_options(argv)
-    options = parse(parser, own)
+    options = parse(_parser(), own)
     if options.columns < 2:
         raise ConfigError(f"--columns: {options.columns} is not a whole number from 2 up")
 
-    from stvid.config import load_config
-    from stvid.data.manifest import read_class_names
     from stvid.look.drawing import save_picture
     from stvid.look.inspection import inspect_video
 
-    if options.checkpoint is not None:
-        model, config = load(options, dotted)
-        protocol = model.default_protocol
-    elif options.config is not None:
-        config = load_config(options.config, dotted)
-        names = options.class_names or config.data.class_names
-        protocol = config.protocol.replace(
-            class_names=read_class_names(names) if names is not None else config.protocol.class_names,
-            views=options.views or config.protocol.views,
-        )
-    else:
-        raise ConfigError("--config or --checkpoint is missing: it says how clips are read")
-    manifest, index = _place(options.video, options.label, config, protocol, training=options.split != "test")
+    config, protocol = _settings(options, dotted)
+    training = options.clips != "test"
+    manifest, index = _place(options.video, options.label, config, protocol, training=training)
     inspection = inspect_video(
         manifest,
         index,
         protocol,
-        split=options.split,
+        split=options.clips,
         augment=config.augment,
         draws=options.draws,
         seed=config.seed if options.seed is None else options.seed,
@@ -87,10 +77,28 @@ def run(argv: Sequence[str]) -> int:
         inspection.sheet(columns=options.columns), options.out or f"{Path(options.video).stem}_clips.png"
     )
     print("\n".join(inspection.lines()))
-    if options.split != "test" and config.augment.mixup + config.augment.cutmix > 0:
+    if training and config.augment.mixup + config.augment.cutmix > 0:
         print("not shown: MixUp and CutMix, which mix the clips of a batch")
     print(f"written to {written}")
     return 0
+
+
+def _settings(options: Any, dotted: Sequence[str]) -> tuple[TrainConfig, Protocol]:
+    """Returns the config and the protocol of a checkpoint, or those of a config file."""
+    from stvid.config import load_config
+    from stvid.data.manifest import read_class_names
+
+    if options.checkpoint is not None:
+        model, config = load(options, dotted)
+        return config, model.default_protocol
+    if options.config is None:
+        raise ConfigError("--config or --checkpoint is missing: it says how clips are read")
+    config = load_config(options.config, dotted)
+    names = options.class_names or config.data.class_names
+    return config, config.protocol.replace(
+        class_names=read_class_names(names) if names is not None else config.protocol.class_names,
+        views=options.views or config.protocol.views,
+    )
 
 
 def _place(

@@ -22,6 +22,8 @@ from stvid.commands.common import (
 from stvid.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from stvid.evaluation.predict import Prediction
     from stvid.evaluation.timeline import TimelineWindow
     from stvid.models.base import VideoModel
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Classify video files, as a whole or over time."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "predict",
         "Classify video files. The protocol (frames, size, views, class names) comes from the checkpoint; its keys can "
@@ -46,16 +47,23 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--window", type=str | None, help="Classify over time: length of a window, as 2s, 500ms or 1min."
     )
-    parser.add_argument("--stride", type=str | None, help="From one window to the next; default half a window.")
+    parser.add_argument(
+        "--window_stride", type=str | None, help="Time from one window to the next, as 500ms; default half a window."
+    )
     parser.add_argument(
         "--out", type=str | None, help="Folder for timeline.csv, .json and .svg; one in it for each of several files."
     )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Classify video files, as a whole or over time."""
     own, dotted = split_config_options(argv)
-    options = parse(parser, own)
+    options = parse(_parser(), own)
     if options.window is None:
         from stvid.video.streaming import is_live
 
-        for name in ("stride", "out"):
+        for name in ("window_stride", "out"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name}: belongs to --window, which is missing")
         for file in options.files:
@@ -112,7 +120,8 @@ def _run_timelines(model: VideoModel, options: Any) -> int:
     from stvid.evaluation.timeline import parse_seconds, timeline
 
     window = parse_seconds(options.window, name="--window")
-    stride = window / 2 if options.stride is None else parse_seconds(options.stride, name="--stride")
+    given = options.window_stride
+    stride = window / 2 if given is None else parse_seconds(given, name="--window_stride")
     if options.backend not in (None, "av"):
         raise ConfigError(f"--backend: {options.backend} reads no streams; --window uses av")
     views = options.views or "1x1"  # the protocol's views are spread over a whole video

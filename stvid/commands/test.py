@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +15,22 @@ from stvid.commands.common import (
     parser_for,
     pick_device,
     split_config_options,
+    with_test_videos,
 )
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from stvid.data.manifest import Manifest
+    from stvid.evaluation.record import EvaluationResult
+    from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
 
 __all__ = ["run"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Measure a model on labelled videos with multi-view evaluation."""
+def _parser() -> ArgumentParser:
     parser = parser_for(
         "test",
         "Measure a model on labelled videos: each is decoded once, all its views are averaged. Keys of the config can "
@@ -38,10 +41,10 @@ def run(argv: Sequence[str]) -> int:
         "--data", type=str | None, help="Videos; default the run's data.test, else its data.val. motion: the demo set."
     )
     parser.add_argument(
-        "--temporal",
+        "--frame_order",
         type=Literal["normal", "frozen", "shuffled", "reversed"],
         default="normal",
-        help="What is done to the order of each clip's frames: does the model use time?",
+        help="Order of the frames of each clip (frozen: one frame repeated): does the model use time?",
     )
     parser.add_argument(
         "--also",
@@ -54,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         "--average",
         type=Literal["probabilities", "logits"],
         default="probabilities",
-        help="What the score of a video averages over its views.",
+        help="The numbers of the views that are averaged to the score of a video.",
     )
     parser.add_argument(
         "--probe",
@@ -64,36 +67,54 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=8, help="Clips in one forward pass.")
     parser.add_argument("--workers", type=int | None, help="Decoding processes; default one a core, 8 at most.")
     parser.add_argument(
-        "--output",
+        "--out",
         type=str | None,
         help="Folder for report.html, result.json and logits.npz; default that of the run, or one in it if that holds "
         "the result of other videos or views.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace the result of another evaluation.")
     parser.add_argument("--json", action="store_true", help="Print result.json instead of the summary.")
-    own, dotted = split_config_options(argv)
-    options = parse(parser, own)
+    return parser
 
-    from stvid.data.dataset import EvalDataset
-    from stvid.evaluation.cost import measure_cost
-    from stvid.evaluation.evaluate import PROBES, evaluate, evaluation_digest
-    from stvid.look.report import find_examples, write_report
-    from stvid.runs import default_workers, read_data, read_split
+
+def run(argv: Sequence[str]) -> int:
+    """Measure a model on labelled videos with multi-view evaluation."""
+    own, dotted = split_config_options(argv)
+    options = parse(_parser(), own)
+
+    from stvid.evaluation.evaluate import PROBES, evaluation_digest
+    from stvid.runs import read_test_videos
 
     model, config = load(options, dotted)
-    given = {option.partition("=")[0] for option in dotted}
     if options.data is not None:
-        other = {"test": options.data}  # the list of the run may have had another format and root
-        other |= {key: value for key, value in (("format", "auto"), ("root", None)) if f"--data.{key}" not in given}
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **other))
-    names = model.default_protocol.class_names
-    held_out = None
-    if config.data.test is None and config.data.val is None:
-        if not config.data.val_fraction:
-            raise ConfigError("--data is missing: the checkpoint's run names no validation videos")
-        _, held_out = read_data(config)  # the same videos that the training held out
-    videos = held_out if held_out is not None else read_split(config, "test", class_names=names or None)
-    if not names:
+        config = with_test_videos(config, options.data, dotted)
+    videos = read_test_videos(config, class_names=model.default_protocol.class_names or None)
+    videos = _with_classes_of(model, videos)
+    protocol = model.default_protocol
+    measured: dict[str, Any] = {
+        "also": _further_views(options.also, protocol),
+        "task": model.task,
+        "temporal": options.frame_order,
+        "probe": PROBES if options.probe else (),
+        "seed": config.seed,
+        "average": options.average,
+    }
+    folder = _folder(options, protocol.views, videos, evaluation_digest(videos, protocol, **measured))
+    options.backend = options.backend or config.data.backend
+    result = _measure(model, videos, measured, options, folder)
+    written = result.save(folder)
+    _write_report(model, result, videos, folder, backend=options.backend, seed=config.seed)
+    if options.json:
+        print(written.read_text(encoding="utf-8"))
+    else:
+        print(result.summary())
+        print(f"written to {folder} (report.html, result.json, logits.npz)")
+    return 0
+
+
+def _with_classes_of(model: VideoModel, videos: Manifest) -> Manifest:
+    """Returns the videos with the classes of the model; a model without names gets those of the videos, sorted."""
+    if not model.default_protocol.class_names:
         if len(videos.class_names) != model.num_classes:
             raise ConfigError(
                 f"the checkpoint has {model.num_classes} logits without names, the videos have "
@@ -101,20 +122,17 @@ def run(argv: Sequence[str]) -> int:
             )
         print("the checkpoint names no classes: its logits are taken in the order of the sorted names", file=sys.stderr)
         model.default_protocol = model.default_protocol.replace(class_names=videos.class_names)
-    protocol = model.default_protocol
-    also = _further_views(options.also, protocol)
-    measured: dict[str, Any] = {
-        "also": also,
-        "task": model.task,
-        "temporal": options.temporal,
-        "probe": PROBES if options.probe else (),
-        "seed": config.seed,
-        "average": options.average,
-    }
-    if videos.has_labels and tuple(videos.class_names) != protocol.class_names:
-        videos = videos.with_class_names(protocol.class_names)
-    output = _output_folder(options, protocol.views, videos, evaluation_digest(videos, protocol, **measured))
-    backend = options.backend or config.data.backend
+    names = model.default_protocol.class_names
+    return videos.with_class_names(names) if videos.has_labels and tuple(videos.class_names) != names else videos
+
+
+def _measure(
+    model: VideoModel, videos: Manifest, measured: dict[str, Any], options: Any, folder: Path
+) -> EvaluationResult:
+    from stvid.evaluation.cost import measure_cost
+    from stvid.evaluation.evaluate import evaluate
+    from stvid.runs import default_workers
+
     device = pick_device(options.device)
     try:
         result = evaluate(
@@ -124,23 +142,28 @@ def run(argv: Sequence[str]) -> int:
             workers=default_workers(options.workers),
             device=device,
             precision=options.precision,
-            backend=backend,
+            backend=options.backend,
             progress=sys.stderr.isatty(),
-            resume_from=output,
+            resume_from=folder,
             **measured,
         )
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where it was (from {output})", file=sys.stderr, flush=True)
+        print(f"stopped; the same command goes on where it was (from {folder})", file=sys.stderr, flush=True)
         raise
-    result.cost |= measure_cost(model, protocol, device=device)
-    written = result.save(output)
+    result.cost |= measure_cost(model, model.default_protocol, device=device)
+    return result
+
+
+def _write_report(
+    model: VideoModel, result: EvaluationResult, videos: Manifest, folder: Path, *, backend: str, seed: int
+) -> None:
+    from stvid.data.dataset import EvalDataset
+    from stvid.look.report import find_examples, write_report
+
+    protocol = model.default_protocol
     seen = EvalDataset(videos, protocol, views=protocol.views, backend=backend, multilabel=result.task == "multilabel")
-    examples = find_examples(result, seen, seed=config.seed)
-    write_report(result, output, examples=examples, title=f"{model.recipe['name']} on {Path(videos.source).name}")
-    print(written.read_text(encoding="utf-8") if options.json else result.summary())
-    if not options.json:
-        print(f"written to {output} (report.html, result.json, logits.npz)")
-    return 0
+    examples = find_examples(result, seen, seed=seed)
+    write_report(result, folder, examples=examples, title=f"{model.recipe['name']} on {Path(videos.source).name}")
 
 
 def _further_views(text: str, protocol: Protocol) -> tuple[str, ...]:
@@ -153,18 +176,18 @@ def _further_views(text: str, protocol: Protocol) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(ViewPlan.parse(views)) for views in text.split(",")))
 
 
-def _output_folder(options: Any, views: str, videos: Manifest, evaluation: str) -> Path:
+def _folder(options: Any, views: str, videos: Manifest, evaluation: str) -> Path:
     """Where the result goes; never over that of another evaluation, unless told so."""
     from stvid.runs import default_test_output, held_evaluation
 
-    if options.output is None:
+    if options.out is None:
         return default_test_output(
-            options.checkpoint, evaluation=evaluation, views=views, temporal=options.temporal, data=videos.source
+            options.checkpoint, evaluation=evaluation, views=views, temporal=options.frame_order, data=videos.source
         )
-    folder = Path(options.output)
+    folder = Path(options.out)
     if not options.overwrite and held_evaluation(folder) not in (None, evaluation):
         raise ConfigError(
-            f"--output {folder}: holds the result of another evaluation (other videos, views or options); choose "
+            f"--out {folder}: holds the result of another evaluation (other videos, views or options); choose "
             "another folder, or replace it with --overwrite"
         )
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stvid.commands.common import take_option
+from stvid.commands.common import take_option, use_new_names
 from stvid.errors import ConfigError
 
 __all__ = ["run"]
@@ -18,6 +18,7 @@ def run(argv: Sequence[str]) -> int:
     if any(option in ("-h", "--help") for option in argv):
         train_parser().print_help()
         return 0
+    argv = use_new_names("train", argv)
     only_print = "--print_config" in argv
     name, options = take_option([word for word in argv if word != "--print_config"], "--config")
     resume, rest = take_option(options, "--resume")

@@ -16,7 +16,8 @@ def measure_cost(model: nn.Module, protocol: Protocol, *, device: torch.device |
     """Counts parameters, and multiply-adds by running the model on one clip of zeros.
 
     Args:
-        model: Maps clips (1, 3, T, H, W) to logits. Its training mode and device are the same afterwards.
+        model: Maps clips (1, C, T, H, W) to logits, where C is its `in_chans`, else 3. Its training mode and device are
+            the same afterwards.
         protocol: Gives the number of frames and the size of the crop.
         device: None leaves the model where it is.
 
@@ -25,7 +26,8 @@ def measure_cost(model: nn.Module, protocol: Protocol, *, device: torch.device |
         convolutions and attention are counted.
     """
     with inference(model, device=device, precision="32-true") as place:
-        clip = torch.zeros(1, 3, protocol.frames, protocol.crop, protocol.crop, device=place.device, dtype=place.dtype)
+        shape = (1, getattr(model, "in_chans", 3), protocol.frames, protocol.crop, protocol.crop)
+        clip = torch.zeros(shape, device=place.device, dtype=place.dtype)
         with FlopCounterMode(display=False) as counter:
             model(clip)
     params = sum(parameter.numel() for parameter in model.parameters())

@@ -14,6 +14,7 @@ import yaml
 
 import stvid
 from stvid.cli import COMMANDS, main
+from stvid.commands.common import OLD_NAMES
 from stvid.config import config_keys, dump_config, load_config
 
 TRAIN = [
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
     config = folder.parent / "tiny.yaml"
     config.write_text("seed: 3\n")
-    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--output={folder}"]
+    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--out={folder}"]
     assert main(["train", "--config", str(config), *TRAIN, *sources]) == 0
     return folder
 
@@ -102,7 +103,7 @@ def test_test_writes_results_into_the_run(run: Path, capsys: pytest.CaptureFixtu
     assert set(result) >= {"metrics", "protocol", "videos", "command", "versions"}
     assert 0 <= result["metrics"]["top1@2x3"] <= 1 and result["videos"] == {"counted": 9, "failed": []}
     assert (run / "logits.npz").is_file()
-    code, out, _ = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--temporal=frozen", "--json")
+    code, out, _ = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--frame_order=frozen", "--json")
     assert code == 0 and json.loads(out)["temporal"] == "frozen" and (run / "test-frozen" / "result.json").is_file()
 
 
@@ -110,7 +111,7 @@ def test_test_on_other_videos(run: Path, videos: Path, tmp_path: Path, capsys: p
     listing = tmp_path / "some.csv"
     paths = sorted(videos.glob("turn/*.mp4"))
     listing.write_text("path,label\n" + "".join(f"{path},turn\n" for path in paths) + "gone.mp4,left\n")
-    arguments = ["--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--workers=0", "--output", str(tmp_path / "o")]
+    arguments = ["--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--workers=0", "--out", str(tmp_path / "o")]
     code, out, _ = call(capsys, "test", *arguments, "--data", str(listing))
     assert code == 0 and "3 videos counted" in out and "gone.mp4" in out
     metrics = json.loads((tmp_path / "o" / "result.json").read_text())["metrics"]
@@ -190,7 +191,7 @@ def test_published_weights_need_a_model_and_names(
         "--data",
         str(videos),
         "--workers=0",
-        "--output",
+        "--out",
         str(tmp_path / "o"),
     )
     assert code == 0, err
@@ -289,6 +290,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0 and all(command in out for command in COMMANDS)
     assert call(capsys)[0] == 2
+    text = call(capsys, "train", "--help")[1]
+    assert "--out " in text and "--output" not in text
     assert call(capsys, "--version")[1].strip() == f"stvid {stvid.__version__}"
 
 
@@ -307,7 +310,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "x.mp4"], 2, "checkpoint"),
         (["predict", "x.mp4", "--chekpoint", "y"], 2, "nearest: --checkpoint"),
         (["predict", "x.mp4", "--checkpoint", "nowhere.ckpt"], 1, "nowhere.ckpt: no such"),
-        (["test", "--checkpoint", "nowhere.ckpt", "--temporal", "frozn"], 2, "frozn"),
+        (["test", "--checkpoint", "nowhere.ckpt", "--frame_order", "frozn"], 2, "frozn"),
         (["test", "--checkpoint", "x", "--probe", "tim"], 2, "--probe: expected 'time' or null, got 'tim'"),
         (["predict", "--checkpoint", "x"], 2, "FILES"),
     ],
@@ -315,6 +318,31 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     got, _, err = call(capsys, *arguments)
     assert got == code and message in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [(command, old, new) for command, names in OLD_NAMES.items() for old, new in names.items()],
+)
+def test_an_old_name_is_accepted_and_said_to_be_old(
+    command: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, command, f"{old}=x")
+    assert code == 2 and err.splitlines()[0] == f"{old} is now called {new}"
+    assert "unknown option" not in one_line(err)  # but that something is missing, or x is no such value
+    assert call(capsys, command, f"{new}=x")[2].splitlines() == err.splitlines()[1:]
+
+
+def test_old_names_do_what_the_new_ones_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--checkpoint", str(run), "--workers=0", "--views=1x1", "--also=none"]
+    for name, arguments in (
+        ("old", ["--temporal", "frozen", "--output"]),
+        ("new", ["--frame_order", "frozen", "--out"]),
+    ):
+        code, _, err = call(capsys, "test", *options, *arguments, str(tmp_path / name))
+        assert code == 0 and err.count(" is now called ") == (2 if name == "old" else 0)
+    old, new = (stvid.EvaluationResult.load(tmp_path / name) for name in ("old", "new"))
+    assert old.temporal == new.temporal == "frozen" and old.metrics == new.metrics
 
 
 def test_bad_checkpoints(run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,11 +363,11 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     taken = str(tmp_path / "file" / "run")
-    code, _, err = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--output", taken)
+    code, _, err = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--out", taken)
     assert code == 1 and taken in one_line(err)
     config = tmp_path / "tiny.yaml"
     config.write_text("")
-    sources = [f"--data.train={videos}", f"--output={taken}"]
+    sources = [f"--data.train={videos}", f"--out={taken}"]
     code, _, err = call(capsys, "train", "--config", str(config), *TRAIN, *sources)
     assert code == 2 and "cannot be written" in one_line(err)
 
@@ -357,7 +385,7 @@ def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_test_reports_all_protocols_of_one_pass(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "o")
-    arguments = ["--checkpoint", str(run), "--workers=0", "--views=4x3", "--output", output]
+    arguments = ["--checkpoint", str(run), "--workers=0", "--views=4x3", "--out", output]
     code, out, _ = call(capsys, "test", *arguments, "--probe=time", "--average=logits", "--also=1x1,4x1")
     assert code == 0 and "report.html" in out and "frames shuffled: top1@4x3" in out
     record = json.loads((tmp_path / "o" / "result.json").read_text())
@@ -366,7 +394,7 @@ def test_test_reports_all_protocols_of_one_pass(run: Path, tmp_path: Path, capsy
     page = (tmp_path / "o" / "report.html").read_text()
     assert "Does it use time?" in page and "data:image/jpeg" in page and "logits over the views" in page
     code, out, _ = call(capsys, "test", "--checkpoint", str(run), "--workers=0", "--views=4x1", "--also=none",
-                        "--average=logits", "--output", str(tmp_path / "alone"), "--json")  # fmt: skip
+                        "--average=logits", "--out", str(tmp_path / "alone"), "--json")  # fmt: skip
     alone = json.loads(out)["metrics"]
     assert code == 0 and alone == {name: value for name, value in record["metrics"].items() if "@4x1" in name}
 
@@ -383,7 +411,7 @@ def test_test_never_overwrites_the_result_of_something_else(
     assert (tmp_path / "result.json").read_text() == before
     other = [folder.name for folder in tmp_path.iterdir() if folder.name.startswith("test-1x1-")]
     assert len(other) == 1 and (tmp_path / "result.json").read_text() == before
-    named = ["--views=1x1", "--output", str(tmp_path)]
+    named = ["--views=1x1", "--out", str(tmp_path)]
     code, _, err = call(capsys, *arguments, *named)
     assert code == 2 and "holds the result of another evaluation" in one_line(err)
     assert (tmp_path / "result.json").read_text() == before
@@ -405,7 +433,7 @@ def test_an_interrupted_test_says_how_to_go_on(
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    command = ["test", "--checkpoint", str(run), "--workers=0", "--batch_size=2", "--output", str(tmp_path), "--json"]
+    command = ["test", "--checkpoint", str(run), "--workers=0", "--batch_size=2", "--out", str(tmp_path), "--json"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "sample_logits", stop)
         code, _, err = call(capsys, *command)
@@ -417,8 +445,8 @@ def test_an_interrupted_test_says_how_to_go_on(
 
 
 def test_compare(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, option in (("a", "--temporal=normal"), ("b", "--temporal=frozen")):
-        call(capsys, "test", "--checkpoint", str(run), "--workers=0", option, "--output", str(tmp_path / name))
+    for name, option in (("a", "--frame_order=normal"), ("b", "--frame_order=frozen")):
+        call(capsys, "test", "--checkpoint", str(run), "--workers=0", option, "--out", str(tmp_path / name))
     code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b" / "result.json"))
     assert code == 0 and "McNemar" in out and "95% interval" in out and "9 videos" in out
     code, out, _ = call(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")

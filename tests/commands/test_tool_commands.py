@@ -16,6 +16,7 @@ from PIL import Image
 import stvid
 from stvid.cli import main
 from stvid.data.manifest import Manifest
+from stvid.errors import ConfigError
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
@@ -74,7 +75,7 @@ def test_inspect_with_a_checkpoint(
     checkpoint: str, video: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "sheet.png"
-    code, out, _ = call(capsys, "inspect", video, "--checkpoint", checkpoint, "--split", "test", "--out", picture)
+    code, out, _ = call(capsys, "inspect", video, "--checkpoint", checkpoint, "--clips", "test", "--out", picture)
     assert code == 0 and out.count("test, clip") == 6 and "50 frames of 64 x 48" in out
     with Image.open(picture) as sheet:
         assert sheet.size[0] > 400
@@ -103,7 +104,7 @@ def test_inspect_shows_the_draws_of_the_very_training(
     ]
     options = [f"--data.train={folder}", "--seed=7", *sizes]
     monkeypatch.chdir(tmp_path)
-    arguments = ["--config", "uniformer_xxs_folder.yaml", "--split", "train", "--draws", 1]
+    arguments = ["--config", "uniformer_xxs_folder.yaml", "--clips", "train", "--draws", 1]
     code, out, err = call(capsys, "inspect", path, *arguments, *options)
     assert code == 0 and err == "" and (tmp_path / f"{path.stem}_clips.png").is_file()
     config = load_config("uniformer_xxs_folder.yaml", options)
@@ -126,7 +127,7 @@ def test_inspect_needs_to_know_how(video: str, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_predict_over_time(checkpoint: str, video: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["predict", video, "--checkpoint", checkpoint, "--window", "1s", "--stride", "500ms"]
+    arguments = ["predict", video, "--checkpoint", checkpoint, "--window", "1s", "--window_stride", "500ms"]
     code, out, _ = call(capsys, *arguments, "--out", tmp_path / "t")
     assert code == 0 and "0.50 to     1.50 s" in out
     lines = list(csv.DictReader((tmp_path / "t" / "timeline.csv").read_text().splitlines()))
@@ -155,10 +156,10 @@ def test_several_sources_have_folders_of_their_own(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--stride", "1"], "--window, which is missing"),
+        (["--window_stride", "1"], "--window, which is missing"),
         (["--out", "x"], "--window, which is missing"),
         (["--window", "2h"], "2h"),
-        (["--window", "1", "--stride", "0"], "--stride"),
+        (["--window", "1", "--window_stride", "0"], "--window_stride"),
         (["--window", "1", "--backend", "decord"], "decord reads no streams"),
     ],
 )
@@ -195,7 +196,7 @@ def test_inspect_and_explain_name_videos_in_shards(
     file, member = files[1].path, shards[1].path
     shown = {}
     for path in (file, member):
-        arguments = ["inspect", path, "--checkpoint", checkpoint, "--split", "test", "--out", tmp_path / "clips.png"]
+        arguments = ["inspect", path, "--checkpoint", checkpoint, "--clips", "test", "--out", tmp_path / "clips.png"]
         code, out, err = call(capsys, *arguments)
         assert code == 0 and "test, clip 2 of 2" in out, err
         explained = ["explain", path, "--checkpoint", checkpoint, "--out", tmp_path / "e", "--device", "cpu"]
@@ -215,9 +216,9 @@ def test_optimize_is_recorded(
 ) -> None:
     folder = make_dataset(tmp_path / "videos", per_class=1)
     common = ["test", "--checkpoint", checkpoint, "--data", folder, "--workers", 0, "--device", "cpu"]
-    code, out, err = call(capsys, *common, "--output", tmp_path / "plain")
+    code, out, err = call(capsys, *common, "--out", tmp_path / "plain")
     assert code == 0 and "optimized" not in err and "computed in" not in out
-    code, out, err = call(capsys, *common, "--output", tmp_path / "fast", "--optimize")
+    code, out, err = call(capsys, *common, "--out", tmp_path / "fast", "--optimize")
     assert code == 0 and "optimized: " in err and "computed in" in out
     plain, fast = (stvid.EvaluationResult.load(tmp_path / name) for name in ("plain", "fast"))
     notes = stvid.optimize(stvid.load_model(checkpoint)).notes
@@ -226,7 +227,7 @@ def test_optimize_is_recorded(
     for name, notes in (("plain", plain.arithmetic), ("fast", fast.arithmetic)):
         assert json.loads((tmp_path / name / "result.json").read_text())["arithmetic"] == list(notes)
         assert "; ".join(notes) in html.unescape((tmp_path / name / "report.html").read_text())
-    code, _, err = call(capsys, *common, "--output", tmp_path / "no", "--optimize", "--precision", "bf16-mixed")
+    code, _, err = call(capsys, *common, "--out", tmp_path / "no", "--optimize", "--precision", "bf16-mixed")
     assert code == 2 and "leave out --precision" in err
     for options in ([], ["--window", "1s"]):
         arguments = ["predict", video, "--checkpoint", checkpoint, "--device", "cpu", "--optimize", *options]
@@ -239,15 +240,39 @@ def test_features(
 ) -> None:
     folder = make_dataset(tmp_path / "videos", per_class=1)
     arguments = ["features", "--checkpoint", checkpoint, "--data", folder, "--out", tmp_path / "f", "--workers", 0]
-    arguments += ["--accelerator", "cpu", "--devices", 1]
+    arguments += ["--device", "cpu", "--devices", 1]
     code, out, err = call(capsys, *arguments)
     assert code == 0 and "3 videos written, 0 were there, 0 failed; features of 16 numbers" in out, err
     code, out, _ = call(capsys, *arguments)
     assert code == 0 and "0 videos written, 3 were there" in out
     code, _, err = call(capsys, *arguments, "--window", "1s")
     assert code == 2 and "another --out" in err
-    code, _, err = call(capsys, *arguments, "--stride", "1s")
+    code, _, err = call(capsys, *arguments, "--window_stride", "1s")
     assert code == 2 and "--window, which is missing" in err
+    code, _, err = call(capsys, *arguments, "--device", "abacus")
+    assert code == 2 and "--device: 'abacus' cannot be used here" in err
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "expected"),
+    [
+        (None, "auto", ("auto", "auto")),
+        ("auto", "2", ("auto", "2")),
+        ("cpu", "auto", ("cpu", "auto")),
+        ("cuda", "4", ("gpu", "4")),
+        ("gpu", "auto", ("gpu", "auto")),
+        ("cuda:1", "auto", ("gpu", "1,")),
+    ],
+)
+def test_features_runs_on_the_device_that_is_named(
+    device: str | None, devices: str, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stvid.commands import features
+
+    monkeypatch.setattr(features, "pick_device", lambda name: name)  # there may be no GPU here
+    assert features._for_lightning(device, devices) == expected
+    with pytest.raises(ConfigError, match="--device cuda:1 names the only one"):
+        features._for_lightning("cuda:1", "2")
 
 
 def test_export(checkpoint: str, video: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def test_validation_is_what_stvid_test_measures(
     run = train(load_config(None, [*(f"--{key}={value}" for key, value in base.items()), *options]))
     last = validated[-1]
     output = tmp_path / "test"
-    assert main(["test", "--checkpoint", str(run.last), "--workers=0", "--device=cpu", f"--output={output}"]) == 0
+    assert main(["test", "--checkpoint", str(run.last), "--workers=0", "--device=cpu", f"--out={output}"]) == 0
     measured = EvaluationResult.load(output)
 
     assert measured.paths == last.paths and measured.class_names == last.class_names

@@ -542,7 +542,7 @@ def test_training_evaluation_and_prediction(
         "data: {batch_size: 2, workers: 0}\n"
         "trainer: {max_epochs: 1, accelerator: cpu}\n"
     )
-    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--output={run}"]
+    sources = [f"--data.train={videos}", f"--data.val={videos}", f"--out={run}"]
     assert main(["train", "--config", str(config), *sources]) == 0
     assert main(["test", "--checkpoint", str(run), "--workers=0"]) == 0
     assert "top1@2x1" in capsys.readouterr().out
