@@ -104,7 +104,7 @@ class DataConfig:
 
     Attributes:
         train: Training videos: a CSV, a JSON, a folder that holds a folder per class, a folder or URL of shards (made
-            by `stvid-prep shard`), or ``motion`` for the embedded demo set.
+            by `stvid prep shard`), or ``motion`` for the embedded demo set.
         val: Validation videos, in the same forms. Null trains without validation, unless `val_fraction` is set.
         val_fraction: Share of each class's training videos that is held out for validation when `val` is null.
         test: Videos of `stvid test`, in the same forms; null takes `val`.

@@ -18,7 +18,7 @@ import torch
 
 import stvid
 from stvid.cli import COMMANDS
-from stvid.commands import prep as data_prep
+from stvid.commands import prep
 from stvid.commands.common import parse, split_config_options, take_option
 from stvid.config import list_configs, load_config
 
@@ -77,10 +77,15 @@ def commands(program: str) -> list[list[str]]:
     return [shlex.split(line.removeprefix(program), comments=True) for line in lines if line.startswith(program)]
 
 
-@pytest.mark.parametrize("words", [words for words in commands("stvid ") if words[0] != "prep"], ids=" ".join)
+@pytest.mark.parametrize("words", commands("stvid "), ids=" ".join)
 def test_commands_of_the_pages_are_accepted(words: list[str]) -> None:
     command, arguments = words[0], words[1:]
     assert command in COMMANDS
+    if command == "prep":
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(StopHere):
+            patch.setattr(prep, "parse", parse_and_stop)
+            prep.COMMANDS[arguments[0]](arguments[1:])
+        return
     if command == "train":
         name, options = take_option(arguments, "--config")
         config = load_config(name, options)
@@ -104,13 +109,6 @@ class StopHere(Exception):
 def parse_and_stop(*arguments: Any) -> None:
     parse(*arguments)
     raise StopHere
-
-
-@pytest.mark.parametrize("words", commands("stvid-prep ") + commands("stvid prep "), ids=" ".join)
-def test_commands_of_data_prep_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_prep, "parse", parse_and_stop)
-    with pytest.raises(StopHere):
-        data_prep.COMMANDS[words[0]](words[1:])
 
 
 @pytest.mark.parametrize("words", commands("python data_prep/"), ids=" ".join)

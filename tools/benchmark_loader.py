@@ -9,8 +9,8 @@ test set-up); each of its columns does it with the same random choices, on one t
 loader does. Before a row is timed, the frames of the readers are compared where they should be equal. A peer that is
 not installed is named and left out. Ratios are those of the medians, by the clock and by the time of the processor, and
 the median of the ratios of pairs, of which each reads the same clip; unlike files move the former, not the latter. Two
-rows compare the files with what `stvid-prep transcode` makes of them with its defaults: "stvid" reads the copies,
-"before" the files. The last row reads bytes, as of a tar shard: "stvid" with the index that `stvid-prep shard` puts
+rows compare the files with what `stvid prep transcode` makes of them with its defaults: "stvid" reads the copies,
+"before" the files. The last row reads bytes, as of a tar shard: "stvid" with the index that `stvid prep shard` puts
 beside them, "without" it.
 
 The peers' recipes are written here as their users write them: mmaction2 is decord with OpenCV, PyTorchVideo is its
@@ -306,7 +306,7 @@ def transcoded(work: Work) -> Work:
 
 
 def make_copies(videos: Sequence[str], folder: str) -> None:
-    """Writes what `stvid-prep transcode` makes of the videos with its defaults; prints what they weigh."""
+    """Writes what `stvid prep transcode` makes of the videos with its defaults; prints what they weigh."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in videos])
     options = {"root": root, "out": folder, **DEFAULTS}
     facts = [transcode(os.path.abspath(path), options) for path in videos]

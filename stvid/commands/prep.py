@@ -6,13 +6,14 @@ There is one function a command, each thin over a module of `stvid.data`. ``stvi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import parse
+from stvid.commands.common import parse, parser_for
 from stvid.commands.dispatch import dispatch
 from stvid.data.jobs import Outcome
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from stvid.data.manifest import Manifest
 
 __all__ = ["COMMANDS", "main", "run"]
-
-
-def _parser(command: str, description: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    return ArgumentParser(prog=f"stvid prep {command}", description=description, exit_on_error=False)
 
 
 def _add_list(parser: ArgumentParser) -> None:
@@ -73,8 +68,8 @@ def manifest(argv: Sequence[str]) -> int:
     """Write the list of videos of a data set from its official annotation."""
     from stvid.data.annotations import CLASSES, DATASETS, convert, write_list
 
-    parser = _parser(
-        "manifest",
+    parser = parser_for(
+        "prep manifest",
         "Write a list of videos (path,label[,start,end]) and its class names from an official annotation. Videos that "
         "are annotated but not there are listed beside it.",
     )
@@ -117,7 +112,9 @@ def scan(argv: Sequence[str]) -> int:
     from stvid.data.jobs import run_jobs
     from stvid.data.scanning import examine, findings
 
-    parser = _parser("scan", "Read every video of a list and report what is wrong with it. Exit code 1 if anything is.")
+    parser = parser_for(
+        "prep scan", "Read every video of a list and report what is wrong with it. Exit code 1 if anything is."
+    )
     _add_list(parser)
     _add_job(parser)
     parser.add_argument("--out", type=str | None, help="The report (CSV); default beside the list.")
@@ -159,21 +156,16 @@ def _write_manifest(path: Path, entries: Sequence[Any]) -> None:
     from stvid.data.annotations import Annotated, write_list
 
     if any(len(entry.labels) > 1 for entry in entries):
-        raise ConfigError("lists with several labels a video are not written by stvid-prep")
+        raise ConfigError("lists with several labels a video are not written by stvid prep")
     rows = [(entry.path, entry.labels[0] if entry.labels else "", entry.start, entry.end) for entry in entries]
     write_list(path, Annotated(rows=rows))
 
 
-def transcode(argv: Sequence[str]) -> int:
-    """Write small copies that are quick to seek: short side, distance of key frames."""
-    import dataclasses
+def _transcode_parser() -> ArgumentParser:
+    from stvid.data.transcoding import DEFAULTS
 
-    from stvid.data.jobs import run_jobs
-    from stvid.data.transcoding import DEFAULTS, PRESETS, TEMPORARY
-    from stvid.data.transcoding import transcode as work
-
-    parser = _parser(
-        "transcode",
+    parser = parser_for(
+        "prep transcode",
         "Copy every video of a list as H.264 with the given short side and distance of key frames. An interrupted run "
         "is continued by the same command; a copy is in its place only when it is whole and was read again.",
     )
@@ -192,7 +184,17 @@ def transcode(argv: Sequence[str]) -> int:
         type=float | None,
         help="Images a second of videos that are folders of images; 12 for Something-Something v1.",
     )
-    options = parse(parser, argv)
+    return parser
+
+
+def _transcode_settings(options: Any) -> dict[str, Any]:
+    """Returns what `stvid.data.transcoding.transcode` needs to know.
+
+    Raises:
+        ConfigError: If an option is out of its range.
+    """
+    from stvid.data.transcoding import PRESETS
+
     if not 0 <= options.crf <= 51 or options.gop < 1 or options.short_side < 16:
         raise ConfigError("--crf is 0 to 51, --gop at least 1, --short_side at least 16")
     if options.preset not in PRESETS:
@@ -201,19 +203,31 @@ def transcode(argv: Sequence[str]) -> int:
         )
     if options.frames_fps is not None and not 0 < options.frames_fps <= 1000:
         raise ConfigError(f"--frames_fps {options.frames_fps:g}: is not a number above 0 and up to 1000")
-    videos = _read(options)
-    out = Path(options.out)
-    paths = _paths(videos)
-    root = str(Path(options.root or (options.videos if Path(options.videos).is_dir() else Path(options.videos).parent)))
-    settings = {
-        "root": str(Path(root).absolute()),
-        "out": str(out.absolute()),
+    root = Path(options.root or (options.videos if Path(options.videos).is_dir() else Path(options.videos).parent))
+    return {
+        "root": str(root.absolute()),
+        "out": str(Path(options.out).absolute()),
         "short_side": options.short_side,
         "gop": 1 if options.all_intra else options.gop,
         "crf": options.crf,
         "preset": options.preset,
         "frames_fps": options.frames_fps,
     }
+
+
+def transcode(argv: Sequence[str]) -> int:
+    """Write small copies that are quick to seek: short side, distance of key frames."""
+    import dataclasses
+
+    from stvid.data.jobs import run_jobs
+    from stvid.data.transcoding import TEMPORARY
+    from stvid.data.transcoding import transcode as work
+
+    options = parse(_transcode_parser(), argv)
+    settings = _transcode_settings(options)
+    videos = _read(options)
+    out = Path(options.out)
+    paths = _paths(videos)
     _refuse_collisions(paths, settings)
     for left_over in out.rglob(f".*{TEMPORARY}"):  # of a run that was killed
         left_over.unlink()
@@ -260,8 +274,8 @@ def index(argv: Sequence[str]) -> int:
     from stvid.data.scanning import index_video
     from stvid.video.stored_index import index_folder, unpack_index, write_index
 
-    parser = _parser(
-        "index",
+    parser = parser_for(
+        "prep index",
         "Scan the packets of every video of a list once. The index lies beside the list (LIST.index), where training "
         "and tests find it.",
     )
@@ -294,19 +308,9 @@ def index(argv: Sequence[str]) -> int:
     return _report_failures(outcomes, folder.with_name(f"{folder.name}.failed.csv"))
 
 
-def shard(argv: Sequence[str]) -> int:
-    """Write the videos of a list into WebDataset tar shards."""
-    import hashlib
-    import json
-    import shutil
-
-    from stvid.data.jobs import run_jobs
-    from stvid.data.manifest import read_class_names, read_manifest
-    from stvid.data.sharding import plan_shards, write_shard, write_shard_index
-    from stvid.data.shards import ROW
-
-    parser = _parser(
-        "shard",
+def _shard_parser() -> ArgumentParser:
+    parser = parser_for(
+        "prep shard",
         "Write the videos of a list, shuffled and unchanged, and an index of each into WebDataset tar files and "
         "shards.json. Training and tests take the folder, or the URL that it is copied to, in the place of the list. A "
         "video of which the list has several parts is written as often.",
@@ -315,50 +319,86 @@ def shard(argv: Sequence[str]) -> int:
     _add_job(parser)
     parser.add_argument("--out", type=str, required=True, help="Folder for the shards.")
     parser.add_argument("--size", type=float, default=500.0, help="Megabytes of a shard.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the order of the videos, 0 or more.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the order of the videos, 0 or more.")
     parser.add_argument("--class_names", type=str | None, help="File with the classes in order; default sorted.")
     parser.add_argument("--multilabel", action="store_true", help="Labels of the list are several, joined by |.")
-    options = parse(parser, argv)
+    return parser
+
+
+def shard(argv: Sequence[str]) -> int:
+    """Write the videos of a list into WebDataset tar shards."""
+    from stvid.data.manifest import read_class_names, read_manifest
+    from stvid.data.sharding import plan_shards, write_shard_index
+
+    options = parse(_shard_parser(), argv)
     if not 0 < options.size < float("inf") or options.seed < 0:
         raise ConfigError("--size is a number of megabytes above 0, --seed 0 or more")
     names = read_class_names(options.class_names) if options.class_names else None
-    videos = read_manifest(options.videos, root=options.root, class_names=names, multilabel=options.multilabel)
-    _of_files(videos)
+    videos = _of_files(
+        read_manifest(options.videos, root=options.root, class_names=names, multilabel=options.multilabel)
+    )
     plan, failed = plan_shards(videos, size=options.size * 1e6, seed=options.seed)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     code = _report_failures([Outcome(path, {}, failed.get(path, "")) for path in _paths(videos)], out / "failed.csv")
     if not plan:
         raise ManifestError(f"{options.videos}: none of its videos can be put into shards; see {out / 'failed.csv'}")
-    digest = hashlib.sha256(json.dumps([plan, videos.class_names, ROW]).encode()).hexdigest()[:16]
+    with _plan_folder(out, plan, videos.class_names) as (folder, tars):
+        outcomes = _write_tars(tars, folder, out, workers=options.workers)
+        write_shard_index(out, videos.class_names, [outcome.result for outcome in outcomes])
+    size = sum(outcome.result["bytes"] for outcome in outcomes)
+    print(f"{sum(map(len, plan))} videos in {len(plan)} shards, {size / 1e6:.1f} MB: {out}")
+    return code
+
+
+@contextlib.contextmanager
+def _plan_folder(
+    out: Path, plan: Sequence[Sequence[Any]], class_names: Sequence[str]
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Keeps the plan where the workers find it, until all shards are written or the options are refused.
+
+    Yields:
+        The folder of the plan, named after what stands in it, and the tar files to write.
+    """
+    import hashlib
+    import json
+    import shutil
+
+    from stvid.data.shards import ROW
+
+    digest = hashlib.sha256(json.dumps([plan, class_names, ROW]).encode()).hexdigest()[:16]
     folder = out / f".plan-{digest}"
     folder.mkdir(exist_ok=True)
     tars = [out / f"shard-{number:06d}.tar" for number in range(len(plan))]
     for tar, rows in zip(tars, plan, strict=True):
         (folder / f"{tar.stem}.json").write_text(json.dumps(rows), encoding="utf-8")
     try:
-        outcomes = run_jobs(
-            write_shard,
-            [str(tar) for tar in tars],
-            {"plan": str(folder)},
-            title="shard",
-            journal=out / "shard.jsonl",
-            workers=options.workers,
-        )
+        yield folder, tars
     except ConfigError:
         shutil.rmtree(folder)
         raise
+    shutil.rmtree(folder)
+
+
+def _write_tars(tars: Sequence[Path], plan: Path, out: Path, *, workers: int | None) -> list[Outcome]:
+    from stvid.data.jobs import run_jobs
+    from stvid.data.sharding import write_shard
+
+    outcomes = run_jobs(
+        write_shard,
+        [str(tar) for tar in tars],
+        {"plan": str(plan)},
+        title="shard",
+        journal=out / "shard.jsonl",
+        workers=workers,
+    )
     broken = [outcome for outcome in outcomes if outcome.error]
     if broken:
         raise StvidError(
             f"{len(broken)} of {len(outcomes)} shards could not be written ({broken[0].error}); the same command goes "
             "on from there"
         )
-    write_shard_index(out, videos.class_names, [outcome.result for outcome in outcomes])
-    shutil.rmtree(folder)
-    size = sum(outcome.result["bytes"] for outcome in outcomes)
-    print(f"{sum(map(len, plan))} videos in {len(plan)} shards, {size / 1e6:.1f} MB: {out}")
-    return code
+    return outcomes
 
 
 def check_leakage(argv: Sequence[str]) -> int:
@@ -366,8 +406,8 @@ def check_leakage(argv: Sequence[str]) -> int:
     from stvid.data.jobs import run_jobs
     from stvid.data.leakage import hash_video, near_duplicates
 
-    parser = _parser(
-        "check-leakage",
+    parser = parser_for(
+        "prep check-leakage",
         "Find videos of one list of which the other holds a copy, be it encoded anew, scaled or slightly cropped. Exit "
         "code 1 if there are any.",
     )

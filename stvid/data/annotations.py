@@ -196,7 +196,7 @@ def _ssv1(annotation: Path, root: Path) -> Annotated:
     """Something-Something v1: lines ``id;label``; the videos are folders of JPEG images at 12 frames a second.
 
     ``something-something-v1-labels.csv`` beside it has the official order of the classes. `VideoReader` shows a folder
-    of images at 25 frames a second; ``stvid-prep transcode --frames_fps 12`` makes videos with the right times of them.
+    of images at 25 frames a second; ``stvid prep transcode --frames_fps 12`` makes videos with the right times of them.
     """
     names = _official_names(annotation, "something-something-v1-labels.csv")
     return _match(_id_label_lines(annotation), _Videos(root, frames=True), names)

@@ -1,7 +1,7 @@
 """Manifests: which videos there are, and what they show.
 
 Five forms are read: a CSV of one's own, a folder per class, the official CSV of Kinetics, the official JSON of
-Something-Something v2, and the tar shards of `stvid-prep shard`. Labels are class *names*; their numbers come from the
+Something-Something v2, and the tar shards of `stvid prep shard`. Labels are class *names*; their numbers come from the
 list of class names, which is given or made of the names that occur, sorted. A CSV whose labels are numbers is read as
 one whose class names are "0", "1", ...
 
@@ -267,7 +267,7 @@ def read_manifest(
             removed ("[something]" is "something"); the test list has ids only. Files are ``<id>.webm`` or ``<id>.mp4``
             in the root.
         shards: A folder or URL (``s3://``, ``https://``, whatever fsspec opens) with the ``shards.json`` and the tar
-            files of `stvid-prep shard`.
+            files of `stvid prep shard`.
 
     Args:
         source: The file, or for ``folder`` and ``shards`` the folder.

@@ -75,7 +75,7 @@ def plan_shards(manifest: Manifest, *, size: float, seed: int) -> tuple[list[lis
 
 def _why_not(path: str) -> str:
     if os.path.isdir(path):
-        return "is a folder of images; make it a video first with: stvid-prep transcode"
+        return "is a folder of images; make it a video first with: stvid prep transcode"
     if not os.path.isfile(path):
         return "no such file"
     if os.path.getsize(path) == 0:

@@ -1,6 +1,6 @@
 """Lists of videos that lie in WebDataset tar shards, in a folder or behind any URL that fsspec opens.
 
-`stvid-prep shard` writes them: tars of ``<key>.json``, ``<key>.scan`` and ``<key>.mp4`` (or what the video is), and
+`stvid prep shard` writes them: tars of ``<key>.json``, ``<key>.scan`` and ``<key>.mp4`` (or what the video is), and
 ``shards.json``, which has a row for each video: its labels, its shard and its place in it. So a list of shards is a
 `Manifest` like any other; one video is read from its place, which is what tests do. The ``.scan`` is the index of the
 video (`stvid.video.stored_index`), without which it would be scanned at every reading; it may be missing.
@@ -148,7 +148,7 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
             raise KeyError("columns")
         sizes = {shard["file"]: int(shard["bytes"]) for shard in shards}
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ManifestError(f"{place}: is no list of shards; make it with: stvid-prep shard") from error
+        raise ManifestError(f"{place}: is no list of shards; make it with: stvid prep shard") from error
     if version != VERSION:
         raise ManifestError(f"{place}: was written by another version of stvid; make the shards again")
     if not rows:
@@ -188,7 +188,7 @@ def _read_index(place: str) -> bytes:
     except StvidError:
         raise
     except FileNotFoundError as error:
-        raise ManifestError(f"{place}: no such file; shards are made with: stvid-prep shard") from error
+        raise ManifestError(f"{place}: no such file; shards are made with: stvid prep shard") from error
     except Exception as error:  # each file system has errors of its own
         raise ManifestError(f"{place}: cannot be read ({_why(error)})") from error
 

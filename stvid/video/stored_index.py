@@ -1,7 +1,7 @@
 """Indices of videos, stored so that no process has to scan them again: of many in one folder, or of one as bytes.
 
 A scan costs a few milliseconds for a file whose packets tell their times, and a whole decode for one that must be
-counted (AVI). `stvid-prep index` does it once. The folder is mapped into memory: all workers share it. Shards
+counted (AVI). `stvid prep index` does it once. The folder is mapped into memory: all workers share it. Shards
 (`stvid.data.shards`) hold the index of each video beside it.
 
 A video is found by its name and its size in bytes. That the packets still are those of the scan is checked when they
@@ -153,9 +153,9 @@ class StoredIndex:
             self.root = Path(self.folder, about["root"])
             version = about["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid-prep index") from error
+            raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid prep index") from error
         if version != _VERSION:
-            raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid-prep index")
+            raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid prep index")
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class StoredIndex:
                 packed = self.folder / "indices.bin"
                 self._arrays = (videos, np.memmap(packed, np.uint8, "r") if len(videos) else np.empty(0, np.uint8))
             except (OSError, ValueError) as error:
-                raise StvidError(f"{self.folder}: damaged; make it again with: stvid-prep index") from error
+                raise StvidError(f"{self.folder}: damaged; make it again with: stvid prep index") from error
         return self._arrays
 
     def __len__(self) -> int:

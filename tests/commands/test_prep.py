@@ -1,4 +1,4 @@
-"""What all commands of ``stvid-prep`` share."""
+"""The help and the errors of all commands of ``stvid prep``, under both of its names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stvid import cli
 from stvid.commands.prep import COMMANDS, main
 
 
@@ -22,6 +23,19 @@ def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 6
     assert main(["shards"]) == 2
     assert "shards: no such command; nearest: shard" in capsys.readouterr().err
+
+
+def test_both_names_are_the_same_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["--help"],
+        ["scan", "--help"],
+        ["scan", str(tmp_path / "none.csv")],
+        ["scna"],
+        ["scan", "--fxi"],
+    ):
+        code, one = main(arguments), capsys.readouterr()
+        assert (cli.main(["prep", *arguments]), capsys.readouterr()) == (code, one)
+        assert "stvid prep" in one.out + one.err and "stvid-prep" not in one.out + one.err
 
 
 @pytest.mark.parametrize("command", ["scan", "index", "transcode", "shard"])

@@ -1,4 +1,4 @@
-"""``stvid-prep check-leakage``: copies are found, other videos are not."""
+"""``stvid prep check-leakage``: copies are found, other videos are not."""
 
 from __future__ import annotations
 

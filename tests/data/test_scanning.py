@@ -1,4 +1,4 @@
-"""``stvid-prep scan`` and ``index`` on good, damaged and wrong files."""
+"""``stvid prep scan`` and ``index`` on good, damaged and wrong files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid-prep shard``; what the shards hold is tested in ``tests/data/test_shards.py``."""
+"""``stvid prep shard``; what the shards hold is tested in ``tests/data/test_shards.py``."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_nothing_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "none of its videos can be put into shards" in capsys.readouterr().err
     with open(out / "failed.csv", newline="") as file:
         reasons = dict(list(csv.reader(file))[1:])
-    assert "make it a video first with: stvid-prep transcode" in reasons[str(tmp_path / "frames")]
+    assert "make it a video first with: stvid prep transcode" in reasons[str(tmp_path / "frames")]
     assert reasons[str(tmp_path / "missing.mp4")] == "no such file"
     assert main(["shard", str(tmp_path / "list.csv"), "--out", str(out), "--size", "0"]) == 2
 

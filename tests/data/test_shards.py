@@ -313,7 +313,7 @@ def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypat
         make_train_loader(dataset(manifest), batch_size=30, workers=0, seed=0)
     with pytest.raises(ManifestError, match="root has no meaning for shards"):
         read_manifest(shards, root=tmp_path)
-    with pytest.raises(ManifestError, match="no such file; shards are made with: stvid-prep shard"):
+    with pytest.raises(ManifestError, match="no such file; shards are made with: stvid prep shard"):
         read_manifest("memory://nothing-here")
     with pytest.raises(StvidError, match=r"^nosuch://a/shards\.json: "):
         read_manifest("nosuch://a")

@@ -1,4 +1,4 @@
-"""``stvid-prep transcode``: the copies hold the frames of the originals, at their times."""
+"""``stvid prep transcode``: the copies hold the frames of the originals, at their times."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_folder_of_no_videos_and_a_damaged_one(videos: list[Path], tmp_path: P
     found = [StoredIndex(tmp_path / "index").find(*entry(path)[:2]) for path in videos]
     assert [index is None for index in found] == [False, False, False, True]
     packed.unlink()
-    with pytest.raises(StvidError, match="damaged; make it again with: stvid-prep index"):
+    with pytest.raises(StvidError, match="damaged; make it again with: stvid prep index"):
         StoredIndex(tmp_path / "index").find(*entry(videos[0])[:2])
 
 
@@ -122,7 +122,7 @@ def test_datasets_take_the_index_that_lies_beside_their_list(videos: list[Path],
 
 
 def test_a_folder_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(StvidError, match="stvid-prep index"):
+    with pytest.raises(StvidError, match="stvid prep index"):
         StoredIndex(tmp_path)
     (tmp_path / "index.json").write_text('{"version": 99, "root": "."}')
     with pytest.raises(StvidError, match="another version"):
