@@ -1,4 +1,4 @@
-"""What attention costs: growth with the frames, the backends on each family's calls, and what token merging saves.
+"""The cost of attention: growth with the frames, the backends on each family's calls, and the savings of token merging.
 
     python tools/benchmark_attention.py --growth --plot docs/attention_growth.png
     python tools/benchmark_attention.py --backends
@@ -30,13 +30,13 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import benchmarking
 import torch
+from benchmarking import alternate, low_precision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,28 +75,11 @@ MERGED = (0, 4, 8, 16, 32)
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Returns the time of one call: of the processors on a CPU, of the clock on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def medians(works: dict[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Returns the median time of each work, in seconds; the rounds alternate, and the first is left out."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            taken = seconds(work, device)
-            if number:
-                times[name].append(taken)
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Returns the median seconds of each work: of the processors on a CPU, of the clock on a GPU."""
+    return benchmarking.medians(
+        alternate(works, rounds=rounds, device=device), "wall" if device.type == "cuda" else "cpu"
+    )
 
 
 def multiply_adds(model: nn.Module, shape: Sequence[int]) -> tuple[float, float]:
@@ -121,11 +104,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
     with torch.inference_mode():
         taken = medians({"product": lambda: a @ b}, device, rounds)["product"]
     return 4096 * 1024 * 4096 / taken
-
-
-def low_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast for bfloat16, nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 # --- growth with the frames -------------------------------------------------------------------------------------------
@@ -248,7 +226,7 @@ def rates(device: torch.device, rounds: int) -> None:
         clip = torch.randn(1, 3, frames, side, side, device=device)
         model.to(device)
         for dtype in (torch.float32, torch.bfloat16):
-            with torch.inference_mode(), low_precision(device, dtype):
+            with torch.inference_mode(), low_precision(device, enabled=dtype != torch.float32):
                 taken = medians({name: lambda model=model, clip=clip: model(clip)}, device, rounds)[name]  # type: ignore[misc]
             rate = total / taken
             share = rate / matrix_rate(device, dtype, rounds)

@@ -13,18 +13,19 @@ reads one 1920 x 1080 video of 300 frames, less that of one that only imports.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from benchmark_loader import make_videos
+from benchmarking import alternate
 
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
@@ -91,12 +92,10 @@ def measure(videos: list[str], views: str, rounds: int) -> None:
         expected = one_decode(path, views)
         for name in ("one decode, all protocols", "view by view"):
             assert torch.equal(WAYS[name](path, views), expected), name
-    for _ in range(rounds):
-        for path in videos:
-            for name, way in WAYS.items():
-                begin = time.process_time()
-                way(path, views)
-                times[name].append(time.process_time() - begin)
+    for path in videos:
+        steps = {name: functools.partial(way, path, views) for name, way in WAYS.items()}
+        for name, seconds in alternate(steps, rounds=rounds, warm_up=0).items():
+            times[name] += seconds["cpu"]
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n{views} views of {PROTOCOL.frames}x{PROTOCOL.stride}, CPU time of one video")
     for name, value in medians.items():

@@ -9,12 +9,12 @@ Prints the largest difference of the logits (relative), the medians of wall and 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from benchmarking import alternate, medians
 from torch import Tensor, nn
 
 import stvid
@@ -78,23 +78,15 @@ def main() -> None:
         return loss
 
     step: Callable[[nn.Module], Tensor] = forward if options.step == "forward" else train
-    wall: dict[str, list[float]] = {name: [] for name in both}
-    cpu: dict[str, list[float]] = {name: [] for name in both}
-    for turn in range(options.rounds + 2):
-        for name, model in both.items():
-            model.train(options.step == "train")
-            begin = time.perf_counter(), time.process_time()
-            step(model)
-            if options.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if turn >= 2:  # the first ones warm up
-                wall[name].append(time.perf_counter() - begin[0])
-                cpu[name].append(time.process_time() - begin[1])
-    for kind, times in (("wall", wall), ("CPU", cpu)):
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        ratio = medians["inflated resnet50"] / medians["i3d_r50"]
+    for model in both.values():
+        model.train(options.step == "train")
+    steps = {name: functools.partial(step, model) for name, model in both.items()}
+    seconds = alternate(steps, rounds=options.rounds, device=options.device, warm_up=2)
+    for kind, title in (("wall", "wall"), ("cpu", "CPU")):
+        middle = medians(seconds, kind)
+        ratio = middle["inflated resnet50"] / middle["i3d_r50"]
         print(
-            f"{kind}: " + ", ".join(f"{name} {value:.3f} s" for name, value in medians.items()) + f", ratio {ratio:.2f}"
+            f"{title}: " + ", ".join(f"{name} {value:.3f} s" for name, value in middle.items()) + f", ratio {ratio:.2f}"
         )
 
 

@@ -21,7 +21,6 @@ named and left out.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fnmatch
 import importlib
 import importlib.metadata
@@ -29,10 +28,8 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +37,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmarking import alternate, low_precision, medians
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -176,13 +174,9 @@ def prepare(model: VideoModel, dtype: str) -> VideoModel:
 # --- what is timed ----------------------------------------------------------------------------------------------------
 
 
-def low_precision(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bf16")
-
-
 def forward_step(network: nn.Module, call: Call, clip: Tensor, dtype: str) -> Callable[[], Tensor]:
     def step() -> Tensor:
-        with torch.inference_mode(), low_precision(dtype, clip.device):
+        with torch.inference_mode(), low_precision(clip.device, enabled=dtype == "bf16"):
             return call(network, clip).float()
 
     return step
@@ -195,38 +189,13 @@ def train_step(network: nn.Module, call: Call, clip: Tensor, dtype: str) -> Call
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with low_precision(dtype, clip.device):
+        with low_precision(clip.device, enabled=dtype == "bf16"):
             logits = call(network, clip)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         return logits.detach()
 
     return step
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def alternate(
-    steps: dict[str, Callable[[], Any]], *, rounds: int, device: torch.device
-) -> dict[str, dict[str, list[float]]]:
-    """Runs the steps by turns; returns the seconds of each round on the clock, and of all cores.
-
-    The first round warms up and is not counted.
-    """
-    seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            step()
-            synchronize(device)
-            if number:
-                seconds[name]["wall"].append(time.perf_counter() - wall)
-                seconds[name]["cpu"].append(time.process_time() - cpu)
-    return seconds
 
 
 def matmul_step(dtype: torch.dtype, device: torch.device, size: int = 2048) -> Callable[[], Any]:
@@ -263,9 +232,9 @@ def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, devic
         "matmul": matmul_step(low, device, size),
     }
     seconds = alternate(steps, rounds=rounds, device=device)
-    middle = {name: {kind: statistics.median(times) for kind, times in both.items()} for name, both in seconds.items()}
+    wall, cpu = medians(seconds, "wall"), medians(seconds, "cpu")
     passes = 3 if step == "train" else 1  # the backward pass takes two products for each of the forward pass
-    rate = 2 * count_multiply_adds(peer) * batch * passes / middle["stvid"]["wall"]
+    rate = 2 * count_multiply_adds(peer) * batch * passes / wall["stvid"]
     return {
         "model": peer.model,
         "peer": f"{peer.library} {importlib.metadata.version(peer.library)}",
@@ -273,12 +242,12 @@ def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, devic
         "clip": peer.clip,
         "dtype": dtype,
         "step": step,
-        "stvid_s": middle["stvid"]["wall"],
-        "peer_s": middle["peer"]["wall"],
-        "ratio": middle["peer"]["wall"] / middle["stvid"]["wall"],
-        "cpu_ratio": middle["peer"]["cpu"] / max(middle["stvid"]["cpu"], 1e-9),
+        "stvid_s": wall["stvid"],
+        "peer_s": wall["peer"],
+        "ratio": wall["peer"] / wall["stvid"],
+        "cpu_ratio": cpu["peer"] / max(cpu["stvid"], 1e-9),
         "gflops_per_s": rate / 1e9,
-        "matmul_share": rate / (2 * size**3 / middle["matmul"]["wall"]),
+        "matmul_share": rate / (2 * size**3 / wall["matmul"]),
         "largest_difference": float((found - expected).abs().max() / expected.std()),
         "same_top1": bool((found.argmax(1) == expected.argmax(1)).all()),
         "notes": list(getattr(model, "notes", ())),

@@ -19,8 +19,10 @@ import resource
 import sys
 import time
 import traceback
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +118,138 @@ def work(files: list[str], seed: int, folder: str, numbers: range, pipe: Connect
     pipe.send(("done",))
 
 
-def main() -> int:
+@dataclass
+class Worker:
+    """A worker process and the mutation that it is at.
+
+    Attributes:
+        process: The process.
+        numbers: The mutations that it is to do.
+        current: The one that it does now.
+        since: When it began with that one, on the clock.
+        cpu: Processor time that it had used then. Its imports may take a minute, so it is given that at the start.
+    """
+
+    process: Any
+    numbers: range
+    current: int
+    since: float = field(default_factory=time.monotonic)
+    cpu: float = 60.0
+
+
+class Fuzzing:
+    """All workers of a run, and what they found.
+
+    Args:
+        files: The videos to mutate.
+        options: From the command line.
+    """
+
+    def __init__(self, files: list[str], options: argparse.Namespace) -> None:
+        self.files = files
+        self.options = options
+        self.context = multiprocessing.get_context("spawn")
+        self.running: dict[Connection, Worker] = {}
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.kinds: collections.Counter[str] = collections.Counter()
+        self.bad: list[str] = []
+        self.peak, self.slowest, self.longest = 0, 0.0, 0.0
+        self.begin = time.monotonic()
+
+    def run(self) -> None:
+        """Does all mutations."""
+        total = self.options.mutations
+        share = -(-total // self.options.workers)
+        for at in range(0, total, share):
+            self.start(range(at, min(at + share, total)))
+        while self.running:
+            for pipe in multiprocessing.connection.wait(list(self.running), timeout=1.0):
+                assert isinstance(pipe, Connection)
+                self.hear(pipe)
+            self.watch()
+        if self.peak > self.options.memory:
+            self.bad.append(f"memory: a worker reached {self.peak} MB")
+
+    def start(self, numbers: range) -> None:
+        """Starts a worker, if anything is left for it."""
+        if numbers:
+            ours, theirs = self.context.Pipe()
+            options = self.options
+            arguments = (self.files, options.seed, options.scratch, numbers, theirs)
+            process = self.context.Process(target=work, args=arguments)
+            process.start()
+            theirs.close()
+            self.running[ours] = Worker(process, numbers, numbers.start)
+
+    def hear(self, pipe: Connection) -> None:
+        """Takes a message of a worker, or its death."""
+        worker = self.running[pipe]
+        try:
+            message = pipe.recv()
+        except EOFError:
+            worker.process.join()
+            return self.replace(pipe, f"crash (exit {worker.process.exitcode})")
+        if message[0] == "begin":
+            worker.current, worker.since, worker.cpu = message[1], time.monotonic(), cpu_seconds(worker.process.pid)
+        elif message[0] == "end":
+            self.count(worker, *message[1:])
+        else:
+            worker.process.join()
+            del self.running[pipe]
+        return None
+
+    def count(self, worker: Worker, number: int, kind: str, outcome: str, memory: int, seconds: float) -> None:
+        """Counts a mutation that was read to its end."""
+        self.slowest = max(self.slowest, seconds)
+        self.longest = max(self.longest, time.monotonic() - worker.since)
+        self.peak = max(self.peak, memory)
+        self.kinds[kind] += 1
+        self.outcomes[outcome.split(":")[0]] += 1
+        if outcome.startswith("error"):
+            self.bad.append(f"{outcome} at {self.name(number)}")
+        done = self.kinds.total()
+        if done % 1000 == 0:
+            found = f"{dict(self.outcomes)}, {len(self.bad)} bad, peak {self.peak} MB"
+            print(f"{done} done, {found}, {time.monotonic() - self.begin:.0f} s", flush=True)
+
+    def watch(self) -> None:
+        """Kills the workers that hang."""
+        for pipe, worker in list(self.running.items()):
+            spent, waited = cpu_seconds(worker.process.pid) - worker.cpu, time.monotonic() - worker.since
+            if spent > self.options.limit or waited > 10 * self.options.limit:
+                worker.process.kill()
+                worker.process.join()
+                self.replace(pipe, f"hang ({spent:.0f} s of CPU in {waited:.0f} s)")
+
+    def replace(self, pipe: Connection, problem: str) -> None:
+        """Records a mutation that ended its worker, and lets another go on after it."""
+        worker = self.running.pop(pipe)
+        self.bad.append(f"{problem} at {self.name(worker.current)}")
+        self.start(range(worker.current + 1, worker.numbers.stop))
+
+    def name(self, number: int) -> str:
+        """Returns the name of a mutation."""
+        return f"mutation {number} of {Path(self.files[number % len(self.files)]).name}"
+
+    def report(self) -> None:
+        """Prints the outcome, and writes it if a file was named."""
+        total = self.kinds.total()
+        print(
+            f"{total} mutations of {len(self.files)} files in {time.monotonic() - self.begin:.0f} s: "
+            f"{dict(self.outcomes)}"
+        )
+        print(f"kinds: {dict(self.kinds)}; slowest {self.slowest:.1f} s of CPU, {self.longest:.1f} s on the clock")
+        print(f"peak memory of a worker {self.peak} MB; {len(self.bad)} bad")
+        for line in self.bad:
+            print(f"  {line}")
+        if self.options.json:
+            record = {"mutations": total, "outcomes": self.outcomes, "kinds": self.kinds, "bad": self.bad}
+            record |= {"peak_mb": self.peak, "slowest_cpu_s": self.slowest, "longest_s": self.longest}
+            Path(self.options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder of videos to mutate")
     parser.add_argument("--mutations", type=int, default=20_000)
@@ -127,7 +260,12 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="repeat one mutation in this process")
     parser.add_argument("--scratch", default="/dev/shm" if Path("/dev/shm").is_dir() else ".", help="for the files")
     parser.add_argument("--json", help="file for the outcome")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the mutations; returns the exit code."""
+    options = parse()
     files = sorted(str(file) for file in Path(options.folder).iterdir() if file.stat().st_size > 0)
     files = [file for file in files if Path(file).suffix not in (".csv", ".md", ".json", ".txt")]
     if options.only is not None:
@@ -135,77 +273,10 @@ def main() -> int:
         kind, content = mutate(Path(files[options.only % len(files)]).read_bytes(), rng)
         print(files[options.only % len(files)], kind, read(content, Path(options.scratch) / "fuzz_only", rng))
         return 0
-
-    context = multiprocessing.get_context("spawn")
-    share = -(-options.mutations // options.workers)
-    left = [range(at, min(at + share, options.mutations)) for at in range(0, options.mutations, share)]
-    outcomes: collections.Counter[str] = collections.Counter()
-    kinds: collections.Counter[str] = collections.Counter()
-    bad: list[str] = []
-    peak, slowest, longest = 0, 0.0, 0.0
-    running: dict[Connection, list] = {}
-    begin = time.monotonic()
-
-    def start(numbers: range) -> None:
-        if numbers:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(files, options.seed, options.scratch, numbers, theirs))
-            process.start()
-            theirs.close()
-            running[ours] = [process, numbers, numbers.start, time.monotonic(), 60.0]  # its imports may take a minute
-
-    for numbers in left:
-        start(numbers)
-    while running:
-        for pipe in multiprocessing.connection.wait(list(running), timeout=1.0):
-            process, numbers, current, since, _ = running[pipe]
-            try:
-                message = pipe.recv()
-            except EOFError:
-                process.join()
-                name = Path(files[current % len(files)]).name
-                bad.append(f"crash (exit {process.exitcode}) at mutation {current} of {name}")
-                del running[pipe]
-                start(range(current + 1, numbers.stop))
-                continue
-            if message[0] == "begin":
-                running[pipe][2:] = [message[1], time.monotonic(), cpu_seconds(process.pid)]
-            elif message[0] == "end":
-                _, number, kind, outcome, memory, seconds = message
-                slowest, longest = max(slowest, seconds), max(longest, time.monotonic() - since)
-                peak = max(peak, memory)
-                kinds[kind] += 1
-                outcomes[outcome.split(":")[0]] += 1
-                if outcome.startswith("error"):
-                    bad.append(f"{outcome} at mutation {number} of {Path(files[number % len(files)]).name}")
-                if sum(kinds.values()) % 1000 == 0:
-                    done, clock = sum(kinds.values()), time.monotonic() - begin
-                    print(f"{done} done, {dict(outcomes)}, {len(bad)} bad, peak {peak} MB, {clock:.0f} s", flush=True)
-            else:
-                process.join()
-                del running[pipe]
-        for pipe, (process, numbers, current, since, cpu) in list(running.items()):
-            spent, waited = cpu_seconds(process.pid) - cpu, time.monotonic() - since
-            if spent > options.limit or waited > 10 * options.limit:
-                process.kill()
-                process.join()
-                name = Path(files[current % len(files)]).name
-                bad.append(f"hang ({spent:.0f} s of CPU in {waited:.0f} s) at mutation {current} of {name}")
-                del running[pipe]
-                start(range(current + 1, numbers.stop))
-    if peak > options.memory:
-        bad.append(f"memory: a worker reached {peak} MB")
-    total = sum(kinds.values())
-    print(f"{total} mutations of {len(files)} files in {time.monotonic() - begin:.0f} s: {dict(outcomes)}")
-    print(f"kinds: {dict(kinds)}; slowest {slowest:.1f} s of CPU, {longest:.1f} s on the clock")
-    print(f"peak memory of a worker {peak} MB; {len(bad)} bad")
-    for line in bad:
-        print(f"  {line}")
-    if options.json:
-        record = {"mutations": total, "outcomes": outcomes, "kinds": kinds, "bad": bad, "peak_mb": peak}
-        record |= {"slowest_cpu_s": slowest, "longest_s": longest}
-        Path(options.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
-    return 1 if bad else 0
+    fuzzing = Fuzzing(files, options)
+    fuzzing.run()
+    fuzzing.report()
+    return 1 if fuzzing.bad else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="session")
 def load_tool() -> Callable[[str], Any]:
+    sys.path.append(str(ROOT / "tools"))  # as for a script that is run: its neighbours can be imported
+
     def load(name: str) -> Any:
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
         assert spec is not None and spec.loader is not None

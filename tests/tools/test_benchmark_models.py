@@ -25,14 +25,6 @@ def test_every_peer_is_of_a_model_that_exists(tool: Any) -> None:
         tool.find_peers(["nothing_*"])
 
 
-def test_the_sides_take_turns_and_the_first_round_is_not_counted(tool: Any) -> None:
-    calls: list[str] = []
-    steps = {name: (lambda name=name: calls.append(name)) for name in ("stvid", "peer")}
-    seconds = tool.alternate(steps, rounds=2, device=torch.device("cpu"))
-    assert calls == ["stvid", "peer"] * 3
-    assert all(len(times) == 2 for both in seconds.values() for times in both.values())
-
-
 def test_both_sides_have_the_same_weights(tool: Any) -> None:
     pytest.importorskip("torchvision")
     peer = tool.Peer("r3d_18", "torchvision", tool.torchvision("r3d_18"), (4, 32, 32))
