@@ -112,7 +112,7 @@ def read_stvid(path: str, indices: np.ndarray) -> np.ndarray:
 
 
 def read_pyav(path: str, indices: np.ndarray) -> np.ndarray:
-    """What most data loaders with PyAV do: seek to the key frame, decode on to the last frame wanted."""
+    """Seeks to the key frame and decodes on to the last frame wanted, as most data loaders with PyAV do."""
     import av
 
     wanted = set(indices.tolist())

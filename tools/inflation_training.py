@@ -43,11 +43,11 @@ CHANCE, LEARNT = 0.20, 0.90  # bounds of the top-1
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained.
+    """A network to inflate and train.
 
     Attributes:
         mode: ``temporal`` of `stvid inflate`.
-        name: Of the 2D network in timm, a small one: minutes on two cores.
+        name: The name of the 2D network in timm, a small one: minutes on two cores.
         side: Pixels to which the frames, still and moving, are scaled.
         epochs: On `motion`, 4,800 videos each.
     """
@@ -231,7 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="New folder for weights, runs and table.json.")
     modes = [trial.mode for trial in TRIALS]
-    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="Which modes to train.")
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="The modes to train.")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the 2D training.")
     parser.add_argument("--quick", action="store_true", help="A smoke test: a few steps, no bound on the accuracy.")
     options = parser.parse_args()

@@ -33,7 +33,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Counted:
-    """What a model has: parameters in millions, and multiply-adds in 1e9 of one clip."""
+    """The size of a model: parameters in millions, and multiply-adds in 1e9 of one clip."""
 
     params: float
     gflops: float

@@ -1,4 +1,4 @@
-"""``stvid benchmark``."""
+"""``stvid benchmark`` measures the speed of a model with random weights."""
 
 from __future__ import annotations
 

@@ -246,9 +246,9 @@ def with_test_videos(config: TrainConfig, source: str, dotted: Sequence[str]) ->
     """Returns the config with the videos of ``--data`` as those of the test.
 
     Args:
-        config: Of a run, whose list may have had another format and root.
+        config: The config of a run, whose list may have had another format and root.
         source: The list of videos, or their folder.
-        dotted: Options of the config on the command line, which count.
+        dotted: Options of the config that were given on the command line; they are kept.
     """
     given = {option.partition("=")[0] for option in dotted}
     changes: dict[str, Any] = {"test": source}

@@ -1,4 +1,4 @@
-"""``stvid compare``."""
+"""``stvid compare`` sets two results of `stvid test` side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid demo``."""
+"""``stvid demo`` serves a web page on which a video can be dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid explain``."""
+"""``stvid explain`` draws where a model looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid export``."""
+"""``stvid export`` writes a model as a file that runs without stvid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid features``."""
+"""``stvid features`` writes clip features of many videos."""
 
 from __future__ import annotations
 

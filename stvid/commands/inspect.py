@@ -1,4 +1,4 @@
-"""``stvid inspect``."""
+"""``stvid inspect`` draws the clips that training and test see."""
 
 from __future__ import annotations
 

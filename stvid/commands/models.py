@@ -1,4 +1,4 @@
-"""``stvid models``."""
+"""``stvid models`` lists the models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid predict``."""
+"""``stvid predict`` classifies videos, as a whole or over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stvid test``."""
+"""``stvid test`` measures a model on labelled videos."""
 
 from __future__ import annotations
 

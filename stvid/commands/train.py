@@ -1,4 +1,4 @@
-"""``stvid train``."""
+"""``stvid train`` trains a model from a config."""
 
 from __future__ import annotations
 
