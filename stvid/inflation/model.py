@@ -19,19 +19,17 @@ a still video what the 2D network computes for its frame: `stvid.inflation.proof
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stvid.errors import ConfigError
 from stvid.inflation.anatomy import examine, no_training
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.placement import Guest, add_layers, replace
+from stvid.inflation.recomputation import Recomputed
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
 from stvid.inflation.sources import ImageOrigin
 from stvid.inflation.temporal import (
@@ -42,7 +40,6 @@ from stvid.inflation.temporal import (
     taps,
 )
 from stvid.models.base import VideoModel
-from stvid.models.blocks import _batch_norms, _recompute_contexts
 from stvid.models.kernels import channels_last
 
 __all__ = ["InflatedModel"]
@@ -191,7 +188,9 @@ class InflatedModel(VideoModel):
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes)."""
         features = self._unfold(self.network(self._fold(clip)))
-        return self.head(self.temporal["head"](features) if "head" in self.temporal else features.mean(1))
+        if "head" not in self.temporal:
+            return self.head(features.mean(1))
+        return self.head(self.temporal["head"](features, recompute=self.grad_checkpointing))
 
     def get_classifier(self) -> nn.Module:
         """Returns the layer that makes the logits."""
@@ -221,13 +220,14 @@ class InflatedModel(VideoModel):
         self.recipe = {**self.recipe, "num_classes": num_classes}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switches the recomputation of the network's blocks, and of attention over time, on or off."""
+        """Switches the recomputation of the network's blocks, and of the transformer over frames, on or off."""
         self.grad_checkpointing = enable
-        blocks = [self.network.get_submodule(block.name) for block in self.anatomy.blocks]
-        for block in [*blocks, *self.temporal.values()]:
-            block.__dict__.pop("forward", None)
-            if enable and not isinstance(block, JointTime):
-                block.forward = partial(_recomputed, block, self.time)
+        for site in self.anatomy.blocks:
+            block = self.network.get_submodule(site.name)
+            if enable and not isinstance(block, Recomputed):
+                replace(self.network, site.name, Recomputed(block, self.time))
+            elif not enable and isinstance(block, Recomputed):
+                replace(self.network, site.name, block.block)
 
     def no_weight_decay(self) -> set[str]:
         """Returns the network's own choice, and the tables of times and distances."""
@@ -344,32 +344,3 @@ def _merged_classifier(parts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, T
     weight = torch.cat([part["weight"] for part in parts], dim=1)
     biases = [part["bias"] for part in parts if "bias" in part]
     return weight, torch.stack(biases).sum(0) / len(parts) if biases else None
-
-
-@contextmanager
-def _with_frames(time: ClipTime, frames: int) -> Iterator[None]:
-    before, time.frames = time.frames, frames
-    try:
-        yield
-    finally:
-        time.frames = before
-
-
-def _recomputed(block: nn.Module, time: ClipTime, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a block whose activations are computed again in the backward pass."""
-    forward = partial(type(block).forward, block)
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    frames, norms = time.frames, _batch_norms(block)  # another clip may come through before the backward pass
-
-    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        first, again = _recompute_contexts(norms)
-        return first, _both(_with_frames(time, frames), again)
-
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-
-@contextmanager
-def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
-    with first, second:
-        yield

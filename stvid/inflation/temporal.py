@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.inflation.options import Init, Padding
-from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid
+from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks
 from stvid.models.kernels import Conv3d
 
 __all__ = [
@@ -410,12 +410,9 @@ class TemporalTransformer(TemporalLayer):
             _zero(block.mlp.fc2)
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """(B, T, dim) to (B, dim)."""
-        x = x + _times(self.time_embed, x.shape[1])
-        for block in self.blocks:
-            x = block(x)
-        return x.mean(1)
+        return run_blocks(self.blocks, x + _times(self.time_embed, x.shape[1]), recompute=recompute).mean(1)
 
 
 def _zero(linear: nn.Linear) -> None:

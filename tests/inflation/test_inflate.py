@@ -28,6 +28,7 @@ from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.placement import has_attention
 from stvid.inflation.proof import FewFrames, still_difference
+from stvid.inflation.recomputation import Recomputed
 from stvid.inflation.temporal import FrameAttention, TemporalConv
 
 _spec = importlib.util.spec_from_file_location("timm_models", Path(__file__).parent / "timm_models.py")
@@ -404,13 +405,75 @@ def test_gradients_reach_every_weight_and_recomputation_agrees(mode: str, name: 
     plain = gradients()
     assert [key for key, _ in model.named_parameters() if key not in plain] == []
     statistics = {key: value.clone() for key, value in model.named_buffers()}
+    keys, modules = list(model.state_dict()), list(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters())
     model.set_grad_checkpointing()
+    assert list(model.state_dict()) == keys and dict(model.named_parameters()).keys() == parameters.keys()
+    assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
     recomputed = gradients()
     assert all(torch.allclose(plain[key], recomputed[key], rtol=1e-3, atol=1e-4) for key in plain)
     counted = [key for key in statistics if key.endswith("num_batches_tracked")]
     assert all(dict(model.named_buffers())[key] == statistics[key] + 1 for key in counted)
     model.set_grad_checkpointing(False)
+    assert list(model.named_modules(remove_duplicate=False)) == modules
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize(("mode", "name"), MODES)
+def test_recomputation_frees_activations(mode: str, name: str) -> None:
+    model = fill(small(mode, name)).train()
+    clip = torch.randn(1, 3, 4, 64, 64)
+    kept = []
+    for recompute in (False, True):
+        model.set_grad_checkpointing(recompute)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            model(clip)
+        kept.append(sum(saved))
+    assert kept[1] < (0.75 if mode == "head" else 0.6) * kept[0]
+
+
+def test_a_model_that_recomputes_is_moved_copied_and_switched_as_a_whole() -> None:
+    model = fill(small("conv"))
+    clip = torch.randn(1, 3, 4, 64, 64)
+    expected = model(clip)
+    model.set_grad_checkpointing()
+    model.set_grad_checkpointing()  # once more changes nothing
+    block = model.network.get_submodule(model.anatomy.blocks[0].name)
+    assert isinstance(block, Recomputed) and not isinstance(block.block, Recomputed)
+    model.train()
+    assert block.block.training and all(part.training for part in model.modules())
+    model.eval()
+    assert not block.block.training and block.conv1 is block.block.conv1
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(clip), expected)
+        twin.set_grad_checkpointing(False)
+        assert torch.equal(twin.double()(clip.double()).float().round(decimals=3), expected.round(decimals=3))
+    doubled = model.double()
+    doubled.set_grad_checkpointing(False)
+    assert {parameter.dtype for parameter in doubled.parameters()} == {torch.float64}
+    assert torch.allclose(doubled(clip.double()).float(), expected, atol=1e-4)
+
+
+def test_a_block_that_runs_twice_is_recomputed_both_times() -> None:
+    class Twice(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.fc(self.again(self.stem(x)).mean((2, 3)))
+
+    network = fill(Twice())
+    network.again = network.blocks[0]
+    model = build(network, num_frames=2, img_size=(16, 16)).train()
+    clip = torch.randn(1, 3, 2, 16, 16)
+    model(clip).sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    assert model.network.again is model.network.blocks[0] and isinstance(model.network.again, Recomputed)
+    model(clip).sum().backward()
+    assert all(
+        torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+        for parameter, gradient in zip(model.parameters(), expected, strict=True)
+    )
 
 
 def test_recomputation_survives_another_clip_in_between() -> None:
