@@ -5,21 +5,83 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import parse, parser_for
 from stvid.errors import ConfigError, StvidError
+from stvid.inflation.options import Init, Padding, Temporal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["run"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")  # that `save_model` writes
-# What `--hyperparameters` must not hold, since an option says it.
-OWN_OPTIONS = {name: name for name in ("weights", "pretrained", "num_classes", "img_size")} | {"num_frames": "frames"}
+SHARED = ("weights", "pretrained", "num_classes", "img_size")  # options with and without --to
 GENERIC = ("temporal", "kernel_size", "layers", "padding")  # options that have no meaning with --to
 
 
 def run(argv: Sequence[str]) -> int:
     """Make a video model of an image model, with proof."""
+    options = parse(_parser(), argv)
+    source = getattr(options, "from")
+    if options.to is None and Path(source).is_file():
+        raise ConfigError(
+            f"--from {source}: is a file; name what becomes of it (--to i3d_r50), or the network that it is of "
+            f"(--from timm:<name> --weights {source})"
+        )
+    if options.out is not None and Path(options.out).suffix not in SUFFIXES:  # now, not after the proof
+        raise ConfigError(f"--out {options.out}: the suffix must be one of {', '.join(SUFFIXES)}")
+    inflated = _inflate(source, options)
+
+    from rich.console import Console
+
+    from stvid.checkpoints import save_model
+
+    report = inflated.report
+    if options.report is not None:
+        from stvid.look.inflation_page import write_inflation_page
+
+        write_inflation_page(report, options.report)
+    report.print(Console(width=None if sys.stdout.isatty() else 160), every_tensor=options.all)
+    if not report.as_promised:
+        raise StvidError(
+            f"{source}: the video model does not compute what the image model computes; nothing was written"
+        )
+    if options.out is not None:
+        save_model(inflated.model, options.out)
+        print(f"written to {options.out}")
+    return 0
+
+
+def _inflate(source: str, options: Any) -> Any:
+    """Returns the model and the report."""
+    hyperparameters = options.hyperparameters or {}
+    for name in hyperparameters:
+        option = "frames" if name == "num_frames" else name
+        if name in SHARED or getattr(options, option, None) is not None:
+            raise ConfigError(f"--hyperparameters: {name} has an option of its own, --{option}")
+    arguments: dict[str, Any] = {name: getattr(options, name) for name in SHARED} | hyperparameters
+    if options.init is not None:
+        arguments["init"] = options.init
+    given = {name: value for name in GENERIC if (value := getattr(options, name)) is not None}
+    try:
+        if options.to is None:
+            from stvid.inflation.inflate import inflate_with_report
+
+            frames = 16 if options.frames is None else options.frames
+            return inflate_with_report(source, num_frames=frames, **given, **arguments)
+        if given:
+            raise ConfigError(f"--{next(iter(given))} has no meaning with --to: {options.to} decides it")
+        from stvid.inflation.parents import inflate_parent
+
+        return inflate_parent(source, options.to, num_frames=options.frames, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"--hyperparameters: {error}") from error
+
+
+def _parser() -> ArgumentParser:
+    """Returns the parser of the command."""
     parser = parser_for(
         "inflate",
         "Make a video model of an image model. Prints what became of every tensor, then feeds an image, repeated over "
@@ -45,14 +107,14 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--num_classes", type=int | None, help="For a new classifier; default the image model's own.")
     parser.add_argument(
         "--temporal",
-        type=Literal["none", "shift", "conv", "attention", "head"] | None,
+        type=Temporal | None,
         help="How frames see each other: their mean (TSN), moved channels (TSM), kernels in time (I3D; the default), "
         "attention over time (TimeSformer), or a transformer over the frames' features (VTN).",
     )
     parser.add_argument("--kernel_size", type=int | None, help="Frames that a kernel sees (conv); default 3.")
     parser.add_argument(
         "--init",
-        type=Literal["center", "average"] | None,
+        type=Init | None,
         help="Kernels in time: zeros but in the central frame (the default), or an equal share in every frame.",
     )
     parser.add_argument(
@@ -60,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--padding",
-        type=Literal["replicate", "zeros"] | None,
+        type=Padding | None,
         help="Beyond the ends of a clip: its first and last frame (the default), or zeros, as I3D and TSM have it.",
     )
     parser.add_argument(
@@ -71,63 +133,4 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=str | None, help="Where to write the model: .safetensors or .pt.")
     parser.add_argument("--report", type=str | None, help="Where to write the table with pictures, as HTML.")
     parser.add_argument("--all", action="store_true", help="Print a row for each copied tensor too.")
-    options = parse(parser, argv)
-    source = getattr(options, "from")
-    if options.to is None and Path(source).is_file():
-        raise ConfigError(
-            f"--from {source}: is a file; name what becomes of it (--to i3d_r50), or the network that it is of "
-            f"(--from timm:<name> --weights {source})"
-        )
-    hyperparameters = options.hyperparameters or {}
-    for name in hyperparameters:
-        if name in OWN_OPTIONS or getattr(options, name, None) is not None:
-            raise ConfigError(f"--hyperparameters: {name} has an option of its own, --{OWN_OPTIONS.get(name, name)}")
-    shared: dict[str, Any] = {
-        "weights": options.weights,
-        "pretrained": options.pretrained,
-        "num_classes": options.num_classes,
-        "img_size": options.img_size,
-        **hyperparameters,
-    }
-    if options.init is not None:
-        shared["init"] = options.init
-    given = {name: value for name in GENERIC if (value := getattr(options, name)) is not None}
-
-    if options.out is not None and Path(options.out).suffix not in SUFFIXES:  # now, not after the proof
-        raise ConfigError(f"--out {options.out}: the suffix must be one of {', '.join(SUFFIXES)}")
-
-    from stvid.checkpoints import save_model
-
-    inflated: Any
-    try:
-        if options.to is not None:
-            if given:
-                raise ConfigError(f"--{next(iter(given))} has no meaning with --to: {options.to} decides it")
-            from stvid.inflation.parents import inflate_parent
-
-            inflated = inflate_parent(source, options.to, num_frames=options.frames, **shared)
-        else:
-            from stvid.inflation.inflate import inflate_with_report
-
-            inflated = inflate_with_report(
-                source, num_frames=16 if options.frames is None else options.frames, **given, **shared
-            )
-    except TypeError as error:
-        raise ConfigError(f"--hyperparameters: {error}") from error
-    report = inflated.report
-    if options.report is not None:
-        from stvid.look.inflation_page import write_inflation_page
-
-        write_inflation_page(report, options.report)
-
-    from rich.console import Console
-
-    report.print(Console(width=None if sys.stdout.isatty() else 160), every_tensor=options.all)
-    if not report.as_promised:
-        raise StvidError(
-            f"{source}: the video model does not compute what the image model computes; nothing was written"
-        )
-    if options.out is not None:
-        save_model(inflated.model, options.out)
-        print(f"written to {options.out}")
-    return 0
+    return parser

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from stvid.inflation.image_networks import ImageNetwork, gelu_of, without_head
 from stvid.inflation.parent_rules import ParentRule
+from stvid.inflation.proof import watching
 from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference
 from stvid.inflation.transfer import Remedy, Transfer
 
@@ -140,53 +142,43 @@ def _watch_blocks(proof: _Proof) -> Iterator[list[LayerDifference]]:
 
     Blocks arrange their tokens in many ways, so each channel's mean over all places but the class token is compared.
     """
-    transfer = proof.transfer
-    network = transfer.network
-    means: list[list[Tensor]] = []
-    names: list[str] = []
-    handles = []
+    transfer, network = proof.transfer, proof.transfer.network
+    pattern = re.compile(rf"(?:{proof.rule.stages})\.\d+")
+    names = {name: transfer.rename(f"{name}.").removesuffix(".") for name, _ in proof.video.named_modules()}
+    twins = {
+        name: twin
+        for name, canonical in names.items()
+        if pattern.fullmatch(name) and (twin := _twin(network, proof.parent, canonical))
+    }
+    tokens, channels = network.kind == "vit", -1 if network.kind in ("vit", "swin") else 1
+    expected: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
 
-    def watch(module: nn.Module, seen: list[Tensor], *, channels: int, first: int) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            places = output.movedim(channels, -1).flatten(1, -2)[:, first:]
-            seen.append(places.reshape(2, -1, places.shape[-1]).mean(1))
+    def note(name: str, output: Tensor, means: dict[str, Tensor], *, first: int) -> None:
+        places = output.movedim(channels, -1).flatten(1, -2)[:, first:]
+        means[name] = places.reshape(2, -1, places.shape[-1]).mean(1)
 
-        return module.register_forward_hook(hook)
-
-    tokens, last = network.kind == "vit", network.kind in ("vit", "swin")
-    for name, module in proof.video.named_modules():
-        if not re.fullmatch(rf"(?:{proof.rule.stages})\.\d+", name):
-            continue
-        canonical = transfer.rename(f"{name}.").removesuffix(".")
-        twin = _twin(network, proof.parent, canonical)
-        if twin is None:
-            continue
-        pair: list[Tensor] = []
-        names.append(canonical)
-        means.append(pair)
-        handles.append(watch(twin, pair, channels=-1 if last else 1, first=int(tokens)))
-        own_first = int(tokens and transfer.class_token)
-        handles.append(watch(module, pair, channels=-1 if last else 1, first=own_first))
+    see_parent = functools.partial(note, means=expected, first=int(tokens))
+    see_video = functools.partial(note, means=found, first=int(tokens and transfer.class_token))
     layers: list[LayerDifference] = []
-    try:
+    with watching(proof.parent, list(twins.values()), see_parent), watching(proof.video, list(twins), see_video):
         yield layers
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, (expected, found) in zip(names, means, strict=True):
-        layers.append(LayerDifference(name, ((found - expected).abs().max() / expected.abs().max()).item()))
+    for name, twin in twins.items():
+        difference = (found[name] - expected[twin]).abs().max() / expected[twin].abs().max()
+        layers.append(LayerDifference(names[name], difference.item()))
 
 
-def _twin(network: ImageNetwork, parent: nn.Module, name: str) -> nn.Module | None:
-    """Returns a block of the 2D network, which has its kind's names if stvid built it, else its own."""
+def _twin(network: ImageNetwork, parent: nn.Module, name: str) -> str:
+    """Returns the name of a block in the 2D network: its kind's if stvid built it, else its own; empty if none."""
     modules = dict(parent.named_modules())
     if name in modules:
-        return modules[name]
+        return name
     key = next((key for key in network.names if key.startswith(f"{name}.")), None)
     if key is None:
-        return None
+        return ""
     below = key.removeprefix(f"{name}.").count(".") + 1
-    return modules.get(network.names[key][0].rsplit(".", below)[0])
+    own = network.names[key][0].rsplit(".", below)[0]
+    return own if own in modules else ""
 
 
 def _proof_size(transfer: Transfer) -> tuple[int, int]:

@@ -59,12 +59,10 @@ def inflate_parent(
     *,
     weights: Weights | None = None,
     pretrained: bool = False,
-    num_frames: int | None = None,
     num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
     init: Init | None = None,
     prove: bool = True,
-    **hyperparameters: Any,
+    **arguments: Any,
 ) -> InflatedParent:
     """Builds a hand-written video model from the weights of its 2D parent.
 
@@ -74,15 +72,13 @@ def inflate_parent(
         to: The video model, one of `models_with_parent`.
         weights: Weights for a named source.
         pretrained: Whether a named source gets its published weights, from the network or the library's cache.
-        num_frames: Frames of a clip; None takes the model's own.
         num_classes: Number of logits; None takes the parent's, and with that its classifier.
-        img_size: Side of the input in pixels, or (height, width); None takes the model's own.
         init: Kernels in time: ``center``, zeros in all frames but the central one; ``average``, an equal share in each.
             None takes ``average`` for Video Swin, as its authors do, and else ``center``, which zero padding at the
-            ends of a clip does not disturb. Convolutions in time alone, where a family splits its kernels, start as the
-            identity either way.
+            ends of a clip does not disturb. S3D's convolutions in time alone start as the identity either way.
         prove: Whether to compare both networks on a still video.
-        **hyperparameters: Further arguments of the model's constructor.
+        **arguments: Further arguments of `stvid.create_model` for the video model: ``num_frames``, ``img_size``,
+            ``depth``, ...
 
     Returns:
         The model and the report.
@@ -107,7 +103,7 @@ def inflate_parent(
         )
     classes = network.num_classes or 400 if num_classes is None else num_classes
     with _as_config_error(to):
-        model = create_model(to, num_classes=classes, num_frames=num_frames, img_size=img_size, **hyperparameters)
+        model = create_model(to, num_classes=classes, **arguments)
     model.eval()
     transfer = Transfer(network, model, init=init or rule.init)
     try:

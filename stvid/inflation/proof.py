@@ -19,7 +19,7 @@ from stvid.inflation.model import InflatedModel
 from stvid.inflation.report import FilterPair, LayerDifference
 from stvid.inflation.temporal import TemporalConv
 
-__all__ = ["FewFrames", "check_foldable", "filter_pairs", "still_difference"]
+__all__ = ["FewFrames", "check_foldable", "filter_pairs", "still_difference", "watching"]
 
 AT_ONCE = 4  # frames of a convolution in `FewFrames`
 MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
@@ -102,7 +102,7 @@ def still_difference(
             furthest[name] = max(difference, furthest.get(name, 0.0))
 
     with no_training(flat), no_training(video):
-        with _watching(flat, names, blocks.__setitem__):
+        with watching(flat, names, blocks.__setitem__):
             expected = flat(images)
         if torch.equal(expected[0], expected[1]):
             for name in logits:
@@ -112,7 +112,7 @@ def still_difference(
             expected, compared = flat(images), "logits of a random classifier"
         logits_of = []
         for image in range(len(images)):  # one at a time, since memory in float64 is short
-            with _watching(video.network, names, functools.partial(compare, image=image)), FewFrames():
+            with watching(video.network, names, functools.partial(compare, image=image)), FewFrames():
                 logits_of.append(video(clip[image : image + 1]))
     found = torch.cat(logits_of)
     layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]
@@ -150,8 +150,8 @@ def check_foldable(network: nn.Module, img_size: tuple[int, int], *, in_chans: i
 
 
 @contextmanager
-def _watching(network: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Shows the first output of each of these modules."""
+def watching(network: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Shows the first output of each of these modules of a network whose code we do not have, with its name."""
     seen: set[str] = set()
 
     def show(name: str, output: Any) -> None:
