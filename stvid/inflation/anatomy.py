@@ -1,4 +1,4 @@
-"""What has to be known of a 2D network before it is inflated, found by running it: layers, blocks, classifier."""
+"""The layers, blocks and classifier of a 2D network, found by running it once before it is inflated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stvid.errors import ConfigError
 
 __all__ = ["Anatomy", "Site", "examine", "find_blocks", "no_training"]
 
-IMAGES = 2  # of the run; a layer sees whole frames if its batch is as large
+IMAGES = 2  # that the network is run on; a layer sees whole frames if its batch is as large
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Site:
 
     Attributes:
         name: Dotted name in the network.
-        shape: Of the first input.
+        shape: Shape of the first input.
         channels_first: Whether its channels are the input's axis 1; else they are the last.
     """
 
@@ -46,7 +46,7 @@ class Site:
 
 @dataclass
 class Anatomy:
-    """What `examine` found.
+    """The parts of a 2D network, as `examine` found them.
 
     Attributes:
         layers: Convolutions and linear layers in the order in which they ran, without the classifier.
@@ -140,7 +140,7 @@ def examine(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3,
         network: Takes (N, in_chans, H, W) and returns logits (N, classes).
         img_size: (height, width) in pixels.
         in_chans: Channels of an image.
-        name: For messages.
+        name: How messages call the network.
 
     Raises:
         ConfigError: If the network cannot be run like this, or does not return logits.

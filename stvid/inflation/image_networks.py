@@ -51,13 +51,13 @@ class ImageNetwork:
         layout: Whose keys the source has.
         state: The weights under this kind's names.
         names: For each of these names, the source's tensors that it was made from.
-        shapes: Of the source's tensors, under their own names.
+        shapes: Shapes of the source's tensors, under their own names.
         notes: How it was made from them, where that is more than a new name.
         dropped: The source's tensors that no video model takes, with the reason.
         module: The network itself if the source was one, not just its weights.
-        mean: Of the normalisation the weights were trained with.
+        mean: Means of the normalisation that the weights were trained with.
         std: Standard deviations of that normalisation.
-        norm_eps: Of its batch norms.
+        norm_eps: Epsilon of its batch norms.
         gelu: torch's name of its GELU, ``none`` or ``tanh``; ``quick`` for CLIP's.
     """
 
@@ -203,7 +203,7 @@ def recognise_network(state: Mapping[str, Tensor], *, module: nn.Module | None =
     Args:
         state: Keys and tensors of one of the layouts above.
         module: The network that the state is of, if there is one: it tells epsilons and normalisation.
-        name: Of the source, for messages.
+        name: How messages call the source.
 
     Raises:
         CheckpointError: If the layout is not known, or the weights are those of a video model.

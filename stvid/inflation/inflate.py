@@ -34,7 +34,7 @@ _OPTIONS = ("in_chans", *(field.name for field in fields(InflationOptions)))
 
 @dataclass
 class Inflated:
-    """What `inflate_with_report` returns.
+    """The result of `inflate_with_report`.
 
     Attributes:
         model: The video model, in evaluation mode.
@@ -50,7 +50,7 @@ class _Image:
     """The 2D network of an inflation.
 
     Attributes:
-        name: For messages.
+        name: How messages call the network.
         network: With its weights; it is inflated in place.
         img_size: (height, width) in pixels.
         origin: Where it is from; None for a module of the user's.

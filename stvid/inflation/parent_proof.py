@@ -42,7 +42,7 @@ def compare(transfer: Transfer, rule: ParentRule, report: InflationReport, *, se
 
     Args:
         transfer: After `fill`.
-        rule: Of the model's family.
+        rule: The entry of the model's family.
         report: Gets the differences, what was compared, and the reasons where they are not equal.
         seed: Seed of the images, whose values are normally distributed.
     """
@@ -73,7 +73,7 @@ class _Proof:
 
     Attributes:
         transfer: The books of the inflation.
-        rule: Of the model's family.
+        rule: The entry of the model's family.
         parent: The 2D network.
         video: A copy of the video model.
         size: Height and width of the images.

@@ -37,7 +37,7 @@ Source = Weights | nn.Module
 
 @dataclass
 class InflatedParent:
-    """What `inflate_parent` returns.
+    """The result of `inflate_parent`.
 
     Attributes:
         model: The video model, in evaluation mode. Its protocol normalises frames as the 2D parent's images.

@@ -41,7 +41,7 @@ class Guest:
 
     Attributes:
         network: The network without its classifier; `add_layers` changes it in place.
-        name: For messages.
+        name: How messages call the network.
         anatomy: What `examine` found in it.
         options: How frames see each other.
         time: Frames of the clips, for all layers.

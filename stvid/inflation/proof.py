@@ -73,7 +73,7 @@ def still_difference(
         model: The inflated network, with a classifier of the same size.
         unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel are
             rounded, which a network can magnify.
-        seed: Of the images, whose values are normally distributed, and of a random classifier.
+        seed: Seed of the images, whose values are normally distributed, and of a random classifier.
 
     Returns:
         The largest difference of the logits, relative to the largest difference between the logits of the two images;

@@ -1,4 +1,4 @@
-"""What inflation did to each tensor, and the proof that the video model is still the image model on a still video."""
+"""The report of an inflation: a row for each tensor, and the proof on a still video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RuleKind = Literal["copied", "derived", "initialised", "dropped"]
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What became of one tensor.
+    """One row: from what a tensor was made, and how.
 
     Attributes:
         source: Name in the 2D network, several joined with ``+``; empty if the tensor has no origin there.
@@ -46,7 +46,7 @@ class LayerDifference:
     """How far one layer of the video model is from its 2D twin on a still video.
 
     Attributes:
-        name: Of the layer in the 2D network.
+        name: Name of the layer in the 2D network.
         relative: Largest difference over the largest magnitude of the 2D layer's output.
     """
 
@@ -59,7 +59,7 @@ class FilterPair:
     """A kernel before and after, for the picture.
 
     Attributes:
-        name: Of the layer.
+        name: Name of the layer.
         source: (out, in, height, width).
         target: (out, in, time, height, width).
     """

@@ -219,7 +219,7 @@ class ImageOrigin:
         Args:
             network: Built by `build`.
             state: Flat mapping without wrappers.
-            name: Of the file, for messages.
+            name: How messages call the file.
 
         Returns:
             The state, which may still have other keys, shapes or classes; and the keys of auxiliary classifiers, which

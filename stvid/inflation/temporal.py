@@ -76,7 +76,7 @@ class TemporalLayer(nn.Module):
     """Base of the layers that mix frames.
 
     Attributes:
-        time: Shared by all layers of a network.
+        time: Frames of the clips, shared by all layers of the network.
         strides_before: By how much earlier layers have divided time.
         time_stride: By how much this one does.
     """
@@ -129,7 +129,7 @@ class TemporalConv(Conv3d, TemporalLayer):
 
     Args:
         conv: A plain convolution; see `accepts`.
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
         kernel_size: Frames that it sees, odd.
         init: As in `taps`.
         padding: At the ends of the clip.
@@ -197,7 +197,7 @@ class TemporalFilter(TemporalLayer):
 
     Args:
         dim: Channels.
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
         kernel_size: Frames that it sees, odd.
         init: ``center``: the identity. ``average``: the mean of the frames.
         padding: At the ends of the clip.
@@ -244,7 +244,7 @@ class TemporalShift(TemporalLayer):
     """Moves a part of the channels to the next frame and as many to the previous one (TSM); has no parameters.
 
     Args:
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
         channels_first: Whether the input is (B*T, C, ...); else it is (B*T, ..., C).
         shift_div: One part in so many goes each way; TSM takes 8.
         padding: What enters at the ends of the clip; TSM takes zeros.
@@ -297,7 +297,7 @@ class FrameAttention(Attention):
 
     Args:
         dim: Channels.
-        frames: Of the clips that the table of biases is made for; other clips are taken.
+        frames: Frames of the clips that the table of biases is made for; other clips are taken.
         num_heads: Heads.
     """
 
@@ -328,7 +328,7 @@ class TemporalAttention(TemporalLayer):
 
     Args:
         dim: Channels.
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
         num_heads: Heads.
         channels_first: Whether the block's input is (B*T, dim, ...); else it is (B*T, ..., dim).
     """
@@ -365,7 +365,7 @@ class JointTime(TemporalLayer):
 
     Args:
         dim: Channels of a token.
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
     """
 
     def __init__(self, dim: int, time: ClipTime) -> None:
@@ -391,7 +391,7 @@ class TemporalTransformer(TemporalLayer):
 
     Args:
         dim: Channels of the features.
-        time: Of the network.
+        time: Frames of the clips, shared by all layers of the network.
         depth: Blocks.
         num_heads: Heads.
     """

@@ -332,7 +332,7 @@ class PyTorchVideoEfficientX3D(LibraryModel):
 
 
 class _MViT(LibraryModel):
-    """What the MViTs share: tables of positions, which fix the size of the clip.
+    """Base of the MViTs, whose tables of positions fix the size of the clip.
 
     Attributes:
         strides: Frames and pixels of a token of the first block.
@@ -518,7 +518,7 @@ class PyTorchVideoImageMViT(PyTorchVideoMViT):
 
 @dataclass(frozen=True)
 class _Published:
-    """What is known of a model before it is built; see `ModelInfo`."""
+    """Facts about a model before it is built; see `ModelInfo`."""
 
     wrapper: type[LibraryModel]
     protocol: Protocol
@@ -571,7 +571,7 @@ _PUBLISHED: dict[str, dict[str, _Published]] = {
         "x3d_xs": _Published(PyTorchVideoNet, _clip(_ZOO_182, 4, 12), 3.79, 0.91, _X3D),
     },
 }
-# What the libraries have and stvid has natively: the library's name, and stvid's.
+# Models of the libraries that stvid has natively: the library's name, and stvid's.
 NATIVE: dict[str, dict[str, str]] = {
     "torchvision": {
         name: name for name in ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_b", "swin3d_s", "swin3d_t")
