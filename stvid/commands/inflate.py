@@ -59,7 +59,7 @@ def _inflate(source: str, options: Any) -> Any:
     hyperparameters = options.hyperparameters or {}
     for name in hyperparameters:
         option = "frames" if name == "num_frames" else name
-        if name in SHARED or getattr(options, option, None) is not None:
+        if name in (*SHARED, "num_frames") or getattr(options, option, None) is not None:
             raise ConfigError(f"--hyperparameters: {name} has an option of its own, --{option}")
     arguments: dict[str, Any] = {name: getattr(options, name) for name in SHARED} | hyperparameters
     if options.init is not None:

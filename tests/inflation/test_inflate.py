@@ -806,6 +806,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, message in (
         (["--out", "x.foo"], "--out x.foo: the suffix must be one of"),
         (["--hyperparameters", '{"num_classes": 3}'], "num_classes has an option of its own, --num_classes"),
+        (["--hyperparameters", '{"num_frames": 3}'], "num_frames has an option of its own, --frames"),
         (["--from", str(out)], "is a file; name what becomes of it"),
         (["--to", "i3d_r50", "--from", str(out), "--pretrained"], "is a file of weights itself"),
     ):
