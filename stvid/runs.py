@@ -16,12 +16,12 @@ from stvid.checkpoints import newest_checkpoint, read_checkpoint
 from stvid.config import TrainConfig, config_keys, load_config, parse_config
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
 from stvid.errors import CheckpointError, ConfigError, ManifestError
+from stvid.machine import usable_cores
 
 __all__ = [
     "RUN_DIR_VARIABLE",
     "check_resumable",
     "claim_output",
-    "cpu_cores",
     "default_test_output",
     "default_workers",
     "held_evaluation",
@@ -254,12 +254,7 @@ def held_evaluation(folder: Path) -> str | None:
 
 def default_workers(workers: int | None) -> int:
     """Returns `workers`, or one for each CPU core that this process may use, 8 at most."""
-    return min(cpu_cores(), 8) if workers is None else workers
-
-
-def cpu_cores() -> int:
-    """Returns how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable_cores(), 8) if workers is None else workers
 
 
 def read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | None = None) -> Manifest:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from stvid.commands.common import parse, parser_for
+from stvid.machine import usable_cores
 from stvid.version import __version__
 
 __all__ = ["examine", "run"]
@@ -97,8 +97,9 @@ def examine() -> dict[str, Any]:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: list[dict[str, Any]] = [{"name": "cpu", "detail": f"{cores} cores, {torch.get_num_threads()} torch threads"}]
+    found: list[dict[str, Any]] = [
+        {"name": "cpu", "detail": f"{usable_cores()} cores, {torch.get_num_threads()} torch threads"}
+    ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"

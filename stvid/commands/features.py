@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from stvid.commands.common import (
@@ -18,6 +17,7 @@ from stvid.commands.common import (
     split_config_options,
     with_test_videos,
 )
+from stvid.console import progress_bar
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     accelerator, devices = _for_lightning(options.device, options.devices)
     model, config = load(options, dotted)
     videos = read_split(with_test_videos(config, options.data, dotted), "test")
-    with _progress(len(videos)) as advance:
+    with progress_bar("videos", len(videos)) as bar:
         report = extract_features(
             model,
             videos,
@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
             accelerator=accelerator,
             devices=devices,
             precision=options.precision,
-            progress=advance,
+            progress=bar.advance,
         )
     if not is_first_rank():
         return 0
@@ -107,17 +107,3 @@ def _for_lightning(device: str | None, devices: str) -> tuple[str, str]:
     if number and devices != "auto":
         raise ConfigError(f"--devices {devices}: leave it out; --device {device} names the only one")
     return "gpu" if kind == "cuda" else kind, f"{number}," if number else devices
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("videos", total=total)
-        yield lambda count: bar.advance(row, count)

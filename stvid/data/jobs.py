@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stvid.console import progress_bar
 from stvid.errors import ConfigError, Interrupted, StvidError
+from stvid.machine import usable_cores
 
 __all__ = ["Outcome", "run_jobs"]
 
@@ -137,28 +138,22 @@ def run_jobs(
         ConfigError: If the journal belongs to another job, or the number of workers is none.
         Interrupted: If Ctrl-C was pressed; the journal holds what was done.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     job = json.loads(json.dumps({"title": title, **options}))
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     if workers < 1:
         raise ConfigError(f"--workers {workers}: at least 1 is needed")
     done = _read_journal(journal, job, intact)
     left = [key for key in keys if key not in done]
     journal.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     fresh = not journal.exists() or journal.stat().st_size == 0
     with (
         open(journal, "a", encoding="utf-8") as file,
-        Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress,
+        progress_bar(title, len(keys), done=len(keys) - len(left)) as bar,
     ):
         file.write(("" if fresh else "\n") + json.dumps({"job": job}) + "\n")  # after a line that was cut off
         file.flush()
-        bar = progress.add_task(title, total=len(keys), completed=len(keys) - len(left))
 
         def record(key: str, result: Mapping[str, Any], error: str) -> None:
             nonlocal failed
@@ -167,7 +162,7 @@ def run_jobs(
             entry = {"key": key, "stamp": _stamp(key), "result": result, "error": error}
             file.write(json.dumps(entry) + "\n")
             file.flush()
-            progress.update(bar, advance=1, description=f"{title}{f' ({failed} failed)' if failed else ''}")
+            bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:
             suspects = _run_pool(work, left, options, workers, record)

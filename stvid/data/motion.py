@@ -30,7 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from stvid.console import progress_bar
 from stvid.errors import ConfigError, StvidError
+from stvid.machine import usable_cores
 
 __all__ = ["MOTION_CLASSES", "motion_codec", "prepare_motion", "render_clip", "resolve_motion"]
 
@@ -290,10 +292,6 @@ def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; one report is enough
 
 
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _default_root(name: str) -> Path:
     cache = os.environ.get("STVID_CACHE")
     return (Path(cache).expanduser() if cache else Path.home() / ".cache" / "stvid") / "motion" / name
@@ -379,7 +377,7 @@ def prepare_motion(
         raise ConfigError(f"{folder}: is not empty and holds no motion set; choose another folder")
 
     try:
-        _make_set(folder, wanted, workers=_cpu_count() if workers is None else workers, progress=progress)
+        _make_set(folder, wanted, workers=usable_cores() if workers is None else workers, progress=progress)
     except OSError as error:
         raise StvidError(
             f"{folder}: the motion set cannot be written ({error}); free space or set STVID_CACHE"
@@ -389,7 +387,6 @@ def prepare_motion(
 
 def _make_set(folder: Path, wanted: dict[str, int], *, workers: int, progress: bool) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     codec, reason = motion_codec()
     total = wanted["train"] + wanted["val"]
@@ -412,11 +409,9 @@ def _make_set(folder: Path, wanted: dict[str, int], *, workers: int, progress: b
             for split in _SPLITS
             for start in range(0, wanted[split], _CHUNK)
         ]
-        columns = (TextColumn("motion"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            line = bar.add_task("", total=total)
+        with progress_bar("motion", total, enabled=console.is_terminal and progress, transient=True) as bar:
             for done in _run_chunks(tasks, workers):
-                bar.advance(line, done)
+                bar.advance(done)
         description = {**wanted, "classes": list(MOTION_CLASSES), "frames": FRAMES, "size": SIZE, "fps": FPS}
         _write_lists(making, {**description, "codec": codec, "codec_reason": reason})
         _move_into_place(making, folder, wanted)

@@ -28,11 +28,11 @@ from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkp
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import make_trainer, quiet_lightning
 from stvid.errors import CheckpointError, Interrupted, ManifestError, StvidError
+from stvid.machine import usable_cores
 from stvid.runs import (
     RUN_DIR_VARIABLE,
     check_resumable,
     claim_output,
-    cpu_cores,
     default_workers,
     newest_checkpoint,
     read_data,
@@ -120,7 +120,7 @@ def _share_cores(config: TrainConfig) -> None:
         return
     ranks = int(config.trainer.devices) if str(config.trainer.devices).isdigit() else 1
     workers = default_workers(config.data.workers)
-    torch.set_num_threads(max(1, cpu_cores() // max(ranks, 1) - workers))
+    torch.set_num_threads(max(1, usable_cores() // max(ranks, 1) - workers))
 
 
 def _how_to_go_on(output: Path) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stvid.console import progress_bar
 from stvid.data.datamodule import make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
@@ -440,7 +441,7 @@ def _evaluate(
         done = len(videos) - len(todo)
         if store is not None and known:
             print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
-        advance = stack.enter_context(_progress(len(videos), done=done, enabled=execution.progress))
+        bar = stack.enter_context(progress_bar("videos", len(videos), done=done, enabled=execution.progress))
         run = functools.partial(
             sample_logits,
             model,
@@ -458,7 +459,7 @@ def _evaluate(
                 accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
             if store is not None:
                 store.add(records)
-            advance(len(samples))
+            bar.advance(len(samples))
     result = accumulator.result()
     result.evaluation = measured
     computed = (f"{execution.precision} on {place.device}",)
@@ -603,17 +604,3 @@ def _labelled(manifest: Manifest | str | os.PathLike[str], protocol: Protocol, t
     if not videos.has_labels:
         raise ManifestError(f"{videos.source}: the videos have no labels to compare with; use predict instead")
     return videos if tuple(videos.class_names) == names else videos.with_class_names(names)
-
-
-@contextlib.contextmanager
-def _progress(total: int, *, done: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    if not enabled:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("videos", total=total, completed=done)
-        yield lambda count: bar.advance(row, count)
