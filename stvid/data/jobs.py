@@ -1,13 +1,15 @@
 """One piece of work per file, in parallel: with progress, a journal to go on from, and a list of what failed.
 
-The journal is a file of JSON lines: first what the job is, then one line for each file that is done, written at once.
-A second run with the same journal does what is left, what failed before, and what has changed or is gone since; one
-that is a different job is refused.
+The journal (`stvid.journal`) gets one record for each file that is done, written at once. A second run with the same
+journal does what is left, what failed before, and what has changed or is gone since; one that is a different job is
+refused.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -21,6 +23,7 @@ from typing import Any
 
 from stvid.console import progress_bar
 from stvid.errors import ConfigError, Interrupted, StvidError
+from stvid.journal import Journal
 from stvid.machine import usable_cores
 
 __all__ = ["Outcome", "run_jobs"]
@@ -79,33 +82,16 @@ def _stamp(key: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_journal(
-    journal: Path, job: Mapping[str, Any], intact: Callable[[Mapping[str, Any]], bool]
-) -> dict[str, Outcome]:
-    try:
-        lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return {}
-    done: dict[str, Outcome] = {}
-    known = False
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a line that an interruption cut off, or the blank one after it
-        if "job" in record:
-            if record["job"] != job:
-                raise ConfigError(
-                    f"{journal}: belongs to a run with other options ({json.dumps(record['job'])}); delete it to "
-                    "start again, or give another place for the output"
-                )
-            known = True
-        elif known:
-            key, result = record["key"], record["result"]
-            done.pop(key, None)
-            if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
-                done[key] = Outcome(key, result, "")
-    return done
+def _keep(
+    done: dict[str, Outcome],
+    record: Mapping[str, Any],
+    intact: Callable[[Mapping[str, Any]], bool] = lambda result: True,
+) -> None:
+    """Takes what a journal has of a file as done, unless the file or what was made of it has changed since."""
+    key, result = record["key"], record["result"]
+    done.pop(key, None)  # a later record says more
+    if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
+        done[key] = Outcome(key, result, "")
 
 
 def run_jobs(
@@ -127,7 +113,7 @@ def run_jobs(
         keys: The files, each once.
         options: For every call; what JSON can hold. They must be the same when the run is continued.
         title: Shown beside the progress.
-        journal: Where the outcomes are kept.
+        journal: The file in which the outcomes are kept.
         workers: Processes; None takes one a core.
         intact: Tells of what the work returned in an earlier run whether what it wrote is still there.
 
@@ -135,7 +121,8 @@ def run_jobs(
         The outcomes in the order of the keys, those of earlier runs included.
 
     Raises:
-        ConfigError: If the journal belongs to another job, or the number of workers is none.
+        ConfigError: If the journal belongs to another job, or the number of workers is less than 1.
+        StvidError: If the file of the journal holds something else, or cannot be read or written.
         Interrupted: If Ctrl-C was pressed; the journal holds what was done.
     """
     job = json.loads(json.dumps({"title": title, **options}))
@@ -143,25 +130,19 @@ def run_jobs(
         workers = usable_cores()
     if workers < 1:
         raise ConfigError(f"--workers {workers}: at least 1 is needed")
-    done = _read_journal(journal, job, intact)
-    left = [key for key in keys if key not in done]
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Outcome] = {}
     failed = 0
-    fresh = not journal.exists() or journal.stat().st_size == 0
-    with (
-        open(journal, "a", encoding="utf-8") as file,
-        progress_bar(title, len(keys), done=len(keys) - len(left)) as bar,
-    ):
-        file.write(("" if fresh else "\n") + json.dumps({"job": job}) + "\n")  # after a line that was cut off
-        file.flush()
+    with contextlib.ExitStack() as stack:
+        kept = functools.partial(_keep, done, intact=intact)
+        file = stack.enter_context(Journal(journal, {"job": job}, what="the journal of a job", each=kept))
+        left = [key for key in keys if key not in done]
+        bar = stack.enter_context(progress_bar(title, len(keys), done=len(keys) - len(left)))
 
         def record(key: str, result: Mapping[str, Any], error: str) -> None:
             nonlocal failed
             failed += bool(error)
             done[key] = Outcome(key, result, error)
-            entry = {"key": key, "stamp": _stamp(key), "result": result, "error": error}
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
+            file.add({"key": key, "stamp": _stamp(key), "result": result, "error": error})
             bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:

@@ -290,9 +290,9 @@ def evaluate(
             views give by themselves; a view that several protocols share is computed once.
         average: Whether the score of a video averages the ``probabilities`` or the ``logits`` of its views.
         probe: Orders of frames (of `PROBES`) to measure besides, on the same decoded clips of `views`.
-        resume_from: A folder in which the logits of finished videos are kept (``interrupted-....bin``) until the result
-            is saved. If it holds those of the same evaluation of the same weights, only the other videos are decoded;
-            those that could not be read are tried again. With the same `batch_size` the result is that of an
+        resume_from: A folder in which the logits of finished videos are kept (``interrupted-....jsonl``) until the
+            result is saved. If it holds those of the same evaluation of the same weights, only the other videos are
+            decoded; those that could not be read are tried again. With the same `batch_size` the result is that of an
             uninterrupted evaluation, bit for bit, but for videos that can be read only at the second try.
 
     Returns:
@@ -432,7 +432,7 @@ def _evaluate(
         if execution.resume_from is not None:
             parts = {"measured": measured, "model": model_digest(model), "precision": execution.precision}
             key = digest(parts | {"backend": execution.backend, "device": place.device.type})
-            store = stack.enter_context(ProgressFile(Path(execution.resume_from) / f"interrupted-{key}.bin", key))
+            store = stack.enter_context(ProgressFile(Path(execution.resume_from) / f"interrupted-{key}.jsonl", key))
         known = [] if store is None else store.records
         for record in known:
             _add(accumulator, record, videos)

@@ -1,20 +1,19 @@
 """An evaluation that was interrupted goes on where it stopped: the logits of finished videos, kept on the disk.
 
-The file is only ever appended to: a line that says what is measured, then the records of a batch of videos with a
-checksum. What a killed process had half written is cut off when the file is opened again: always whole batches, so that
-those that follow are the ones of an uninterrupted evaluation, and round the same way.
+The file is a journal (`stvid.journal`) with one record for each batch of videos. What a killed process had half written
+is cut off when the file is opened again: always whole batches, so that those that follow are the ones of an
+uninterrupted evaluation, and round the same way.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 import os
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +26,9 @@ from torch import nn
 
 from stvid.data.manifest import Manifest
 from stvid.errors import StvidError
+from stvid.journal import Journal
 
 __all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "videos_digest"]
-
-_FRAME = struct.Struct("<QI")  # length and CRC-32 of the records of a batch
-_SIZE = struct.Struct("<Q")  # length of one record
 
 
 @dataclass(frozen=True)
@@ -67,41 +64,14 @@ class ProgressFile:
     def __init__(self, path: str | os.PathLike[str], key: str) -> None:
         self.path = Path(path)
         self.records: list[VideoRecord] = []
-        header = json.dumps({"stvid": "evaluation in progress, by batches", "key": key}).encode() + b"\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                whole = self._read(header)
-                os.truncate(self.path, whole)
-            self._file = open(self.path, "ab")  # noqa: SIM115  # closed by __exit__
-            if self._file.tell() == 0:
-                self._file.write(header)
-                self._file.flush()
-        except OSError as error:
-            raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
+        what = "the progress of this evaluation"
+        self._journal = Journal(path, {"evaluation in progress, by batches": key}, what=what, each=self._take)
 
-    def _read(self, header: bytes) -> int:
-        """Reads the batches that are whole; returns where the last one ends."""
-        with open(self.path, "rb") as file:
-            found = file.readline(len(header))
-            if found != header:
-                if header.startswith(found):
-                    return 0  # killed while it was begun
-                raise StvidError(f"{self.path}: not the progress of this evaluation; delete it or move it away")
-            end = file.tell()
-            while len(head := file.read(_FRAME.size)) == _FRAME.size:
-                length, checksum = _FRAME.unpack(head)
-                if length > os.path.getsize(self.path) - file.tell():
-                    break
-                payload = file.read(length)
-                if zlib.crc32(payload) != checksum:
-                    break
-                try:
-                    self.records += _unpack(payload)
-                except (KeyError, ValueError, struct.error, zipfile.BadZipFile) as error:
-                    raise StvidError(f"{self.path}: cannot be read ({error}); delete it to begin again") from error
-                end = file.tell()
-        return end
+    def _take(self, batch: dict[str, Any]) -> None:
+        try:
+            self.records += [_unpack(base64.b64decode(packed)) for packed in batch["videos"]]
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise StvidError(f"{self.path}: cannot be read ({error}); delete it to begin again") from error
 
     def add(self, records: Iterable[VideoRecord]) -> None:
         """Appends the records of a batch; they are in the hands of the operating system when this returns.
@@ -109,14 +79,9 @@ class ProgressFile:
         Raises:
             StvidError: If they cannot be written.
         """
-        payload = b"".join(_SIZE.pack(len(packed)) + packed for packed in map(_pack, records))
-        if not payload:
-            return
-        try:
-            self._file.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
-            self._file.flush()
-        except OSError as error:
-            raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
+        videos = [base64.b64encode(_pack(record)).decode() for record in records]
+        if videos:
+            self._journal.add({"videos": videos})
 
     def __enter__(self) -> ProgressFile:
         return self
@@ -124,7 +89,7 @@ class ProgressFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._journal.__exit__(kind, error, trace)
 
 
 def _pack(record: VideoRecord) -> bytes:
@@ -135,19 +100,15 @@ def _pack(record: VideoRecord) -> bytes:
     return stream.getvalue()
 
 
-def _unpack(payload: bytes) -> Iterator[VideoRecord]:
-    place = 0
-    while place < len(payload):
-        (length,) = _SIZE.unpack_from(payload, place)
-        place += _SIZE.size + length
-        with np.load(io.BytesIO(payload[place - length : place]), allow_pickle=False) as stored:
-            yield VideoRecord(
-                index=int(stored["index"]),
-                logits=stored["logits"],
-                labels=stored["labels"],
-                distinct=int(stored["distinct"]),
-                probes={name[len("probe_") :]: stored[name] for name in stored.files if name.startswith("probe_")},
-            )
+def _unpack(packed: bytes) -> VideoRecord:
+    with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
+        return VideoRecord(
+            index=int(stored["index"]),
+            logits=stored["logits"],
+            labels=stored["labels"],
+            distinct=int(stored["distinct"]),
+            probes={name[len("probe_") :]: stored[name] for name in stored.files if name.startswith("probe_")},
+        )
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -438,7 +438,7 @@ def test_an_interrupted_test_says_how_to_go_on(
         patch.setattr(module, "sample_logits", stop)
         code, _, err = call(capsys, *command)
     assert code == 130 and "the same command goes on" in err and one_line(err).endswith("interrupted")
-    assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"]
     code, out, err = call(capsys, *command)
     assert code == 0 and "continuing: 4 of 9 videos are done" in err and json.loads(out)["videos"]["counted"] == 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npz", "report.html", "result.json"]

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stvid.data.jobs import _attempt, _read_journal, run_jobs
-from stvid.errors import ConfigError, VideoError
+from stvid.data.jobs import Outcome, _attempt, _keep, run_jobs
+from stvid.errors import ConfigError, StvidError, VideoError
+from stvid.journal import Journal
 
 
 def measure(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,6 +112,9 @@ def test_a_journal_of_another_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"belongs to a run with other options .* delete it to start again"):
         run_jobs(measure, [], {"factor": 3}, title="measure", journal=journal, workers=1)
     assert run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=1) == []
+    journal.write_text('{"job":\n{}\n')  # whose job is not known
+    with pytest.raises(StvidError, match="is not the journal of a job; delete it or move it away"):
+        run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=1)
     with pytest.raises(ConfigError, match="--workers 0: at least 1"):
         run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=0)
 
@@ -119,15 +123,21 @@ def test_what_a_journal_holds_counts_only_if_it_is_still_there(tmp_path: Path) -
     (key,) = make(tmp_path, "a")
     status = os.stat(key)
     record = {"key": key, "stamp": [status.st_size, status.st_mtime_ns], "result": {"out": 1}, "error": ""}
-    header = json.dumps({"job": {}})
-    journal = tmp_path / "journal"
-    journal.write_text(f"{header}\n{json.dumps(record)}\n")
-    assert list(_read_journal(journal, {}, lambda result: True)) == [key]
-    assert not _read_journal(journal, {}, lambda result: result["out"] != 1)
-    journal.write_text(f"{header[:-4]}\n{json.dumps(record)}\n")  # whose job is not known
-    assert not _read_journal(journal, {}, lambda result: True)
-    journal.write_text(f"{header}\n{json.dumps(record)}\n{json.dumps({**record, 'error': 'later'})}\n")
-    assert not _read_journal(journal, {}, lambda result: True)
+
+    def kept(*records: dict[str, Any], intact: Callable[[Mapping[str, Any]], bool] = lambda result: True) -> list[str]:
+        journal = tmp_path / "journal"
+        journal.unlink(missing_ok=True)
+        done: dict[str, Outcome] = {}
+        with Journal(journal, {"job": {}}, what="the journal of a job", each=lambda found: None) as file:
+            for entry in records:
+                file.add(entry)
+        with Journal(journal, {"job": {}}, what="the journal of a job", each=lambda found: _keep(done, found, intact)):
+            return list(done)
+
+    assert kept(record) == [key]
+    assert not kept(record, intact=lambda result: result["out"] != 1)
+    assert not kept({**record, "stamp": [0, 0]})
+    assert not kept(record, {**record, "error": "later"})
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

@@ -557,7 +557,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(videos, tmp_path, 
     whole = evaluate(Tiny(), videos, **OPTIONS)
     with pytest.raises(KeyboardInterrupt):
         evaluate(Stopping(), videos, resume_from=tmp_path, **OPTIONS)
-    (kept,) = tmp_path.glob("interrupted-*.bin")
+    (kept,) = tmp_path.glob("interrupted-*.jsonl")
     assert capsys.readouterr().err == ""
     model = Tiny()
     result = evaluate(model, videos, resume_from=tmp_path, **OPTIONS)
@@ -574,7 +574,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(videos, tmp_path, 
 def test_what_a_killed_process_left_half_written_is_cut_off(videos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(Stopping(), videos, resume_from=tmp_path, **OPTIONS)
-    (kept,) = tmp_path.glob("*.bin")
+    (kept,) = tmp_path.glob("*.jsonl")
     content = kept.read_bytes()
     whole = evaluate(Tiny(), videos, **OPTIONS)
     for cut in (3, len(content) // 2, len(content) - 1):
