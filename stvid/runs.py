@@ -8,8 +8,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import numpy as np
 
 from stvid.checkpoints import newest_checkpoint, read_checkpoint
@@ -57,7 +58,7 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
     else:
         config = parse_config(stored_run(checkpoint)["config"], options, source=str(checkpoint))
     config.resume = str(checkpoint)
-    if not any(option.partition("=")[0] in ("--out", "--output") for option in options):
+    if not any(option.partition("=")[0] in ("--out", "--out") for option in options):
         config.output = None if run is None else str(run)
     return config
 
@@ -156,14 +157,8 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
     if RUN_DIR_VARIABLE in os.environ:
         yield Path(os.environ[RUN_DIR_VARIABLE])
         return
-    output = config.output
-    if output is None and config.resume is not None and (run := run_folder(config.resume)) is not None:
-        output = str(run)
-    if output is None and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --out")
-    if output == "":
-        raise ConfigError("output: is empty; name a folder, or leave it out for a new one below runs")
-    lock: IO[str] | None = None
+    output = _wanted_output(config)
+    lock: contextlib.AbstractContextManager[Any] | None = None
     if output is None:
         folder = Path("runs") / name
         number = 2
@@ -188,27 +183,34 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
         yield folder
 
 
-def _prepare(folder: Path) -> IO[str] | None:
-    """Makes a run's folder and locks it; returns what holds the lock while it is open, None if another process does."""
+def _wanted_output(config: TrainConfig) -> str | None:
+    """Returns the folder that the config asks for; None if it is to be a new one below ``runs``."""
+    output = config.output
+    if output is None and config.resume is not None and (run := run_folder(config.resume)) is not None:
+        output = str(run)
+    if output is None and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise ConfigError("output: not set; with processes started by torchrun or SLURM, name the folder with --out")
+    if output == "":
+        raise ConfigError("output: is empty; name a folder, or leave it out for a new one below runs")
+    return output
+
+
+def _prepare(folder: Path) -> contextlib.AbstractContextManager[Any] | None:
+    """Makes a run's folder and locks it; returns the lock, which ``with`` releases, None if another process has it."""
+    lock = filelock.FileLock(folder / ".lock")  # the system releases it when the process ends, however it does
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        held = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115  # the caller closes it
-    except OSError as error:
-        raise ConfigError(f"output {folder}: cannot be written to ({error.strerror}); choose another --out") from error
-    if not is_first_rank():  # the first process holds the lock for all
-        return held
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return held
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it does
-    except BlockingIOError:
-        held.close()
+        if is_first_rank():  # which holds the lock for all
+            return lock.acquire(timeout=0)
+    except filelock.Timeout:
         return None
-    except OSError:  # a file system without locks
-        return held
-    return held
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise ConfigError(
+            f"output {folder}: cannot be written to ({error.strerror}); choose another --out"
+        ) from error
+    return contextlib.nullcontext()
 
 
 def _holds_run(folder: Path) -> bool:
