@@ -1,16 +1,36 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stvid.errors import StvidError
 
-__all__ = ["write_atomically", "write_lines", "write_table"]
+__all__ = [
+    "TEMPORARY",
+    "save_arrays",
+    "write_atomically",
+    "write_folder_atomically",
+    "write_lines",
+    "write_table",
+    "write_together",
+]
+
+TEMPORARY = ".tmp"
+"""End of the name of a file or folder that is not whole yet; its name begins with a dot and the name to be."""
+
+
+def _temporary(target: Path) -> Path:
+    # Not the number of the process: two machines that write to one disk may have the same.
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
@@ -20,18 +40,60 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
         path: Where the file is to be.
         write: Called with a temporary path in the same folder; what it writes there is moved into place.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    write_together({Path(path): write})
+
+
+def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Writes files that belong together; none gets its name before all of them are on the disk.
+
+    Args:
+        contents: For each file where it is to be, and what writes it, as for `write_atomically`.
+    """
+    temporaries = {path: _temporary(path) for path in contents}
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        for temporary, write in zip(temporaries.values(), contents.values(), strict=True):
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            write(temporary)
+            os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        for target, temporary in temporaries.items():
+            os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomically(
+    path: str | os.PathLike[str], write: Callable[[Path], Any], *, replace: bool = False
+) -> None:
+    """Makes a folder that is not seen before it is whole.
+
+    Args:
+        path: Where the folder is to be; the folders above it are made.
+        write: Called with an empty temporary folder beside it; what it writes there is moved into place.
+        replace: Whether a folder that is there is removed when the new one is whole.
+
+    Raises:
+        OSError: If it cannot be written, or there is a folder with files and `replace` is off.
+    """
+    target = Path(path)
+    temporary = _temporary(target)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        if replace and target.exists():
+            shutil.rmtree(target)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # it is gone already if all went well
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an ``.npz`` under exactly this name; numpy would append a suffix to another one."""
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 import stvid
 from stvid.checkpoints import describe, load_checkpoint, load_model, newest_checkpoint, read_checkpoint, save_model
 from stvid.errors import CheckpointError
-from stvid.files import write_atomically
 from stvid.models.base import VideoModel
 
 
@@ -187,19 +185,6 @@ def test_load_model_of_a_run(tmp_path: Path) -> None:
         load_model(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"nothing: no such checkpoint or run folder"):
         load_model(tmp_path / "nothing")
-
-
-def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("earlier")
-
-    def full(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, full)
-    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
 
 
 def test_save_to_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from stvid.commands.common import parse, parser_for
 from stvid.commands.dispatch import dispatch
 from stvid.data.jobs import Outcome
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
-from stvid.files import write_lines, write_table
+from stvid.files import TEMPORARY, write_lines, write_table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -220,7 +220,6 @@ def transcode(argv: Sequence[str]) -> int:
     import dataclasses
 
     from stvid.data.jobs import run_jobs
-    from stvid.data.transcoding import TEMPORARY
     from stvid.data.transcoding import transcode as work
 
     options = parse(_transcode_parser(), argv)
@@ -229,7 +228,7 @@ def transcode(argv: Sequence[str]) -> int:
     out = Path(options.out)
     paths = _paths(videos)
     _refuse_collisions(paths, settings)
-    for left_over in out.rglob(f".*{TEMPORARY}"):  # of a run that was killed
+    for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # of a run that was killed
         left_over.unlink()
     outcomes = run_jobs(
         work,

@@ -12,14 +12,12 @@ The files are ordinary H.264 in MP4 and are read by the same loader as any other
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +30,7 @@ import numpy as np
 
 from stvid.console import progress_bar
 from stvid.errors import ConfigError, StvidError
+from stvid.files import TEMPORARY, write_folder_atomically, write_table
 from stvid.machine import usable_cores
 
 __all__ = ["MOTION_CLASSES", "motion_codec", "prepare_motion", "render_clip", "resolve_motion"]
@@ -312,17 +311,17 @@ def _read_metadata(root: Path) -> dict[str, Any] | None:
 
 def _write_lists(folder: Path, description: dict[str, Any]) -> None:
     for split in _SPLITS:
-        with open(folder / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["path", "label"])
-            for index in range(description[split]):
-                rows.writerow([_video_name(split, index), MOTION_CLASSES[index % len(MOTION_CLASSES)]])
+        rows = [
+            (_video_name(split, index), MOTION_CLASSES[index % len(MOTION_CLASSES)])
+            for index in range(description[split])
+        ]
+        write_table(folder / f"{split}.csv", ["path", "label"], rows)
     (folder / "motion.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def _remove_stale(parent: Path, prefix: str) -> None:
+def _remove_stale(folder: Path) -> None:
     """Removes the temporary folders that killed processes left behind, not those of processes still at work."""
-    for left in parent.glob(f"{prefix}*"):
+    for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):
         if time.time() - left.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 
@@ -397,11 +396,9 @@ def _make_set(folder: Path, wanted: dict[str, int], *, workers: int, progress: b
 
     began = time.perf_counter()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.making-"
-    _remove_stale(folder.parent, prefix)
-    making = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        making.chmod(0o777 & ~_umask())  # mkdtemp's folder is the owner's alone
+    _remove_stale(folder)
+
+    def write(making: Path) -> None:
         for split in _SPLITS:
             (making / "videos" / split).mkdir(parents=True)
         tasks = [
@@ -414,26 +411,15 @@ def _make_set(folder: Path, wanted: dict[str, int], *, workers: int, progress: b
                 bar.advance(done)
         description = {**wanted, "classes": list(MOTION_CLASSES), "frames": FRAMES, "size": SIZE, "fps": FPS}
         _write_lists(making, {**description, "codec": codec, "codec_reason": reason})
-        _move_into_place(making, folder, wanted)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)  # gone already if all went well
-    console.print(f"motion: made in {time.perf_counter() - began:.0f} s", highlight=False)
 
-
-def _move_into_place(making: Path, folder: Path, wanted: dict[str, int]) -> None:
     try:
-        os.rename(making, folder)
+        write_folder_atomically(folder, write)
     except OSError:
         # Another process that was asked for the same set may have been faster; its files are the same.
         found = _read_metadata(folder)
         if found is None or any(found.get(key) != value for key, value in wanted.items()):
             raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    console.print(f"motion: made in {time.perf_counter() - began:.0f} s", highlight=False)
 
 
 def resolve_motion(

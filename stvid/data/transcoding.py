@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 
 from stvid.errors import VideoError
+from stvid.files import write_atomically
 from stvid.video.reader import VideoReader
 
-__all__ = ["DEFAULTS", "PRESETS", "TEMPORARY", "output_path", "transcode"]
+__all__ = ["DEFAULTS", "PRESETS", "output_path", "transcode"]
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 
 DEFAULTS: dict[str, Any] = {"short_side": 256, "gop": 24, "crf": 22, "preset": "medium", "frames_fps": None}
 """Options of `transcode` beside ``root`` and ``out``."""
-
-TEMPORARY = ".tmp.mp4"
-"""End of the name of a copy that is not whole."""
 
 _CLOCK = 90_000  # ticks a second of the new file's time stamps, as MPEG has it
 _BLOCK = 32
@@ -70,57 +68,60 @@ def transcode(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _transcode(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    import av
-
     target = output_path(path, options["root"], options["out"])
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY}")
-    try:
+    facts: dict[str, Any] = {}
+
+    def write(copy: Path) -> None:
         with VideoReader(path, backend="frames" if os.path.isdir(path) else "av") as reader:
-            height, width = _scaled(reader.height, reader.width, options["short_side"])
             times, fps = reader.timestamps, reader.fps
             if reader.backend == "frames":
                 if options["frames_fps"] is None:
                     raise VideoError(path, "is a folder of images; say how many a second they are with --frames_fps")
                 times, fps = np.arange(len(times)) / options["frames_fps"], options["frames_fps"]
-            ticks = _ticks(times)
-            with av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
-                stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                stream.time_base = stream.codec_context.time_base = Fraction(1, _CLOCK)
-                stream.thread_count = 1
-                gop = str(options["gop"])
-                stream.options = {
-                    "crf": str(options["crf"]),
-                    "preset": options["preset"],
-                    "g": gop,
-                    "keyint_min": gop,
-                    "sc_threshold": "0",
-                    "threads": "1",
-                    "tune": "fastdecode",
-                    "x264-params": _X264,
-                }
-                for first in range(0, len(ticks), _BLOCK):
-                    last = min(first + _BLOCK, len(ticks))
-                    for number, image in enumerate(reader.get_batch(range(first, last)).numpy(), start=first):
-                        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                        if (height, width) != image.shape[:2]:
-                            frame = frame.reformat(width, height, interpolation="BICUBIC")
-                        frame.pts, frame.time_base = int(ticks[number]), Fraction(1, _CLOCK)
-                        container.mux(stream.encode(frame))
-                container.mux(stream.encode(None))
-        _check(temporary, path, times)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {
-        "out": str(target),
-        "frames": len(times),
-        "width": width,
-        "height": height,
-        "bytes_before": _size(path),
-        "bytes_after": os.path.getsize(target),
-    }
+            height, width = _encode(reader, copy, times, fps, options)
+        _check(copy, path, times)
+        facts.update({"frames": len(times), "width": width, "height": height})
+
+    write_atomically(target, write)
+    sizes = {"bytes_before": _size(path), "bytes_after": os.path.getsize(target)}
+    return {"out": str(target), **facts, **sizes}
+
+
+def _encode(
+    reader: VideoReader, copy: Path, times: np.ndarray, fps: float, options: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Writes the frames of a reader, scaled, at these times in seconds; returns their height and width."""
+    import av
+
+    height, width = _scaled(reader.height, reader.width, options["short_side"])
+    ticks = _ticks(times)
+    with av.open(str(copy), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, _CLOCK)
+        stream.thread_count = 1
+        gop = str(options["gop"])
+        stream.options = {
+            "crf": str(options["crf"]),
+            "preset": options["preset"],
+            "g": gop,
+            "keyint_min": gop,
+            "sc_threshold": "0",
+            "threads": "1",
+            "tune": "fastdecode",
+            "x264-params": _X264,
+        }
+        for first in range(0, len(ticks), _BLOCK):
+            last = min(first + _BLOCK, len(ticks))
+            for number, image in enumerate(reader.get_batch(range(first, last)).numpy(), start=first):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                if (height, width) != image.shape[:2]:
+                    frame = frame.reformat(width, height, interpolation="BICUBIC")
+                frame.pts, frame.time_base = int(ticks[number]), Fraction(1, _CLOCK)
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return height, width
 
 
 def _size(path: str) -> int:

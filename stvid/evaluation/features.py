@@ -28,7 +28,7 @@ from stvid.data.manifest import Manifest
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
-from stvid.files import write_atomically
+from stvid.files import save_arrays, write_atomically
 from stvid.protocol import Protocol
 from stvid.video.streaming import Frame, stream_frames
 
@@ -87,16 +87,9 @@ def save_features(found: ClipFeatures, path: str | os.PathLike[str]) -> None:
     if target.suffix == ".npz":
 
         def write(file: Path) -> None:
-            with open(file, "wb") as stream:  # given a name, numpy would append a suffix
-                np.savez(
-                    stream,
-                    features=found.features,
-                    start=found.start,
-                    end=found.end,
-                    frames=found.frames,
-                    path=np.array(found.path),
-                    labels=np.array(found.labels, dtype=np.str_),
-                )
+            arrays = {name: getattr(found, name) for name in ("features", "start", "end", "frames")}
+            words = {"path": np.array(found.path), "labels": np.array(found.labels, dtype=np.str_)}
+            save_arrays(file, arrays | words)
     elif target.suffix == ".parquet":
         arrow, parquet = _pyarrow()
         columns = {

@@ -7,10 +7,9 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import metrics as M
 from stvid.evaluation.metrics import Average, Calibration
+from stvid.files import save_arrays, write_together
 from stvid.protocol import Protocol, Task
 
 __all__ = ["EvaluationResult", "Temporal", "compute_metrics"]
@@ -270,12 +270,11 @@ class EvaluationResult:
         arrays |= {f"{_PROBE}{name}": value for name, value in self.probe_logits.items()}
         try:
             target.mkdir(parents=True, exist_ok=True)
-            _replace_files(
-                target,
+            write_together(
                 {
-                    _LOGITS: lambda stream: np.savez(stream, **arrays),  # type: ignore[arg-type]  # allow_pickle: bool
-                    _RESULT: lambda stream: stream.write(text.encode() + b"\n"),
-                },
+                    target / _LOGITS: lambda path: save_arrays(path, arrays),
+                    target / _RESULT: lambda path: path.write_bytes(text.encode() + b"\n"),
+                }
             )
         except OSError as error:
             raise StvidError(
@@ -337,20 +336,3 @@ class EvaluationResult:
             if isinstance(error, StvidError):
                 raise
             raise StvidError(f"{target}: not an evaluation saved by stvid, or damaged ({error})") from error
-
-
-def _replace_files(folder: Path, contents: Mapping[str, Callable[[IO[bytes]], Any]]) -> None:
-    """Writes all files under temporary names, and only when all are on the disk gives them their own."""
-    suffix = f".{uuid.uuid4().hex}.tmp"
-    temporary = {name: folder / f".{name}{suffix}" for name in contents}
-    try:
-        for name, write in contents.items():
-            with open(temporary[name], "xb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from stvid.errors import StvidError
+from stvid.files import write_folder_atomically
 from stvid.video.frame_index import DecoderFacts, Index, Packets
 
 __all__ = ["StoredIndex", "index_beside", "index_folder", "pack_index", "unpack_index", "write_index"]
@@ -203,9 +203,8 @@ def write_index(
     """
     target = Path(folder)
     records: list[tuple[int, int, int]] = []
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+
+    def write(temporary: Path) -> None:
         with open(temporary / "indices.bin", "wb") as file:
             for path, size, packed in videos:
                 name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
@@ -214,11 +213,9 @@ def write_index(
         np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
         about = {"version": _VERSION, "root": os.path.relpath(root, target)}
         (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+
+    try:
+        write_folder_atomically(target, write, replace=True)
     except OSError as error:
         raise StvidError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(records)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -264,7 +265,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_a_killed_run_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
-    old, fresh = tmp_path / ".set.making-old", tmp_path / ".set.making-fresh"
+    old, fresh = tmp_path / ".set.1.tmp", tmp_path / ".set.2.tmp"
     for left in (old, fresh):
         (left / "videos").mkdir(parents=True)
     long_ago = time.time() - 2 * 3600
@@ -276,15 +277,15 @@ def test_what_a_killed_run_left_is_removed_when_it_is_old(tmp_path: Path) -> Non
 
 def test_two_processes_may_make_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "set"
-    move = motion._move_into_place
+    original = motion._write_lists
 
-    def overtaken(making: Path, target: Path, wanted: dict[str, int]) -> None:
+    def overtaken(making: Path, description: dict[str, Any]) -> None:
+        original(making, description)
         with monkeypatch.context() as patch:
-            patch.setattr(motion, "_move_into_place", move)
+            patch.setattr(motion, "_write_lists", original)
             prepare_motion(folder, train=8, val=8, workers=1, progress=False)
-        move(making, target, wanted)
 
-    monkeypatch.setattr(motion, "_move_into_place", overtaken)
+    monkeypatch.setattr(motion, "_write_lists", overtaken)
     assert prepare_motion(folder, train=8, val=8, workers=1, progress=False) == folder
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 

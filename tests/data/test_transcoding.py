@@ -149,7 +149,7 @@ def test_the_command(make_dataset: Callable[..., Path], tmp_path: Path, capsys, 
     folder = make_dataset(tmp_path / "v", classes=("a", "b"), per_class=2)
     (folder / "a" / "bad.mp4").write_text("no video")
     out = tmp_path / "out"
-    killed = out / "a" / ".x.1.tmp.mp4"
+    killed = out / "a" / ".x.mp4.1.tmp"
     killed.parent.mkdir(parents=True)
     killed.touch()
     command = ["transcode", str(folder), "--out", str(out), "--short_side", "32", "--preset", "ultrafast"]
