@@ -58,6 +58,44 @@ MAX_READ_ERRORS = 1000
 # Demuxers that follow references to other files or URLs, or that make pictures of text.
 REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp", "rtsp", "imf", "webm_dash_manifest"})
 
+# What the scan notes of a packet, in the order of the file; `Packets` says what each is. "parameters": it brings
+# parameter sets; "layer": its temporal sub-layer.
+_SCANNED = np.dtype(
+    [("pts", "i8"), ("dts", "i8"), ("size", "i4"), ("position", "i8"), ("crc", "u4")]
+    + [(name, "?") for name in ("start", "skippable", "shown", "parameters")]
+    + [("layer", "i1")]
+)
+
+
+def _checked_packets(scanned: np.ndarray) -> Packets:
+    """Returns the packets that a scan has found.
+
+    Args:
+        scanned: One `_SCANNED` a packet, in the order of the file.
+
+    Raises:
+        MismatchError: If they do not tell all frames and their times.
+    """
+    column = {name: np.ascontiguousarray(scanned[name]) for name in _SCANNED.names or ()}
+    pts, start, shown, brings = (column[name] for name in ("pts", "start", "shown", "parameters"))
+    if not shown.any():
+        raise MismatchError("no packets")
+    if len(np.unique(pts)) != len(pts):
+        raise MismatchError("repeated time stamps")
+    if not start[0] or pts.min() < pts[0]:
+        raise MismatchError("the stream does not begin with a key frame")
+    if brings.any():
+        # Parameter sets within the stream: a start must bring its own, and no frame may change them on its way.
+        start = start & brings if not (brings & ~start).any() else np.zeros_like(start)
+        start[0] = True
+    visible = np.flatnonzero(shown)
+    return Packets(
+        **{name: column[name] for name in ("pts", "dts", "size", "position", "crc", "shown")},
+        start=start,
+        skippable=column["skippable"] & (column["layer"] == column["layer"].max()),  # none above refers to them
+        of_frame=visible[np.argsort(pts[visible], kind="stable")].astype(np.int32),
+    )
+
 
 class AvSource:
     """PyAV, the default."""
@@ -257,19 +295,18 @@ class AvSource:
             MismatchError: If they do not tell all frames and their times.
         """
         context = self.stream.codec_context
-        codec = context.name
-        read_units = PARSERS.get(codec)
+        read_units = PARSERS.get(context.name)
         if read_units is None:
-            raise MismatchError(f"packets of {codec} do not show what they hold")
+            raise MismatchError(f"packets of {context.name} do not show what they hold")
         if "avi" in self.container.format.name.split(","):
             raise MismatchError("AVI has no presentation times")
-        length_size = nal_length_size(codec, context.extradata)
-        pts, dts, sizes, positions, sums = [], [], [], [], []
-        starts, skippable, shown, parameters, layers = [], [], [], [], []
+        length_size = nal_length_size(context.name, context.extradata)
+        rows: list[tuple[Any, ...]] = []
         place: int | None = 0
         with raw_file(self.source) as file:
             for packet in self._packets():
-                if packet.pts is None:
+                pts, dts = packet.pts, packet.dts
+                if pts is None:
                     raise MismatchError("packets without a time stamp")
                 if packet.is_corrupt:
                     raise MismatchError("damaged packets")
@@ -279,43 +316,12 @@ class AvSource:
                     raise MismatchError("packets that are damaged or hold no frame or several")
                 if place is not None:  # else they are in pieces, all of them as a rule
                     place = find_packet(file, packet, data)
-                positions.append(-1 if place is None else place)
-                pts.append(packet.pts)
-                dts.append(packet.pts if packet.dts is None else packet.dts)
-                sizes.append(packet.size)
-                sums.append(zlib.crc32(data))
-                starts.append(units.random_access)
-                skippable.append(units.skippable)
-                shown.append(not packet.is_discard)
-                parameters.append(units.parameters)
-                layers.append(units.layer)
-                if len(pts) > MAX_FRAMES:
+                where = (pts, pts if dts is None else dts, packet.size, -1 if place is None else place)
+                shows = (units.random_access, units.skippable, not packet.is_discard, units.parameters, units.layer)
+                rows.append((*where, zlib.crc32(data), *shows))
+                if len(rows) > MAX_FRAMES:
                     raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
-        if not pts or not any(shown):
-            raise MismatchError("no packets")
-        if len(set(pts)) != len(pts):
-            raise MismatchError("repeated time stamps")
-        if not starts[0] or min(pts) < pts[0]:
-            raise MismatchError("the stream does not begin with a key frame")
-        start = np.array(starts)
-        brings = np.array(parameters)
-        if brings.any():
-            # Parameter sets within the stream: a start must bring its own, and no frame may change them on its way.
-            start = start & brings if not (brings & ~start).any() else np.zeros_like(start)
-            start[0] = True
-        times = np.array(pts, np.int64)
-        visible = np.flatnonzero(shown)
-        return Packets(
-            pts=times,
-            dts=np.array(dts, np.int64),
-            size=np.array(sizes, np.int32),
-            position=np.array(positions, np.int64),
-            crc=np.array(sums, np.uint32),
-            start=start,
-            skippable=np.array(skippable) & (np.array(layers) == max(layers)),  # no sub-layer above refers to them
-            shown=np.array(shown),
-            of_frame=visible[np.argsort(times[visible], kind="stable")].astype(np.int32),
-        )
+        return _checked_packets(np.array(rows, _SCANNED))
 
     def _first_frame(self, packets: Packets) -> Any:
         number = int(packets.of_frame[0])

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 
 from stvid.errors import UnknownNameError, VideoError, nearest
 from stvid.video.av_reader import AvSource
@@ -23,6 +22,9 @@ from stvid.video.frame_index import Index, Packets
 from stvid.video.other_readers import DecordSource, FramesSource, TorchcodecSource
 from stvid.video.pixels import Box
 from stvid.video.stored_index import StoredIndex
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["BACKENDS", "IMAGE_EXTENSIONS", "Index", "Packets", "VideoReader", "available_backends", "scan"]
 
@@ -193,6 +195,8 @@ class VideoReader:
             if not (0 <= top < top + height <= self.height and 0 <= left < left + width <= self.width):
                 size = f"{self.width} x {self.height}"
                 raise ValueError(f"crop {tuple(crop)} (top, left, height, width) is not within frames of {size}")
+        import torch  # here, so that the package can be imported without it
+
         return torch.from_numpy(self._opened.read(wanted, crop))
 
     def get_all(self) -> torch.Tensor:
