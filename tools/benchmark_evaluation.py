@@ -27,10 +27,10 @@ import torch
 from benchmark_loader import make_videos
 from benchmarking import alternate
 
+from stvid.data.clips import cut_views, scaled_frames, view_plans
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import sample_views
-from stvid.data.transforms import test_crops
 from stvid.data.views import affordable_views
 from stvid.protocol import Protocol, parse_views
 from stvid.video.reader import VideoReader
@@ -51,6 +51,12 @@ def one_decode_all_protocols(path: str, views: str) -> torch.Tensor:
     return clips[: int(np.prod(parse_views(views)))]
 
 
+def one_view(images: torch.Tensor, crops: int, crop: int) -> torch.Tensor:
+    frames = scaled_frames(images, PROTOCOL.short_side)
+    plans = view_plans(frames.numbers[None], [(0, crops, crop)], frame_size=frames.size, size=PROTOCOL.crop)
+    return cut_views(frames, plans, PROTOCOL.crop)[0]
+
+
 def view_by_view(path: str, views: str) -> torch.Tensor:
     clips, crops = parse_views(views)
     found = []
@@ -58,7 +64,7 @@ def view_by_view(path: str, views: str) -> torch.Tensor:
         for crop in range(crops):
             with VideoReader(path) as reader:
                 indices = sample_views(np.arange(len(reader)), PROTOCOL, num_clips=clips)[clip]
-                found.append(test_crops(reader.get_batch(indices), PROTOCOL, crops)[0][crop])
+                found.append(one_view(reader.get_batch(indices), crops, crop))
     return torch.stack(found)
 
 
@@ -74,7 +80,7 @@ def view_by_view_whole_video(path: str, views: str) -> torch.Tensor:
                 frames = list(container.decode(video=0))
                 indices = sample_views(np.arange(len(frames)), PROTOCOL, num_clips=clips)[clip]
                 picked = np.stack([frames[index].to_ndarray(format="rgb24") for index in indices])
-            found.append(test_crops(torch.from_numpy(picked), PROTOCOL, crops)[0][crop])
+            found.append(one_view(torch.from_numpy(picked), crops, crop))
     return torch.stack(found)
 
 

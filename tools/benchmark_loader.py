@@ -37,6 +37,7 @@ import numpy as np
 import torch
 
 from stvid.config import AugmentConfig
+from stvid.data.clips import decode_frames
 from stvid.data.dataset import EvalDataset, TrainDataset, collate_train
 from stvid.data.manifest import read_manifest
 from stvid.data.transcoding import DEFAULTS, transcode
@@ -192,8 +193,9 @@ def train_stvid(
     indices = draw_clip(path, rng)
     transform = TrainTransform(PROTOCOL, AUGMENT, ["a"])
     with VideoReader(content or path, index=index) as reader:  # as `TrainDataset` does it
-        cut = reader.get_batch(indices, crop=transform.draw_box(reader.height, reader.width, rng))
-    return normalize(transform.make_clip(cut, np.zeros(1, np.int64), rng)[0], MEAN, STD)
+        plan, _ = transform.draw_plan(indices, (reader.height, reader.width), np.zeros(1, np.int64), rng)
+        frames = decode_frames(reader, indices, plan.box)
+    return normalize(transform.apply(frames, plan, rng), MEAN, STD)
 
 
 def _draw_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -437,18 +439,17 @@ def breakdown(videos: Sequence[str], rounds: int) -> dict[str, float]:
                 rng = np.random.default_rng([number, position])
                 indices = draw_clip(path, rng)
                 reader = timed("open (index cached)", VideoReader)(path)
-                box = transform.draw_box(reader.height, reader.width, rng)
-                frames = timed("get_batch in all", reader.get_batch)(indices, crop=box)
+                plan, _ = transform.draw_plan(indices, (reader.height, reader.width), np.zeros(1, np.int64), rng)
+                frames = timed("get_batch in all", decode_frames)(reader, indices, plan.box)
                 timed("close", reader.close)()
-                label = np.zeros(1, np.int64)
-                clip, _, flipped = timed("resize, mirror", transform.make_clip)(frames, label, rng)
+                clip = timed("resize, mirror", transform.apply)(frames, plan, rng)
                 batch = timed("collate", torch.stack)([clip])
                 timed("normalise", normalize)(batch, MEAN, STD)
                 for name, seconds in spent.items():
                     parts.setdefault(name, []).append(1000 * seconds)
                 # The boxes of the frames into one array; the clip scaled, mirrored, and put into the batch.
-                copied = frames.numel() + (2 + flipped) * clip.numel()
-                for name, count in (("MB of frames", frames.numel()), ("MB copied in all", copied)):
+                copied = frames.images.numel() + (2 + plan.flipped) * clip.numel()
+                for name, count in (("MB of frames", frames.images.numel()), ("MB copied in all", copied)):
                     parts.setdefault(name, []).append(count / 1e6)
     finally:
         AvSource._feed, AvSource._store = feed, store  # type: ignore[method-assign]

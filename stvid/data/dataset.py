@@ -21,10 +21,20 @@ import torch
 from torch.utils.data import Dataset
 
 from stvid.config import AugmentConfig
+from stvid.data.clips import (
+    ClipPlan,
+    CropBox,
+    around,
+    cut_views,
+    decode_frames,
+    decode_scaled_frames,
+    video_grid,
+    view_plans,
+)
 from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
-from stvid.data.sampling import frame_grid, sample_train, sample_views
-from stvid.data.transforms import CropBox, TrainTransform, crop_offsets, normalize, resize_short_side, test_crops
+from stvid.data.sampling import sample_train, sample_views
+from stvid.data.transforms import TrainTransform, normalize
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
 from stvid.video.reader import Index, VideoReader
@@ -47,9 +57,6 @@ __all__ = [
 MAX_TRIES = 8
 """Videos that are tried for one training sample before the run stops."""
 
-MAX_FRAME_BYTES = 256 * 2**20
-"""Decoded frames of a test video that are held at a time before they are scaled."""
-
 _STREAM_CLIP, _STREAM_REPLACEMENT, STREAM_ORDER = range(3)
 """First number of the seed of each kind of random choice, so that no two kinds share their numbers."""
 
@@ -61,79 +68,6 @@ def make_generator(*key: int) -> np.random.Generator:
         key: Numbers of 0 or more. Compare only keys of one length: numpy takes (1, 2) for the same seed as (1, 2, 0).
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _grid(reader: VideoReader, protocol: Protocol, start: float | None, end: float | None) -> np.ndarray:
-    """The frames that clips are cut from; a range without a frame is a fault of this video.
-
-    The clock of a file may begin anywhere (a transport stream often at 1.4 s): `start` and `end` count from the first
-    frame.
-    """
-    times = reader.timestamps
-    try:
-        return frame_grid(times - times[:1], fps=protocol.fps, start=start, end=end)
-    except ValueError as error:
-        raise VideoError(reader.source_name, str(error)) from error
-
-
-def _decode(
-    reader: VideoReader, indices: np.ndarray, crop: tuple[int, int, int, int] | None = None
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Decodes the frames of several clips, each only once.
-
-    Args:
-        reader: An open video.
-        indices: Frames of each clip, (N, T).
-        crop: Top, left, height and width of the part that is wanted; None is the whole.
-
-    Returns:
-        Different frames, uint8 (U, H, W, 3); and where each of `indices` is among them, int64 (N, T).
-    """
-    unique, where = np.unique(indices, return_inverse=True)
-    return reader.get_batch(unique, crop=crop), where.reshape(indices.shape)
-
-
-def _around(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-    """The smallest box that holds all of them."""
-    top, left = (min(box[side] for box in boxes) for side in (0, 1))
-    bottom, right = (max(box[side] + box[side + 2] for box in boxes) for side in (0, 1))
-    return top, left, bottom - top, right - left
-
-
-def _take(frames: torch.Tensor, where: np.ndarray) -> torch.Tensor:
-    """The frames of one clip, without a copy if it has all frames in their order."""
-    if np.array_equal(where, np.arange(len(frames))):
-        return frames
-    return frames[torch.from_numpy(where)]
-
-
-def _decode_scaled(
-    reader: VideoReader, indices: np.ndarray, short_side: int
-) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
-    """Decodes and scales the frames of several clips, each frame once, a bounded number of large ones at a time.
-
-    Args:
-        reader: An open video.
-        indices: Frames of each clip, (N, T).
-        short_side: Of the scaled frames, in pixels.
-
-    Returns:
-        Different frames, scaled, uint8 (U, h, w, 3); where each of `indices` is among them, int64 (N, T); and the
-        height and width of the decoded frames.
-    """
-    unique, where = np.unique(indices, return_inverse=True)
-    at_a_time = max(1, MAX_FRAME_BYTES // (reader.height * reader.width * 3))
-    scaled: list[torch.Tensor] = []
-    size = (reader.height, reader.width)
-    for start in range(0, len(unique), at_a_time):
-        frames = reader.get_batch(unique[start : start + at_a_time])
-        size = (frames.shape[1], frames.shape[2])
-        scaled.append(resize_short_side(frames, short_side).permute(0, 2, 3, 1).contiguous())
-        del frames  # before the next ones are decoded
-    return scaled[0] if len(scaled) == 1 else torch.cat(scaled), where.reshape(indices.shape), size
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -214,16 +148,15 @@ def load_clip(
     given = {name: value for name, value in replacements.items() if value is not None}
     used = (protocol if protocol is not None else Protocol()).replace(**given)
     with VideoReader(path, backend=backend) as reader:
-        indices = sample_views(_grid(reader, used, start, end), used, num_clips=1)[0]
-        seconds = reader.timestamps[indices]
-        decoded, where = _decode(reader, indices)
-        crops, boxes = test_crops(_take(decoded, where), used, 1)
+        indices = sample_views(video_grid(reader, used, start, end), used, num_clips=1)
+        decoded = decode_scaled_frames(reader, indices, used.short_side)
+        (plan,) = view_plans(indices, [(0, 1, 0)], frame_size=decoded.size, size=used.crop)
         return Clip(
-            tensor=normalize(crops[0], used.mean, used.std),
-            indices=indices,
-            seconds=seconds,
-            crop_box=boxes[0],
-            flipped=False,
+            tensor=normalize(cut_views(decoded, [plan], used.crop)[0], used.mean, used.std),
+            indices=plan.indices,
+            seconds=reader.timestamps[plan.indices],
+            crop_box=decoded.source_box(plan.box),
+            flipped=plan.flipped,
             backend=reader.backend,
             path=reader.source_name,
         )
@@ -431,20 +364,21 @@ class TrainDataset(Dataset[TrainSample]):
         with VideoReader(
             content, backend=self.backend, num_threads=self.decode_threads, index=known or self.stored_index
         ) as reader:
-            grid = _grid(reader, self.protocol, entry.start, entry.end)
+            grid = video_grid(reader, self.protocol, entry.start, entry.end)
             jitter = self.augment.temporal_jitter
             indices = np.stack([sample_train(grid, self.protocol, rng=rng if jitter else None) for rng in generators])
             seconds = reader.timestamps[indices]
-            boxes = [self._transform.draw_box(reader.height, reader.width, rng) for rng in generators]
-            above, before, *_ = crop = _around(boxes)
-            frames, where = _decode(reader, indices, crop)
-        clips, targets, flips = [], [], []
-        for (top, left, height, width), order, rng in zip(boxes, where, generators, strict=True):
-            cut = frames[:, top - above : top - above + height, left - before : left - before + width]
-            clip, ids, flipped = self._transform.make_clip(_take(cut, order), label_ids, rng)
+            size = (reader.height, reader.width)
+            drawn = [
+                self._transform.draw_plan(row, size, label_ids, rng)
+                for row, rng in zip(indices, generators, strict=True)
+            ]
+            frames = decode_frames(reader, indices, around([plan.box for plan, _ in drawn]))
+        clips, targets = [], []
+        for (plan, ids), rng in zip(drawn, generators, strict=True):
+            clip = self._transform.apply(frames, plan, rng)
             clips.append(clip.permute(1, 2, 3, 0))  # colour last, as it is in memory
             targets.append(_target(ids, self.manifest, self.multilabel))
-            flips.append(flipped)
         return TrainSample(
             clips=(torch.stack(clips) if len(clips) > 1 else clips[0].contiguous()[None]).permute(0, 4, 1, 2, 3),
             labels=torch.from_numpy(np.stack(targets)),
@@ -452,8 +386,8 @@ class TrainDataset(Dataset[TrainSample]):
             failures=failures,
             indices=indices,
             seconds=seconds,
-            crop_boxes=tuple(CropBox(*box) for box in boxes),
-            flipped=tuple(flips),
+            crop_boxes=tuple(CropBox(*plan.box) for plan, _ in drawn),
+            flipped=tuple(plan.flipped for plan, _ in drawn),
         )
 
 
@@ -562,38 +496,36 @@ class EvalDataset(Dataset[EvalSample]):
             with VideoReader(
                 content, backend=self.backend, num_threads=self.decode_threads, index=known or self.stored_index
             ) as reader:
-                grid = _grid(reader, self.protocol, entry.start, entry.end)
+                grid = video_grid(reader, self.protocol, entry.start, entry.end)
                 indices = self.layout.indices(grid, self.protocol)
                 seconds = reader.timestamps[indices]
-                frames, where, source = _decode_scaled(reader, indices, self.protocol.short_side)
+                frames = decode_scaled_frames(reader, indices, self.protocol.short_side)
         except VideoError as error:
             return EvalSample(index, None, labels, error=error.reason)
-        clips, boxes, same = self._cut(frames, where, indices, source)
-        return EvalSample(index, clips, labels, indices=indices, seconds=seconds, crop_boxes=boxes, same=same)
-
-    def _cut(
-        self, frames: torch.Tensor, where: np.ndarray, indices: np.ndarray, source: tuple[int, int]
-    ) -> tuple[torch.Tensor, tuple[CropBox, ...], np.ndarray]:
-        """Cuts the views out of scaled frames; see `EvalSample` for what is returned."""
-        scale_y, scale_x = source[0] / frames.shape[1], source[1] / frames.shape[2]
         size = self.protocol.crop
-        views = torch.empty(len(self.layout.views), where.shape[1], size, size, 3, dtype=torch.uint8)
-        boxes: list[CropBox] = []
-        first: dict[tuple[bytes, CropBox, bool], int] = {}
-        same = np.arange(len(views))
-        for row, (clip, count, crop) in enumerate(self.layout.views):
-            top, left = crop_offsets(frames.shape[1], frames.shape[2], size, count)[crop]
-            part = frames[:, top : top + size, left : left + size]
-            for time, number in enumerate(where[clip].tolist()):
-                views[row, time] = part[number].flip(1) if crop >= 5 else part[number]  # mirrored, see `test_crops`
-            boxes.append(CropBox(top * scale_y, left * scale_x, size * scale_y, size * scale_x))
-            same[row] = first.setdefault((indices[clip].tobytes(), boxes[-1], crop >= 5), row)
-        main = parse_views(self.layout.protocols[0])[1]
-        return views.permute(0, 4, 1, 2, 3), tuple(boxes[:main]), same
+        plans = view_plans(indices, self.layout.views, frame_size=frames.size, size=size)
+        crops = parse_views(self.layout.protocols[0])[1]
+        return EvalSample(
+            index,
+            cut_views(frames, plans, size),
+            labels,
+            indices=indices,
+            seconds=seconds,
+            crop_boxes=tuple(frames.source_box(plan.box) for plan in plans[:crops]),
+            same=_first_equal(plans),
+        )
 
     def __getitems__(self, items: Sequence[int]) -> list[EvalSample | StvidError]:
         """Used by loaders: a batch, with an error for the user in the place of the sample that raised it."""
         return [_value_or_error(self, item) for item in items]
+
+
+def _first_equal(plans: Sequence[ClipPlan]) -> np.ndarray:
+    """For each plan the number of the first one that shows the same: int64 (plans,)."""
+    first: dict[tuple[bytes, tuple[int, ...], bool], int] = {}
+    return np.array(
+        [first.setdefault((plan.indices.tobytes(), plan.box, plan.flipped), row) for row, plan in enumerate(plans)]
+    )
 
 
 def collate_eval(samples: Sequence[EvalSample | StvidError]) -> list[EvalSample] | StvidError:

@@ -26,7 +26,7 @@ CROP_NAMES: dict[int, tuple[str, ...]] = {
     5: ("top left", "top right", "bottom left", "bottom right", "centre"),
 }
 CROP_NAMES[10] = CROP_NAMES[5] + tuple(f"{name}, mirrored" for name in CROP_NAMES[5])
-"""Names of the crops that `stvid.data.transforms.test_crops` cuts, in its order."""
+"""Names of the crops that `stvid.data.clips.crop_offsets` places, in its order."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ViewLayout:
     Attributes:
         protocols: Temporal clips x spatial crops of each, as in ``10x3``.
         clips: Where each different clip comes from: (k, n) is clip k of n that are spread over the video.
-        views: (clip, number of crops, crop) of each different view: the crop is ``test_crops(..., number)[crop]``.
+        views: (clip, number of crops, crop) of each different view: the crop is at ``crop_offsets(..., number)[crop]``.
         rows: The rows of `views` that make up each protocol, clip by clip.
     """
 

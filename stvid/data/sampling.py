@@ -22,18 +22,59 @@ import numpy as np
 from stvid.protocol import Protocol
 
 __all__ = [
+    "TOLERANCE",
+    "LimitClock",
     "dense_clip",
     "dense_starts",
     "frame_grid",
+    "last_duration",
     "sample_train",
     "sample_views",
     "segment_clip",
     "segment_shifts",
+    "window_grid",
 ]
 
-# Containers such as Matroska and FLV round times to whole milliseconds: a 30 fps frame due at 66.667 ms is stamped 67.
-# Ticks and limits within this of a frame's time count as at it, or such a file read at its own rate would have doubles.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+"""Seconds within which a limit or a tick counts as at a frame's time, at most.
+
+Containers such as Matroska and FLV round times to whole milliseconds: a 30 fps frame due at 66.667 ms is stamped 67.
+Without it such a file would have doubles when it is read at its own rate. Of frames that follow each other closely it
+is less: a tenth of the time between them.
+"""
+
+_SHARE = 0.1
+
+
+def _tolerances(times: np.ndarray) -> np.ndarray:
+    """Returns for each frame how far a limit may be from its time to count as at it, in seconds.
+
+    It depends on this frame and the one before only, so that a stream gives the same as a file.
+    """
+    return np.minimum(TOLERANCE, _SHARE * np.diff(times, prepend=times[:1]))
+
+
+class LimitClock:
+    """Tells of frames that come one by one which limits they have reached: by the rule of `frame_grid`, exactly.
+
+    The window [start, end) of a stream begins with the first frame for which `reached` is `start` or more, and is over
+    when it is `end` or more.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._reached = -math.inf
+
+    def reached(self, seconds: float) -> float:
+        """Returns the latest limit that the next frame has reached; it never falls.
+
+        Args:
+            seconds: When the frame is shown.
+        """
+        gap = 0.0 if self._last is None else seconds - self._last
+        self._last = seconds
+        self._reached = max(self._reached, seconds + min(TOLERANCE, _SHARE * gap))
+        return self._reached
 
 
 def frame_grid(
@@ -63,23 +104,53 @@ def frame_grid(
     for name, value in (("start", start), ("end", end)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}: a number of seconds is needed")
-    span = float(times[-1] - times[0])
-    step = span / (len(times) - 1) if span > 0 else (1 / fps if fps is not None else 1.0)
-    tolerance = min(_TOLERANCE, 0.1 * step)
-    stop = float(times[-1]) + step
+    stop = float(times[-1]) + last_duration(times[-1] - times[0], count=len(times), fps=fps)
     begin = float(times[0]) if start is None else float(start)
-    finish = stop if end is None else min(float(end), stop)
-    where = f"[{begin:g} s, {'its end' if end is None else f'{end:g} s'}) of a video from {times[0]:g} s to {stop:g} s"
+    grid = window_grid(times, fps=fps, start=begin, end=stop if end is None else float(end), stop=stop)
+    if not len(grid):
+        part = f"[{begin:g} s, {'its end' if end is None else f'{end:g} s'})"
+        raise ValueError(f"there is no frame in {part} of a video from {times[0]:g} s to {stop:g} s")
+    return grid
+
+
+def last_duration(span: float, *, count: int, fps: float | None) -> float:
+    """Returns the seconds for which the last frame is taken to be shown: as long as the frames are on average.
+
+    Args:
+        span: Seconds from the first frame to the last.
+        count: How many frames there are.
+        fps: Ticks per second; a video of one frame lasts one tick, or a second if this is None.
+    """
+    return float(span) / (count - 1) if span > 0 else (1 / fps if fps is not None else 1.0)
+
+
+def window_grid(
+    times: np.ndarray, *, fps: float | None, start: float, end: float, stop: float = math.inf
+) -> np.ndarray:
+    """Returns the frame of each tick of [start, end); `frame_grid` for limits that are known, also within a stream.
+
+    Args:
+        times: When each frame is shown, float64 seconds. Of a stream, frames may be missing at the beginning if the
+            first one that is there lies twice the `TOLERANCE` before `start`, and at the end after one that has
+            reached `end` (`LimitClock`).
+        fps: Ticks per second, or None for one tick at each frame.
+        start: Where the window begins.
+        end: Where it ends (not included).
+        stop: Where the video ends, if that is known.
+
+    Returns:
+        int64 (ticks,), as `frame_grid`; empty if the window holds no frame.
+    """
+    tolerances = _tolerances(times)
     if fps is None:
-        first, last = np.searchsorted(times, [begin - tolerance, finish - tolerance])
-        if first >= last:
-            raise ValueError(f"there is no frame in {where}")
+        reached = np.maximum.accumulate(times + tolerances)
+        first = int(np.searchsorted(reached, start))
+        last = len(times) if end >= stop else int(np.searchsorted(reached, end))
         return np.arange(first, last, dtype=np.int64)
-    ticks = math.ceil((finish - begin - tolerance) * fps)
-    if ticks < 1 or finish <= times[0] - tolerance:
-        raise ValueError(f"there is no frame in {where}")
-    at = begin + np.arange(ticks) / fps
-    return np.maximum(np.searchsorted(times, at + tolerance, side="right") - 1, 0).astype(np.int64)
+    end = min(end, stop)
+    ticks = math.ceil((end - start - min(TOLERANCE, _SHARE / fps)) * fps) if end > times[0] else 0
+    at = start + np.arange(ticks) / fps
+    return np.maximum(np.searchsorted(times - tolerances, at, side="right") - 1, 0).astype(np.int64)
 
 
 def dense_starts(length: int, *, span: int, num_clips: int) -> np.ndarray:

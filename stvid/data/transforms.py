@@ -1,7 +1,6 @@
-"""Clip transforms: decoded frames in, clips of the model's size out; every frame of a clip is treated alike.
+"""What training changes at random in a clip, and normalisation; every frame of a clip is treated alike.
 
-Frames stay uint8 all the way and keep the memory order of the decoder (colour last, which torch calls channels_last):
-resizing is fastest so, and a batch takes a quarter of the memory of floats. `normalize` makes floats on the device.
+The clips themselves are made by `stvid.data.clips`. They stay uint8 until `normalize` makes floats on the device.
 
 Training cuts a box out of the source before it is scaled, mirrors, applies RandAugment, then erases. The order is
 timm's. PySlowFast and UniFormer (``datasets/kinetics.py``, ``_aug_frame``) apply RandAugment to the whole decoded
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,68 +21,11 @@ import torchvision.transforms.v2.functional as F
 from torchvision.transforms import InterpolationMode
 
 from stvid.config import AugmentConfig
+from stvid.data.clips import ClipPlan, CropBox, Frames, make_clip, whole_frames
 from stvid.errors import ConfigError, nearest
 from stvid.protocol import Protocol
 
-__all__ = [
-    "CROP_COUNTS",
-    "RANDAUGMENT_OPS",
-    "CropBox",
-    "TrainTransform",
-    "crop_offsets",
-    "normalize",
-    "resize_short_side",
-    "test_crops",
-]
-
-
-class CropBox(NamedTuple):
-    """The part of the source frame that a clip shows, in pixels of the source.
-
-    Attributes:
-        top: Distance from the frame's upper edge.
-        left: Distance from the frame's left edge.
-        height: Height of the part.
-        width: Width of the part.
-    """
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-
-def _channels_second(frames: torch.Tensor) -> torch.Tensor:
-    """Returns a (T, C, H, W) view of uint8 frames given as (T, H, W, 3) or (T, 3, H, W)."""
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or 3 not in (frames.shape[-1], frames.shape[1]):
-        raise ValueError(f"frames must be uint8 (T, H, W, 3) or (T, 3, H, W), not {frames.dtype} {tuple(frames.shape)}")
-    return frames.permute(0, 3, 1, 2) if frames.shape[-1] == 3 else frames
-
-
-def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Scales (T, C, H, W) frames, or returns them as they are if they have that size already."""
-    if frames.shape[-2:] == (height, width):
-        return frames
-    # Dense colour-last memory selects torch's native uint8 kernel; half the time of a strided view.
-    frames = frames.contiguous(memory_format=torch.channels_last)
-    return F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
-
-
-def resize_short_side(frames: torch.Tensor, short_side: int) -> torch.Tensor:
-    """Scales frames so that the short side has `short_side` pixels; the long one is rounded down, as in PySlowFast.
-
-    Args:
-        frames: uint8 (T, H, W, 3) or (T, 3, H, W).
-        short_side: In pixels.
-
-    Returns:
-        uint8 (T, 3, H', W'); each frame is scaled by itself.
-    """
-    frames = _channels_second(frames)
-    height, width = frames.shape[-2:]
-    if height <= width:
-        return _resize(frames, short_side, int(short_side * width / height))
-    return _resize(frames, int(short_side * height / width), short_side)
+__all__ = ["RANDAUGMENT_OPS", "CropBox", "TrainTransform", "normalize"]
 
 
 # --- RandAugment ------------------------------------------------------------------------------------------------------
@@ -237,12 +179,12 @@ class TrainTransform:
         return swap, frozenset(find("hflip_keep", name) for name in augment.hflip_keep)
 
     def __call__(
-        self, frames: torch.Tensor, label_ids: np.ndarray, rng: np.random.Generator
+        self, images: torch.Tensor, label_ids: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, np.ndarray, CropBox, bool]:
-        """Makes one training clip.
+        """Makes one training clip of all frames that are given.
 
         Args:
-            frames: Decoded frames, uint8 (T, H, W, 3) or (T, 3, H, W). They are not changed, but the result may share
+            images: Decoded frames, uint8 (T, H, W, 3) or (T, 3, H, W). They are not changed, but the result may share
                 their memory.
             label_ids: Class ids of the video, int64 (any number of them).
             rng: Source of all random choices.
@@ -251,32 +193,40 @@ class TrainTransform:
             The clip, uint8 (C, T, crop, crop); the class ids, which mirroring may have exchanged; the box of the
             source that was cut out; whether the clip was mirrored.
         """
-        frames = _channels_second(frames)
-        box = self.draw_box(frames.shape[-2], frames.shape[-1], rng)
-        top, left, height, width = box
-        cut = frames[..., top : top + height, left : left + width]
-        clip, label_ids, flipped = self.make_clip(cut, label_ids, rng)
-        return clip, label_ids, CropBox(*box), flipped
+        frames = whole_frames(images)
+        plan, label_ids = self.draw_plan(frames.numbers, frames.size, label_ids, rng)
+        return self.apply(frames, plan, rng), label_ids, CropBox(*plan.box), plan.flipped
 
-    def make_clip(
-        self, cut: torch.Tensor, label_ids: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, np.ndarray, bool]:
-        """Does all that comes after the box is cut out; with `draw_box` before, the same as a call.
+    def draw_plan(
+        self, indices: np.ndarray, size: tuple[int, int], label_ids: np.ndarray, rng: np.random.Generator
+    ) -> tuple[ClipPlan, np.ndarray]:
+        """Draws which part of the frames a clip shows, and whether it is mirrored.
 
         Args:
-            cut: The part of the frames that `draw_box` named, uint8 (T, H, W, 3) or (T, 3, H, W); not changed.
+            indices: The frames of the clip, int64 (T,).
+            size: Height and width of the frames of the video.
             label_ids: Class ids of the video, int64 (any number of them).
-            rng: Source of all random choices.
+            rng: Source of the random choices; `apply` goes on with it.
 
         Returns:
-            The clip, uint8 (C, T, crop, crop); the class ids; whether the clip was mirrored.
+            The plan, and the class ids, which mirroring may have exchanged.
         """
-        clip = _resize(_channels_second(cut), self.protocol.crop, self.protocol.crop)
+        box = self.draw_box(*size, rng)
         # The number is drawn for every class, so that hflip_keep does not change the other choices of a sample.
         flipped = bool(rng.random() < self.augment.hflip) and self._keep.isdisjoint(label_ids.tolist())
         if flipped:
-            clip = clip.flip(-1)
             label_ids = np.array([self._swap.get(label, label) for label in label_ids.tolist()], dtype=np.int64)
+        return ClipPlan(indices, box, flipped), label_ids
+
+    def apply(self, frames: Frames, plan: ClipPlan, rng: np.random.Generator) -> torch.Tensor:
+        """Makes the clip of a plan and changes its colours, places and parts: uint8 (C, T, crop, crop).
+
+        Args:
+            frames: The frames that the plan needs; not changed.
+            plan: What `draw_plan` gave.
+            rng: Source of the random choices.
+        """
+        clip = make_clip(frames, plan, self.protocol.crop)
         if any(self.augment.color_jitter) and rng.random() < self.augment.color_jitter_prob:
             clip = self._jitter_colors(clip, rng)
         if self.augment.grayscale > 0 and rng.random() < self.augment.grayscale:
@@ -286,7 +236,7 @@ class TrainTransform:
             clip = self._rand_augment(clip, rng)
         if rng.random() < self.augment.erasing:
             clip = self._erase(clip, rng)
-        return clip.permute(1, 0, 2, 3), label_ids, flipped
+        return clip.permute(1, 0, 2, 3)
 
     def draw_box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draws top, left, height and width of the box to cut, in whole pixels of the source."""
@@ -361,67 +311,7 @@ class TrainTransform:
         return clip
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-CROP_COUNTS: Final = (1, 3, 5, 10)
-"""Numbers of spatial crops that are defined."""
-
-
-def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
-    """Returns the upper left corner of each square crop of that size of a scaled frame; see `test_crops`.
-
-    Raises:
-        ConfigError: If `num_crops` is none of `CROP_COUNTS`.
-    """
-    bottom, right = height - size, width - size
-    # The centre is rounded up, as in PySlowFast.
-    middle = (math.ceil(bottom / 2), math.ceil(right / 2))
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
-    if num_crops == 1:
-        return [middle]
-    if num_crops == 3 and height > width:
-        return [(0, middle[1]), middle, (bottom, middle[1])]
-    if num_crops == 3:
-        return [(middle[0], 0), middle, (middle[0], right)]
-    if num_crops == 5:
-        return corners
-    if num_crops == 10:
-        return corners + corners
-    raise ConfigError(f"views: {num_crops} crops of a clip are not defined; choose 1, 3, 5 or 10")
-
-
-def test_crops(frames: torch.Tensor, protocol: Protocol, num_crops: int) -> tuple[torch.Tensor, tuple[CropBox, ...]]:
-    """Scales the short side to `protocol.short_side` and cuts the crops of the test views.
-
-    Args:
-        frames: Decoded frames, uint8 (T, H, W, 3) or (T, 3, H, W).
-        protocol: Gives the size of the frames and of the crops.
-        num_crops: 1: the centre. 3: left, centre and right, or top, centre and bottom, along the long side (PySlowFast,
-            ``datasets/transform.py``, ``uniform_crop``). 5: upper left, upper right, lower left, lower right, centre.
-            10: these five, then the same mirrored.
-
-    Returns:
-        The crops, uint8 (num_crops, C, T, crop, crop), and the part of the source that each shows.
-
-    Raises:
-        ConfigError: If `num_crops` is none of these.
-    """
-    frames = _channels_second(frames)
-    size = protocol.crop
-    scaled = resize_short_side(frames, protocol.short_side)
-    (source_height, source_width), (height, width) = frames.shape[-2:], scaled.shape[-2:]
-    offsets = crop_offsets(height, width, size, num_crops)
-    crops = frames.new_empty(num_crops, frames.shape[0], size, size, 3)  # colour last, as the decoder's memory
-    for number, (top, left) in enumerate(offsets):
-        crop = scaled[..., top : top + size, left : left + size]
-        crops[number] = (crop.flip(-1) if number >= 5 else crop).permute(0, 2, 3, 1)
-    scale_y, scale_x = source_height / height, source_width / width
-    boxes = tuple(CropBox(top * scale_y, left * scale_x, size * scale_y, size * scale_x) for top, left in offsets)
-    return crops.permute(0, 4, 1, 2, 3), boxes
-
-
-test_crops.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest makes of the name
+# --- values ---------------------------------------------------------------------------------------------------------
 
 
 def normalize(

@@ -25,6 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest
+from stvid.data.sampling import LimitClock
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
@@ -354,12 +355,13 @@ class _Part:
         entry = self.manifest[self.row]
         origin: float | None = None
         begun = False
+        clock = LimitClock()
         for number, frame in enumerate(stream_frames(path)):
             origin = frame.seconds if origin is None else origin
-            at = frame.seconds - origin + 1e-3  # the tolerance of `stvid.data.sampling.frame_grid`
-            if entry.end is not None and at >= entry.end:
+            reached = clock.reached(frame.seconds - origin)
+            if entry.end is not None and reached >= entry.end:
                 break
-            if entry.start is None or at >= entry.start:
+            if entry.start is None or reached >= entry.start:
                 if not begun:
                     begun, self.index, self.seconds = True, number, frame.seconds - origin
                 yield frame

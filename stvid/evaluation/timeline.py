@@ -9,13 +9,13 @@ several clips and crops, whose scores are averaged, as if it were a video of its
 Windows go on until one has reached the end of the video; that last one may be shorter than the others. A part without a
 frame of its own (a long still of a variable frame rate) is a window with an error.
 
-Frames are decoded once, in order, and kept only as the crops that the model would see, only as long as a window can
-need them. For files of more than 100 frames a second with an uneven rate, a frame that lies within a millisecond of a
-window's border may count to the other side of it than in `load_clip`, which knows the average rate in advance.
+Frames are decoded once, in order, and kept only as long as a window can need them, and only the part that the model
+would see.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from stvid.data.clips import Frames, around, cut_views, scaled_frames, view_plans
 from stvid.data.dataset import EvalSample
-from stvid.data.sampling import frame_grid, sample_views
-from stvid.data.transforms import test_crops
+from stvid.data.layout import view_layout
+from stvid.data.sampling import TOLERANCE, LimitClock, last_duration, window_grid
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, VideoError
 from stvid.evaluation.classes import NOT_FINITE, top_classes
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 MAX_WINDOW_BYTES = 4 * 2**30
-"""Crops that a window may hold; a window that needs more is refused, not swapped."""
+"""Pixels that a window may hold, in bytes; a window that needs more is refused, not swapped."""
 
 _UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0}
 
@@ -92,68 +93,71 @@ class WindowClips:
 
 
 class _Buffer:
-    """The latest frames of a stream, as crops."""
+    """The latest frames of a stream, scaled, without what lies around all crops."""
 
     def __init__(self, protocol: Protocol, plan: ViewPlan) -> None:
         self.protocol = protocol
-        self.plan = plan
+        self.layout = view_layout([str(plan)], protocol.sampling)
         self.count = 0  # frames that have come
         self.origin = 0.0
-        self.times: deque[float] = deque()  # seconds from the first frame
-        self.crops: deque[torch.Tensor] = deque()
+        self.seconds: deque[float] = deque()  # on the source's own clock
+        self.images: deque[Tensor] = deque()
+        self.clock = LimitClock()
+        self.kind: Frames | None = None  # the size of the scaled frames and the corner of `images` in them
 
     def add(self, frame: Frame) -> float:
-        if self.count == 0:
+        """Takes the next frame; returns the limit that the stream has reached with it."""
+        scaled = scaled_frames(torch.from_numpy(frame.image)[None], self.protocol.short_side)
+        if self.kind is None:
             self.origin = frame.seconds
+            views = {(0, count, crop) for _, count, crop in self.layout.views}
+            plans = view_plans(np.zeros((1, 1)), sorted(views), frame_size=scaled.size, size=self.protocol.crop)
+            top, left, self.height, self.width = around([plan.box for plan in plans])
+            self.kind = dataclasses.replace(scaled, corner=(top, left))
+        top, left = self.kind.corner
         self.count += 1
-        self.times.append(frame.seconds - self.origin)
-        crops, _ = test_crops(torch.from_numpy(frame.image)[None], self.protocol, self.plan.crops)
-        self.crops.append(crops)
-        if len(self.crops) * crops.nbytes > MAX_WINDOW_BYTES:
+        self.seconds.append(frame.seconds)
+        self.images.append(scaled.images[0, top : top + self.height, left : left + self.width].clone())
+        if len(self.images) * self.images[-1].nbytes > MAX_WINDOW_BYTES:
             raise ConfigError(
-                f"window: its {len(self.crops)} frames take more than {MAX_WINDOW_BYTES >> 30} GiB; take a shorter one"
+                f"window: its {len(self.images)} frames take more than {MAX_WINDOW_BYTES >> 30} GiB; take a shorter one"
             )
-        return self.times[-1]
+        return self.clock.reached(frame.seconds - self.origin)
 
     @property
-    def step(self) -> float:
-        """Average seconds of a frame so far, as `frame_grid` has it."""
-        if self.count > 1 and self.times[-1] > 0:
-            return self.times[-1] / (self.count - 1)
-        return 1 / self.protocol.fps if self.protocol.fps is not None else 1.0
-
-    @property
-    def tolerance(self) -> float:
-        return min(1e-3, 0.1 * self.step)  # `stvid.data.sampling.frame_grid`
+    def end(self) -> float:
+        """When a source ends of which no more frames come, in seconds from the first frame."""
+        last = self.seconds[-1] - self.origin
+        return last + last_duration(last, count=self.count, fps=self.protocol.fps)
 
     def forget(self, before: float) -> None:
         """Drops frames that no window from `before` on can need: all but the one that is shown then."""
-        while len(self.times) > 1 and self.times[1] <= before - self.tolerance:
-            self.times.popleft()
-            self.crops.popleft()
+        while len(self.seconds) > 1 and self.seconds[1] - self.origin <= before - 2 * TOLERANCE:
+            self.seconds.popleft()
+            self.images.popleft()
 
-    def window(self, start: float, end: float, *, ended_at: float | None = None) -> WindowClips:
+    def window(self, start: float, end: float, *, stop: float = math.inf) -> WindowClips:
         """Cuts the views of a window out of the frames.
 
         Args:
             start: Start in seconds from the first frame.
             end: End in seconds from the first frame.
-            ended_at: Second at which the source has ended; None if it goes on, and then a frame at `end` or later is in
-                the buffer.
+            stop: Second at which the source has ended, if it has; otherwise a frame in the buffer has reached `end`.
         """
-        times = np.array(self.times)
-        if ended_at is not None:
-            end = min(end, ended_at)
-            times = np.append(times, ended_at + self.step)  # lies behind all windows, so that none ends before `end`
-        shown_end = round(end, 6)
-        try:
-            grid = frame_grid(times, fps=self.protocol.fps, start=start, end=end)
-        except ValueError as error:
-            return WindowClips(start, shown_end, None, error=str(error))
-        places = sample_views(grid, self.protocol, num_clips=self.plan.clips)
-        clips = [torch.cat([self.crops[place] for place in row], dim=2) for row in places.tolist()]
-        first = self.count - len(self.times)
-        return WindowClips(start, shown_end, torch.cat(clips), places + first, times[places] + self.origin)
+        seconds = np.array(self.seconds)
+        shown_end = round(min(end, stop), 6)
+        grid = window_grid(seconds - self.origin, fps=self.protocol.fps, start=start, end=end, stop=stop)
+        if not len(grid):
+            error = f"there is no frame in [{start:g} s, {shown_end:g} s)"
+            return WindowClips(start, shown_end, None, error=error)
+        places = self.layout.indices(grid, self.protocol)
+        used = np.unique(places)
+        images = torch.stack([self.images[place] for place in used.tolist()])
+        assert self.kind is not None
+        frames = dataclasses.replace(self.kind, images=images, numbers=used)
+        size = self.protocol.crop
+        clips = cut_views(frames, view_plans(places, self.layout.views, frame_size=frames.size, size=size), size)
+        return WindowClips(start, shown_end, clips, places + self.count - len(seconds), seconds[places])
 
 
 def check_windows(window: float, stride: float) -> None:
@@ -190,16 +194,16 @@ def stream_windows(
         return round(k * stride, 6)  # 3 * 0.1 is meant to be 0.3
 
     for frame in frames:
-        now = buffer.add(frame)
-        while now >= start_of(number) + window - buffer.tolerance:
+        reached = buffer.add(frame)
+        while reached >= start_of(number) + window:
             yield buffer.window(start_of(number), start_of(number) + window)
             number += 1
         buffer.forget(start_of(number))
     if not buffer.count:
         return
-    end = buffer.times[-1] + buffer.step
-    while number == 0 or max(start_of(number - 1) + window, start_of(number)) < end - buffer.tolerance:
-        yield buffer.window(start_of(number), start_of(number) + window, ended_at=end)
+    end = buffer.end
+    while number == 0 or max(start_of(number - 1) + window, start_of(number)) < end - TOLERANCE:
+        yield buffer.window(start_of(number), start_of(number) + window, stop=end)
         number += 1
 
 

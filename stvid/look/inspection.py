@@ -215,7 +215,7 @@ def _test_clips(dataset: EvalDataset, index: int, plan: ViewPlan) -> list[_Shown
                 sample.indices[clip],
                 sample.seconds[clip],
                 sample.crop_boxes[crop],
-                crop >= 5,  # see `stvid.data.transforms.test_crops`
+                crop >= 5,  # see `stvid.data.clips.crop_offsets`
             )
         )
     return shown

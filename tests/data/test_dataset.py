@@ -11,7 +11,9 @@ import torch
 
 import stvid
 from stvid.config import AugmentConfig
+from stvid.data import clips as clips_module
 from stvid.data import dataset as dataset_module
+from stvid.data.clips import ClipPlan, CropBox, cut_views, make_clip, scaled_frames, view_plans, whole_frames
 from stvid.data.dataset import (
     Draw,
     EvalDataset,
@@ -23,7 +25,7 @@ from stvid.data.dataset import (
     make_generator,
 )
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
-from stvid.data.transforms import CropBox, TrainTransform, normalize, test_crops
+from stvid.data.transforms import normalize
 from stvid.errors import ConfigError, ManifestError, MissingFileError, StvidError, VideoError
 from stvid.protocol import Protocol
 from stvid.video.reader import VideoReader
@@ -270,8 +272,8 @@ class TestTrainDataset:
                 sample.clips, sample.indices, boxes.tolist(), sample.flipped, strict=True
             ):
                 cut = reader.get_batch(indices)[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
-                quiet = TrainTransform(protocol, dataclasses.replace(augment, hflip=float(flipped)), ["a"])
-                expected = quiet.make_clip(cut, np.zeros(1, np.int64), np.random.default_rng(0))[0]
+                plan = ClipPlan(np.arange(len(cut)), (0, 0, *cut.shape[1:3]), flipped)
+                expected = make_clip(whole_frames(cut), plan, protocol.crop).permute(1, 0, 2, 3)
                 assert torch.equal(clip, expected)
 
     def test_bugs_are_not_taken_for_bad_videos(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +358,10 @@ class TestEvalDataset:
         assert [box.left for box in sample.crop_boxes] == [0, 24, 48]
         with VideoReader(path) as reader:
             for number, indices in enumerate(sample.indices):
-                crops = test_crops(reader.get_batch(indices), protocol, 3)[0]
+                frames = scaled_frames(reader.get_batch(indices), protocol.short_side)
+                views = [(0, 3, crop) for crop in range(3)]
+                plans = view_plans(frames.numbers[None], views, frame_size=frames.size, size=48)
+                crops = cut_views(frames, plans, 48)
                 assert torch.equal(sample.clips[3 * number : 3 * number + 3], crops)
 
     def test_frames_are_decoded_once(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,10 +392,10 @@ class TestEvalDataset:
         assert expected.clips is not None and expected.indices is not None
         unique = len(np.unique(expected.indices))
         monkeypatch.setattr(VideoReader, "get_batch", record)
-        monkeypatch.setattr(dataset_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3)
+        monkeypatch.setattr(clips_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3)
         assert EvalDataset(manifest, PROTOCOL, views="5x3")[0].clips is not None and asked == [unique]
         asked.clear()
-        monkeypatch.setattr(dataset_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3 - 1)
+        monkeypatch.setattr(clips_module, "MAX_FRAME_BYTES", unique * 64 * 64 * 3 - 1)
         sample = EvalDataset(manifest, PROTOCOL, views="5x3")[0]
         assert sample.clips is not None and asked == [unique - 1, 1]
         assert torch.equal(sample.clips, expected.clips) and sample.crop_boxes == expected.crop_boxes

@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stvid.data.sampling import dense_clip, dense_starts, frame_grid, sample_train, sample_views, segment_clip
+from stvid.data.sampling import (
+    TOLERANCE,
+    LimitClock,
+    dense_clip,
+    dense_starts,
+    frame_grid,
+    sample_train,
+    sample_views,
+    segment_clip,
+    window_grid,
+)
 from stvid.protocol import Protocol
 
 EVEN = np.arange(50) / 25  # two seconds
@@ -218,3 +228,36 @@ def test_nonsense_is_refused() -> None:
             call()
     with pytest.raises(ValueError, match="before the video"):
         dense_clip(5, frames=1, stride=1, start=-1)
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("rate", [25, 29.97, 240, 1000])
+@pytest.mark.parametrize("fps", [None, 12.5, 30.0])
+def test_a_window_of_a_stream_holds_the_frames_that_the_file_gives(rate: float, fps: float | None) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        times = np.round(np.cumsum(rng.choice([0.2, 1.0, 3.0], 300) / rate), 3)
+        times -= times[0]
+        start = float(rng.choice(times[:200]) + rng.choice([0, 4e-4, -4e-4, 2e-3]))
+        end = float(rng.choice(times[times > start + 0.05]) + rng.choice([0, 4e-4, -4e-4, 2e-3]))
+        clock = LimitClock()
+        reached = np.array([clock.reached(second) for second in times.tolist()])
+        assert (np.diff(reached) >= 0).all() and (np.abs(reached - times) <= TOLERANCE + 1e-9).all()
+        whole = window_grid(times, fps=fps, start=start, end=end)
+        over = int(np.argmax(reached >= end)) + 1 if (reached >= end).any() else len(times)
+        begin = max(int(np.searchsorted(times, start - 2 * TOLERANCE, side="right")) - 1, 0)
+        part = window_grid(times[begin:over], fps=fps, start=start, end=end) + begin
+        np.testing.assert_array_equal(part, whole)
+        if fps is None:
+            np.testing.assert_array_equal(whole, np.flatnonzero((reached >= start) & (reached < end)))
+
+
+def test_a_frame_belongs_to_one_of_two_windows_that_meet() -> None:
+    times = np.round(np.arange(300) / 29.97, 3)  # as Matroska has them
+    for limit in np.arange(1, 90) / 29.97 * 3:
+        before = window_grid(times, fps=None, start=0.0, end=limit)
+        after = window_grid(times, fps=None, start=limit, end=100.0)
+        np.testing.assert_array_equal(np.concatenate([before, after]), np.arange(300))
+        assert len(before) == round(limit * 29.97)

@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as F
 
 from stvid.config import AugmentConfig
 from stvid.data import transforms
-from stvid.data.transforms import CROP_COUNTS, RANDAUGMENT_OPS, CropBox, TrainTransform, normalize
+from stvid.data.transforms import RANDAUGMENT_OPS, CropBox, TrainTransform, normalize
 from stvid.errors import ConfigError
 from stvid.protocol import Protocol
 
@@ -458,72 +458,6 @@ class TestErasing:
         transform = make(plain(erasing=0.25), short_side=32)
         erased = [bool((transform(frames, labels("clap"), rng(seed))[0] != 7).any()) for seed in range(400)]
         assert 0.18 < np.mean(erased) < 0.32
-
-
-class TestTestCrops:
-    def protocol(self, short_side: int = 40, crop: int = 32) -> Protocol:
-        return Protocol(short_side=short_side, crop=crop)
-
-    def test_centre(self) -> None:
-        crops, boxes = transforms.test_crops(ramp(3, 40, 60), self.protocol(), 1)
-        assert crops.shape == (1, 3, 3, 32, 32) and crops.dtype == torch.uint8
-        assert boxes == (CropBox(4, 14, 32, 32),)
-        assert crops[0, 0, 0, 0].tolist() == list(range(14, 46))
-        assert crops[0, 1, 0, :, 0].tolist() == list(range(4, 36))
-        assert crops[0, 2, :, 0, 0].tolist() == [0, 1, 2]
-
-    def test_odd_centre_is_rounded_up_as_slowfast_does(self) -> None:
-        boxes = transforms.test_crops(ramp(1, 40, 61), self.protocol(), 1)[1]
-        assert boxes[0].left == 15  # ceil(29 / 2)
-
-    def test_three_along_the_long_side(self) -> None:
-        crops, boxes = transforms.test_crops(ramp(1, 40, 60), self.protocol(), 3)
-        assert [box[:2] for box in boxes] == [(4, 0), (4, 14), (4, 28)]
-        assert [int(crop[0, 0, 0, 0]) for crop in crops] == [0, 14, 28]
-        boxes = transforms.test_crops(ramp(1, 60, 40), self.protocol(), 3)[1]
-        assert [box[:2] for box in boxes] == [(0, 4), (14, 4), (28, 4)]
-
-    def test_three_with_short_side_equal_to_the_crop_cover_the_frame(self) -> None:
-        boxes = transforms.test_crops(ramp(1, 32, 60), self.protocol(32), 3)[1]
-        assert [box[:2] for box in boxes] == [(0, 0), (0, 14), (0, 28)]
-
-    def test_five_and_ten(self) -> None:
-        frames = ramp(2, 40, 60)
-        five, boxes = transforms.test_crops(frames, self.protocol(), 5)
-        assert [box[:2] for box in boxes] == [(0, 0), (0, 28), (8, 0), (8, 28), (4, 14)]
-        ten, ten_boxes = transforms.test_crops(frames, self.protocol(), 10)
-        assert torch.equal(ten[:5], five)
-        assert torch.equal(ten[5:], five.flip(-1))
-        assert ten_boxes == boxes + boxes
-
-    @pytest.mark.parametrize("count", [0, 2, 4, 11])
-    def test_other_numbers(self, count: int) -> None:
-        assert count not in CROP_COUNTS
-        with pytest.raises(ConfigError, match=f"{count} crops"):
-            transforms.test_crops(ramp(1, 40, 60), self.protocol(), count)
-
-    @pytest.mark.parametrize("size", [(80, 120), (20, 30), (37, 91), (91, 37), (1, 1), (3, 1000)])
-    @pytest.mark.parametrize("count", CROP_COUNTS)
-    def test_boxes_are_in_source_pixels(self, size: tuple[int, int], count: int) -> None:
-        crops, boxes = transforms.test_crops(noise(2, *size), self.protocol(), count)
-        assert crops.shape == (count, 3, 2, 32, 32)
-        for box in boxes:
-            assert box.top >= 0 and box.left >= 0
-            assert box.top + box.height <= size[0] + 1e-9 and box.left + box.width <= size[1] + 1e-9
-            assert box.height == pytest.approx(32 * min(size) / 40, rel=0.03)
-
-    def test_scaling_keeps_the_aspect_and_the_place(self) -> None:
-        crops, boxes = transforms.test_crops(ramp(1, 80, 120), self.protocol(), 1)
-        assert boxes == (CropBox(8, 28, 64, 64),)
-        assert abs(crops[0, 0, 0, 0].float().mean() - (28 + 31.5)) < 0.6
-        assert abs(crops[0, 1, 0, :, 0].float().mean() - (8 + 31.5)) < 0.6
-
-    def test_equals_a_resize_of_each_frame(self) -> None:
-        frames = noise(2, 50, 70)
-        crop = transforms.test_crops(frames, self.protocol(40, 40), 1)[0][0]
-        for number in range(2):
-            expected = F.resize(frames[number].permute(2, 0, 1), [40, 56], antialias=True)[:, :, 8:48]
-            assert torch.equal(crop[:, number], expected)
 
 
 class TestNormalize:
