@@ -66,7 +66,7 @@ def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
 
 def manifest(argv: Sequence[str]) -> int:
     """Write the list of videos of a data set from its official annotation."""
-    from stvid.data.annotations import CLASSES, DATASETS, convert, write_list
+    from stvid.data.conversion import CLASSES, DATASETS, convert, write_list
 
     parser = parser_for(
         "prep manifest",
@@ -153,7 +153,7 @@ def scan(argv: Sequence[str]) -> int:
 
 
 def _write_manifest(path: Path, entries: Sequence[Any]) -> None:
-    from stvid.data.annotations import Annotated, write_list
+    from stvid.data.conversion import Annotated, write_list
 
     if any(len(entry.labels) > 1 for entry in entries):
         raise ConfigError("lists with several labels a video are not written by stvid prep")

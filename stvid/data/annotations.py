@@ -1,169 +1,129 @@
-"""Official annotations to a list of videos with class names.
+"""The official annotation files of data sets: which videos they name, and what these show.
 
-Each reader gives (wanted file, label, start, end) for every annotated video and finds the file in the folder, so that
-what is missing, and what lies there without an annotation, can be told.
+Each reader gives the rows of a file as `Annotations`; `locate` finds the video of a row in a folder. The lists that
+`stvid.data.manifest` reads directly and those that ``stvid-prep manifest`` writes are made of the same rows.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stvid.data.manifest import VIDEO_EXTENSIONS, read_class_names, read_manifest
-from stvid.errors import ConfigError, ManifestError, nearest
-from stvid.files import write_table
+from stvid.data.text_files import Table, parse_json, parse_table, read_lines, read_text
+from stvid.data.video_folder import VideoFolder
+from stvid.data.video_table import checked_class_names
+from stvid.errors import ManifestError, nearest
 
-__all__ = ["DATASETS", "Annotated", "convert", "write_list"]
+__all__ = [
+    "Annotation",
+    "Annotations",
+    "locate",
+    "parse_seconds",
+    "read_class_names",
+    "read_diving48",
+    "read_hmdb51",
+    "read_kinetics",
+    "read_ssv1",
+    "read_ssv2",
+    "read_ucf101",
+]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One row of an annotation file.
+
+    Attributes:
+        video: Name of the video without extension.
+        label: Its class; empty if the row has none.
+        where: Where the row stands in the file, for messages.
+        cut: Name of a file that holds only the part from `start` to `end`; None if there are no such files.
+        start: Where the part begins in the video, in seconds; None is its beginning.
+        end: Where the part ends in the video, in seconds; None is its end.
+    """
+
+    video: str
+    label: str
+    where: str
+    cut: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass
-class Annotated:
-    """What an annotation file and a folder of videos give together.
+class Annotations:
+    """What an annotation file says.
 
     Attributes:
-        rows: Path, label, start and end in seconds (None: the whole video) of each video that is there.
-        missing: Names of annotated videos that are not there.
-        unexpected: Files in the folder that no annotation names.
-        class_names: All classes of the annotation, in their official order where there is one.
-        repeated: Rows of the annotation that were there before, and were left out.
+        rows: The rows, in order.
+        class_names: All classes in their official order; empty if no file beside the annotation gives it.
     """
 
-    rows: list[tuple[str, str, float | None, float | None]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
+    rows: list[Annotation]
     class_names: list[str] = field(default_factory=list)
-    repeated: int = 0
 
 
-class _Videos:
-    """The videos below a folder (or folders of images) by name without extension.
+def locate(row: Annotation, videos: VideoFolder) -> tuple[str, float | None, float | None] | None:
+    """Finds the video of a row.
 
-    A name is looked up as it is, then without regard to case: the split files of UCF101 write HandStandPushups where
-    some copies have HandstandPushups.
+    Returns:
+        Its path below the folder, and the part of it to use in seconds (None: all of it); None if it is not there.
     """
-
-    def __init__(self, root: Path, *, frames: bool = False) -> None:
-        self._found: dict[str, list[str]] = {}
-        self._folded: dict[str, str] = {}
-        self._unused: set[str] = set()
-        visited: set[str] = set()  # links to folders are followed, but not in circles
-        for folder, folders, names in os.walk(root, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in visited:
-                folders.clear()
-                continue
-            visited.add(real)
-            folders.sort()
-            if frames:
-                if any(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in names):
-                    self._add(os.path.basename(folder), folder)
-                continue
-            for name in sorted(names):
-                stem, extension = os.path.splitext(name)
-                if extension.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
-                    self._add(stem, os.path.join(folder, name))
-
-    def _add(self, name: str, path: str) -> None:
-        self._found.setdefault(name, []).append(path)
-        self._folded.setdefault(name.casefold(), name)
-        self._unused.add(path)
-
-    def find(self, name: str, label: str = "") -> str | None:
-        """Returns the path of a video; of several of this name that in a folder called like its class."""
-        paths = self._found.get(name) or self._found.get(self._folded.get(name.casefold(), ""), [])
-        if not paths:
-            return None
-        folders = (label, label.replace(" ", "_"))
-        path = next((path for path in paths if os.path.basename(os.path.dirname(path)) in folders), paths[0])
-        self._unused.discard(path)
-        return path
-
-    def unused(self) -> list[str]:
-        """Returns the paths that were not asked for, sorted."""
-        return sorted(self._unused)
+    if row.cut is not None and (path := videos.find(row.cut, row.label)) is not None:
+        return path, None, None
+    path = videos.find(row.video, row.label)
+    return None if path is None else (path, row.start, row.end)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: is not UTF-8 text") from error
+def parse_seconds(text: str, what: str) -> float | None:
+    """Reads a number of seconds; None if there is none.
 
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Number and text of the lines that are not blank."""
-    return [(number, line.strip()) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
-
-
-def _match(wanted: Iterable[tuple[str, str]], videos: _Videos, names: Sequence[str] = ()) -> Annotated:
-    out = Annotated()
-    labels = set()
-    for name, label in wanted:
-        labels.add(label)
-        path = videos.find(name, label)
-        if path is None:
-            out.missing.append(name)
-        else:
-            out.rows.append((path, label, None, None))
-    out.unexpected = videos.unused()
-    out.class_names = list(names) or sorted(label for label in labels if label)
-    return out
-
-
-def _kinetics(annotation: Path, root: Path) -> Annotated:
-    """Kinetics-400, -600, -700: ``label,youtube_id,time_start,time_end,split``.
-
-    Copies of the set lie in folders per class or flat, as ``<id>_<start>_<end>.mp4`` with six digits (the crawler of
-    activitynet/ActivityNet and the copies of cvdfoundation), or as whole videos ``<id>.mp4``. Several rows may have one
-    id and different times.
+    Raises:
+        ManifestError: If it is not a number, or below 0; the message begins with `what`.
     """
-    videos = _Videos(root)
-    out = Annotated()
-    table = csv.DictReader(io.StringIO(_text(annotation), newline=""), strict=True)
-    for column in ("youtube_id", "time_start", "time_end"):
-        if column not in (table.fieldnames or ()):
-            raise ManifestError(f"{annotation}: is no CSV of Kinetics: it has no column {column}")
+    if not text:
+        return None
     try:
-        rows = [(table.line_num, row) for row in table]
-    except csv.Error as error:
-        raise ManifestError(f"{annotation}, line {table.reader.line_num}: is not CSV ({error})") from error
-    labels = set()
-    for number, row in rows:
-        where = f"{annotation}, line {number}"
-        start, end = (_time(row[column], where, column) for column in ("time_start", "time_end"))
-        identity, label = (row["youtube_id"] or "").strip(), (row.get("label") or "").strip()
-        if not identity or end <= start:
-            raise ManifestError(f"{where}: {'time_end is not after time_start' if identity else 'no youtube_id'}")
-        labels.add(label)
-        cut = f"{identity}_{round(start):06d}_{round(end):06d}"
-        if (path := videos.find(cut, label)) is not None:
-            out.rows.append((path, label, None, None))
-        elif (path := videos.find(identity, label)) is not None:
-            out.rows.append((path, label, start, end))
-        else:
-            out.missing.append(cut)
-    out.class_names = sorted(label for label in labels if label)
-    out.unexpected = videos.unused()
-    return out
-
-
-def _time(text: str | None, where: str, column: str) -> float:
-    try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ManifestError(f"{where}: {column} is {text!r}, not a number of seconds")
+        raise ManifestError(f"{what} is {text!r}: a number of seconds is needed, 0 or more")
     return value
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Reads a list of class names: a text file with one a line, a JSON list, or a JSON table from name to number.
+
+    The last is the labels file of Something-Something v2 (``{"Approaching something with your camera": "0", ...}``);
+    its numbers must run from 0 without gaps.
+
+    Raises:
+        ManifestError: If the file is missing, empty, or holds a name twice.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise ManifestError(f"{name}: no such file")
+    text = read_text(name)
+    if not name.lower().endswith(".json"):
+        return checked_class_names([line.strip() for line in text.splitlines() if line.strip()], name)
+    content = parse_json(text, name)
+    if isinstance(content, dict):
+        try:
+            numbers = {int(number): label for label, number in content.items()}
+        except (TypeError, ValueError) as error:
+            raise ManifestError(f"{name}: the values are not numbers ({error})") from error
+        if len(numbers) != len(content) or sorted(numbers) != list(range(len(numbers))):
+            raise ManifestError(f"{name}: the numbers of the classes do not run from 0 to {len(content) - 1}")
+        content = [numbers[number] for number in range(len(numbers))]
+    if not isinstance(content, list) or not all(isinstance(label, str) for label in content):
+        raise ManifestError(f"{name}: needs a list of names, or a table from name to number")
+    return checked_class_names(content, name)
 
 
 def _official_names(annotation: Path, *names: str) -> list[str]:
@@ -174,69 +134,111 @@ def _official_names(annotation: Path, *names: str) -> list[str]:
     return []
 
 
-def _ssv2(annotation: Path, root: Path) -> Annotated:
-    """Something-Something v2: a JSON list of ``id`` and ``template``, whose brackets do not belong to the class.
+def read_kinetics(annotation: str | os.PathLike[str], table: Table | None = None) -> Annotations:
+    """Reads a CSV of Kinetics-400, -600 or -700: ``label,youtube_id,time_start,time_end,split``.
+
+    Copies of the set lie in folders per class or flat, as ``<id>_<start>_<end>.mp4`` with six digits (the crawler of
+    activitynet/ActivityNet and the copies of cvdfoundation), or as whole videos ``<id>.mp4``. Several rows may have one
+    id and different times. The test list has no labels.
+
+    Args:
+        annotation: The file.
+        table: Its lines, if they have been read.
+    """
+    table = parse_table(read_text(annotation), annotation) if table is None else table
+    line, first = table[0]
+    header = [cell.strip().lower() for cell in first]
+    for column in ("youtube_id", "time_start", "time_end"):
+        if column not in header:
+            raise ManifestError(f"{annotation}, line {line}: has no column {column!r}, which the CSV of Kinetics has")
+    if len(table) == 1:
+        raise ManifestError(f"{annotation}: has a header but no videos")
+    rows = []
+    for line, cells in table[1:]:
+        where = f"{annotation}, line {line}"
+        if len(cells) != len(header):
+            raise ManifestError(f"{where}: has {len(cells)} columns, not {len(header)} ({','.join(header)})")
+        values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        video = values["youtube_id"]
+        if not video:
+            raise ManifestError(f"{where}: has no youtube_id")
+        start, end = (parse_seconds(values[name], f"{where}: {name}") for name in ("time_start", "time_end"))
+        if start is None or end is None:
+            raise ManifestError(f"{where}: time_start and time_end are needed")
+        if end <= start:
+            raise ManifestError(f"{where}: time_end is not after time_start")
+        if values.get("label") == "":
+            raise ManifestError(f"{where}: {video!r} has no label")
+        cut = f"{video}_{round(start):06d}_{round(end):06d}"
+        rows.append(Annotation(video, values.get("label", ""), f"line {line}", cut, start, end))
+    return Annotations(rows)
+
+
+def read_ssv2(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads Something-Something v2: a JSON list of ``id`` and ``template``, whose brackets do not belong to the class.
 
     The test list has ids only; the answers to it (``test-answers.csv``) are lines ``id;label``. ``labels.json`` or
     ``something-something-v2-labels.json`` beside it has the official order of the classes.
     """
-    names = _official_names(annotation, "something-something-v2-labels.json", "labels.json")
-    if annotation.suffix.lower() == ".csv":
-        return _match(_id_label_lines(annotation), _Videos(root), names)
-    wanted = []
-    for number, row in enumerate(_json_list(annotation), start=1):
-        if not str(row.get("id", "")).strip():
-            raise ManifestError(f"{annotation}, video {number}: has no id")
-        label = str(row.get("template", row.get("label", "")))
-        wanted.append((str(row["id"]).strip(), label.replace("[", "").replace("]", "").strip()))
-    return _match(wanted, _Videos(root), names)
+    path = Path(annotation)
+    names = _official_names(path, "something-something-v2-labels.json", "labels.json")
+    if path.suffix.lower() == ".csv":
+        return Annotations(_id_label_lines(path), names)
+    content = parse_json(read_text(path), path)
+    if not isinstance(content, list) or not content:
+        raise ManifestError(
+            f"{path}: needs a list of videos as Something-Something v2 has it, not {type(content).__name__}"
+        )
+    rows = []
+    for number, item in enumerate(content, start=1):
+        video = str(item.get("id", "")).strip() if isinstance(item, dict) else ""
+        if not video:
+            raise ManifestError(f"{path}, video {number}: has no id")
+        where = f"video {number} (id {video})"
+        template = item.get("template", item.get("label"))
+        label = "" if template is None else str(template).replace("[", "").replace("]", "").strip()
+        if template is not None and not label:
+            raise ManifestError(f"{path}, {where}: has no label")
+        rows.append(Annotation(video, label, where))
+    return Annotations(rows, names)
 
 
-def _ssv1(annotation: Path, root: Path) -> Annotated:
-    """Something-Something v1: lines ``id;label``; the videos are folders of JPEG images at 12 frames a second.
+def read_ssv1(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads Something-Something v1: lines ``id;label``; the videos are folders of JPEG images at 12 frames a second.
 
     ``something-something-v1-labels.csv`` beside it has the official order of the classes. `VideoReader` shows a folder
     of images at 25 frames a second; ``stvid prep transcode --frames_fps 12`` makes videos with the right times of them.
     """
-    names = _official_names(annotation, "something-something-v1-labels.csv")
-    return _match(_id_label_lines(annotation), _Videos(root, frames=True), names)
+    path = Path(annotation)
+    return Annotations(_id_label_lines(path), _official_names(path, "something-something-v1-labels.csv"))
 
 
-def _id_label_lines(annotation: Path) -> list[tuple[str, str]]:
+def _id_label_lines(annotation: Path) -> list[Annotation]:
     """Reads lines ``id;label``, or ``id`` alone in a test list."""
-    wanted = []
-    for number, line in _lines(annotation):
+    rows = []
+    for number, line in read_lines(annotation):
         name, _, label = line.partition(";")
         if not name.strip().isdigit():
             raise ManifestError(f"{annotation}, line {number}: needs 'id;label', as something-something-v1-train.csv")
-        wanted.append((name.strip(), label.strip()))
-    return wanted
-
-
-def _json_list(annotation: Path) -> list[dict[str, object]]:
-    try:
-        rows = json.loads(_text(annotation))
-    except ValueError as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{annotation}: is no JSON ({error})") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ManifestError(f"{annotation}: needs a JSON list of tables")
+        rows.append(Annotation(name.strip(), label.strip(), f"line {number}"))
     return rows
 
 
-def _ucf101(annotation: Path, root: Path) -> Annotated:
-    """UCF101: ``trainlist01.txt`` (``Class/v_Class_g01_c01.avi 1``) or ``testlist01.txt``, beside ``classInd.txt``."""
+def read_ucf101(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads UCF101: ``trainlist01.txt`` (``Class/v_Class_g01_c01.avi 1``) or ``testlist01.txt``, with ``classInd.txt``.
+
+    ``classInd.txt`` lies beside the list and has the official order and spelling of the classes.
+    """
     names: list[str] = []
-    listed = annotation.with_name("classInd.txt")
+    listed = Path(annotation).with_name("classInd.txt")
     if listed.is_file():
-        for number, line in _lines(listed):
+        for number, line in read_lines(listed):
             if len(line.split()) != 2:
                 raise ManifestError(f"{listed}, line {number}: needs '<number> <class>'")
             names.append(line.split()[1])
     spelled = {name.casefold(): name for name in names}
-    wanted = []
-    for number, line in _lines(annotation):
+    rows = []
+    for number, line in read_lines(annotation):
         file = line.split()[0]
         match = re.fullmatch(r"(?:([^/]+)/)?v_([^_/]+)_g\d+_c\d+\.\w+", file)
         if match is None:
@@ -244,169 +246,70 @@ def _ucf101(annotation: Path, root: Path) -> Annotated:
         label = match[1] or match[2]
         if spelled and label.casefold() not in spelled:
             raise ManifestError(f"{annotation}, line {number}: {label} is no class of {listed}{nearest(label, names)}")
-        wanted.append((Path(file).stem, spelled.get(label.casefold(), label)))
-    out = _match(wanted, _Videos(root), names)
-    out.unexpected = []  # the other split lies in the same folder
-    return out
+        rows.append(Annotation(Path(file).stem, spelled.get(label.casefold(), label), f"line {number}"))
+    return Annotations(rows, names)
 
 
-def _hmdb51(annotation: Path, root: Path, *, part: str = "train", split: int = 1) -> Annotated:
-    """HMDB51: a folder of ``<class>_test_split<n>.txt``: ``file.avi 1`` (training), ``2`` (test) or ``0`` (unused)."""
-    if not annotation.is_dir():
-        raise ManifestError(f"{annotation}: for HMDB51 give the folder of the files <class>_test_split1.txt")
-    lists = sorted(annotation.glob(f"*_test_split{split}.txt"))
+def read_hmdb51(annotation: str | os.PathLike[str], *, part: str = "train", split: int = 1) -> Annotations:
+    """Reads HMDB51: a folder of ``<class>_test_split<n>.txt`` with lines ``file.avi 1``.
+
+    The number is 1 for training, 2 for the test, and 0 for videos that are not used.
+
+    Args:
+        annotation: The folder.
+        part: ``train`` or ``test``.
+        split: 1, 2 or 3.
+    """
+    folder = Path(annotation)
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: for HMDB51 give the folder of the files <class>_test_split1.txt")
+    lists = sorted(folder.glob(f"*_test_split{split}.txt"))
     if not lists:
-        raise ManifestError(f"{annotation}: holds no <class>_test_split{split}.txt")
-    wanted, names = [], []
+        raise ManifestError(f"{folder}: holds no <class>_test_split{split}.txt")
+    rows, names = [], []
     for file in lists:
         label = file.stem.removesuffix(f"_test_split{split}")
         names.append(label)
-        for number, line in _lines(file):
+        for number, line in read_lines(file):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2") or not name.strip():
                 raise ManifestError(f"{file}, line {number}: needs '<file>.avi' and 0, 1 or 2, not {line!r}")
             if use == {"train": "1", "test": "2"}[part]:
-                wanted.append((os.path.splitext(name.strip())[0], label))
-    out = _match(wanted, _Videos(root), names)
-    out.unexpected = []
-    return out
+                rows.append(Annotation(os.path.splitext(name.strip())[0], label, f"{file.name}, line {number}"))
+    return Annotations(rows, names)
 
 
-def _diving48(annotation: Path, root: Path) -> Annotated:
-    """Diving48: a JSON list of ``vid_name``, ``label`` (a number), ``start_frame``, ``end_frame``.
+def read_diving48(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads Diving48: a JSON list of ``vid_name``, ``label`` (a number), ``start_frame``, ``end_frame``.
 
     So are ``Diving48_train.json`` and the corrected ``Diving48_V2_train.json``. ``Diving48_vocab.json`` beside it names
     the classes (four parts of a dive, joined by spaces here). The frames are those of the cut videos, which are used
     whole.
     """
-    rows = _json_list(annotation)
-    vocabulary = annotation.with_name("Diving48_vocab.json")
-    classes: list[str] = []
-    if vocabulary.is_file():
-        try:
-            classes = [part if isinstance(part, str) else " ".join(part) for part in json.loads(_text(vocabulary))]
-        except (ValueError, TypeError) as error:
-            raise ManifestError(f"{vocabulary}: needs a JSON list of the parts of each class ({error})") from error
-    wanted = []
-    numbers = []
-    for count, row in enumerate(rows, start=1):
+    path = Path(annotation)
+    content = parse_json(read_text(path), path)
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ManifestError(f"{path}: needs a JSON list of tables")
+    classes = _diving48_classes(path.with_name("Diving48_vocab.json"))
+    rows, numbers = [], []
+    for count, row in enumerate(content, start=1):
         name, label = row.get("vid_name"), row.get("label")
         if not name or isinstance(label, bool) or not isinstance(label, int) or label < 0:
-            raise ManifestError(f"{annotation}, video {count}: needs vid_name and label, a number from 0 up")
+            raise ManifestError(f"{path}, video {count}: needs vid_name and label, a number from 0 up")
         if classes and label >= len(classes):
             raise ManifestError(
-                f"{annotation}, video {count}: label {label} is beyond the {len(classes)} of {vocabulary}"
+                f"{path}, video {count}: label {label} is beyond the {len(classes)} of Diving48_vocab.json"
             )
         numbers.append(label)
-        wanted.append((str(name), classes[label] if classes else str(label)))
-    names = classes or [str(number) for number in range(max(numbers, default=-1) + 1)]
-    return _match(wanted, _Videos(root), names)
+        rows.append(Annotation(str(name), classes[label] if classes else str(label), f"video {count}"))
+    return Annotations(rows, classes or [str(number) for number in range(max(numbers, default=-1) + 1)])
 
 
-def _folder(annotation: Path, root: Path) -> Annotated:
-    """A folder per class."""
-    manifest = read_manifest(annotation)
-    out = Annotated(class_names=list(manifest.class_names))
-    for number in range(len(manifest)):
-        entry = manifest[number]
-        out.rows.append((entry.path, entry.labels[0], None, None))
-    return out
-
-
-DATASETS: dict[str, Callable[..., Annotated]] = {
-    "kinetics400": _kinetics,
-    "kinetics600": _kinetics,
-    "kinetics700": _kinetics,
-    "ssv1": _ssv1,
-    "ssv2": _ssv2,
-    "ucf101": _ucf101,
-    "hmdb51": _hmdb51,
-    "diving48": _diving48,
-    "folder": _folder,
-}
-CLASSES = {
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "ssv1": 174,
-    "ssv2": 174,
-    "ucf101": 101,
-    "hmdb51": 51,
-    "diving48": 48,
-}
-
-
-def convert(dataset: str, annotation: Path, root: Path, *, part: str = "train", split: int = 1) -> Annotated:
-    """Reads the official annotation of a data set and finds its videos.
-
-    Args:
-        dataset: One of `DATASETS`.
-        annotation: The file (HMDB51: the folder of its split files; folder: the folder of class folders).
-        root: The folder of the videos; they may lie in folders below it.
-        part: ``train`` or ``test``; HMDB51 only, whose files hold both.
-        split: 1, 2 or 3; HMDB51 only.
-
-    Raises:
-        ConfigError: If the data set is unknown.
-        ManifestError: If the annotation cannot be read, or none of its videos is there.
-    """
-    if dataset not in DATASETS:
-        raise ConfigError(f"{dataset}: no such data set{nearest(dataset, DATASETS)} ({', '.join(DATASETS)})")
-    for path in (annotation, root):
-        if not path.exists():
-            raise ManifestError(f"{path}: no such file or folder")
-    extra = {"part": part, "split": split} if dataset == "hmdb51" else {}
-    found = DATASETS[dataset](annotation, root, **extra)
-    if not found.rows:
-        example = f", such as {found.missing[0]}" if found.missing else ""
-        raise ManifestError(f"{root}: holds none of the {len(found.missing)} videos of {annotation}{example}")
-    _leave_out_repeated(found, annotation)
-    return found
-
-
-def _leave_out_repeated(found: Annotated, annotation: Path) -> None:
-    labels: dict[tuple[str, float | None, float | None], str] = {}
-    for path, label, start, end in found.rows:
-        other = labels.setdefault((path, start, end), label)
-        if other != label:
-            raise ManifestError(f"{annotation}: gives {path} two labels, {other!r} and {label!r}")
-    found.repeated = len(found.rows) - len(labels)
-    found.rows = [(path, label, start, end) for (path, start, end), label in labels.items()]
-    unlabelled = sum(not label for label in labels.values())
-    if 0 < unlabelled < len(labels):
-        path = next(path for (path, _, _), label in labels.items() if not label)
-        raise ManifestError(f"{annotation}: {unlabelled} videos have no label, but others have; such as {path}")
-    unknown = {label for label in labels.values() if label} - set(found.class_names)
-    if unknown:
-        label = min(unknown)
-        raise ManifestError(f"{annotation}: {label!r} is not in the list of classes{nearest(label, found.class_names)}")
-
-
-def _unwritable(video: str) -> bool:
+def _diving48_classes(vocabulary: Path) -> list[str]:
+    if not vocabulary.is_file():
+        return []
+    parts: Sequence[Any] = parse_json(read_text(vocabulary), vocabulary)
     try:
-        video.encode()
-    except UnicodeEncodeError:
-        return True
-    return video != video.strip()
-
-
-def write_list(path: Path, found: Annotated) -> None:
-    """Writes a CSV that `read_manifest` reads; paths below its folder are written relative to it.
-
-    Raises:
-        ManifestError: If a name cannot be written so that it is read again.
-        StvidError: If the file cannot be written.
-    """
-    base = path.absolute().parent
-    timed = any(start is not None or end is not None for _, _, start, end in found.rows)
-    labelled = any(label for _, label, _, _ in found.rows)
-    header = ["path", *(["label"] if labelled else []), *(["start", "end"] if timed else [])]
-    rows = []
-    for video, label, start, end in found.rows:
-        video = os.path.abspath(video)
-        if _unwritable(video):
-            raise ManifestError(f"{video!r}: its name is not UTF-8 text or has an odd end; rename it")
-        shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
-        times = ["" if value is None else f"{value:g}" for value in (start, end)]
-        rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
-    write_table(path, header, rows, errors="strict")
+        return [part if isinstance(part, str) else " ".join(part) for part in parts]
+    except TypeError as error:
+        raise ManifestError(f"{vocabulary}: needs a JSON list of the parts of each class ({error})") from error

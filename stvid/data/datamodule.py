@@ -33,7 +33,7 @@ from stvid.data.dataset import (
     make_generator,
 )
 from stvid.data.manifest import Manifest
-from stvid.data.shards import ShardStream
+from stvid.data.shard_stream import ShardStream
 from stvid.errors import ConfigError, StvidError
 
 __all__ = [

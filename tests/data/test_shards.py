@@ -20,7 +20,7 @@ from stvid.data import sharding
 from stvid.data.datamodule import ShardLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
-from stvid.data.shards import ShardStream
+from stvid.data.shard_stream import ShardStream
 from stvid.engine.train import train
 from stvid.errors import ConfigError, Interrupted, ManifestError, StvidError
 from stvid.protocol import Protocol
@@ -207,7 +207,7 @@ def test_the_buffer_shuffles_within_its_size(shards: Path, monkeypatch: pytest.M
     assert sorted(shuffled) == sorted(read) and shuffled != read
     stream.buffer = 1
     assert list(itertools.chain(*in_workers(stream, 0))) == read
-    monkeypatch.setattr("stvid.data.shards.BUFFER_BYTES", 1)
+    monkeypatch.setattr("stvid.data.shard_stream.BUFFER_BYTES", 1)
     assert lanes(read_manifest(shards), batch=3)[0].buffer == 3  # at least a batch
 
 

@@ -1,0 +1,178 @@
+"""Official annotations to a list of videos with class names.
+
+The videos that an annotation names are looked for in a folder, so that what is missing, and what lies there without an
+annotation, can be told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stvid.data.annotations import (
+    Annotations,
+    locate,
+    read_diving48,
+    read_hmdb51,
+    read_kinetics,
+    read_ssv1,
+    read_ssv2,
+    read_ucf101,
+)
+from stvid.data.manifest import read_manifest
+from stvid.data.video_folder import VideoFolder
+from stvid.errors import ConfigError, ManifestError, nearest
+from stvid.files import write_table
+
+__all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "write_list"]
+
+
+@dataclass
+class Annotated:
+    """What an annotation file and a folder of videos give together.
+
+    Attributes:
+        rows: Path, label, start and end in seconds (None: the whole video) of each video that is there.
+        missing: Names of annotated videos that are not there.
+        unexpected: Files in the folder that no annotation names.
+        class_names: All classes of the annotation, in their official order where there is one.
+        repeated: Rows of the annotation that were there before, and were left out.
+    """
+
+    rows: list[tuple[str, str, float | None, float | None]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    repeated: int = 0
+
+
+def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
+    """Finds the videos of an annotation in a folder."""
+    out = Annotated()
+    for row in annotations.rows:
+        found = locate(row, videos)
+        if found is None:
+            out.missing.append(row.cut or row.video)
+        else:
+            path, start, end = found
+            out.rows.append((os.path.join(videos.root, path), row.label, start, end))
+    out.unexpected = [os.path.join(videos.root, path) for path in videos.unused()]
+    out.class_names = annotations.class_names or sorted({row.label for row in annotations.rows if row.label})
+    return out
+
+
+def _class_folders(folder: Path) -> Annotated:
+    manifest = read_manifest(folder)
+    rows = [(entry.path, entry.labels[0], None, None) for entry in (manifest[n] for n in range(len(manifest)))]
+    return Annotated(rows=list(rows), class_names=list(manifest.class_names))
+
+
+DATASETS: dict[str, Callable[..., Annotations] | None] = {
+    "kinetics400": read_kinetics,
+    "kinetics600": read_kinetics,
+    "kinetics700": read_kinetics,
+    "ssv1": read_ssv1,
+    "ssv2": read_ssv2,
+    "ucf101": read_ucf101,
+    "hmdb51": read_hmdb51,
+    "diving48": read_diving48,
+    "folder": None,
+}
+"""The data sets, with what reads their annotation; a folder per class has none."""
+
+CLASSES = {
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "ssv1": 174,
+    "ssv2": 174,
+    "ucf101": 101,
+    "hmdb51": 51,
+    "diving48": 48,
+}
+
+_SPLIT = ("ucf101", "hmdb51")  # the videos of their other splits lie in the same folder
+
+
+def convert(dataset: str, annotation: Path, root: Path, *, part: str = "train", split: int = 1) -> Annotated:
+    """Reads the official annotation of a data set and finds its videos.
+
+    Args:
+        dataset: One of `DATASETS`.
+        annotation: The file (HMDB51: the folder of its split files; folder: the folder of class folders).
+        root: The folder of the videos; they may lie in folders below it.
+        part: ``train`` or ``test``; HMDB51 only, whose files hold both.
+        split: 1, 2 or 3; HMDB51 only.
+
+    Raises:
+        ConfigError: If the data set is unknown.
+        ManifestError: If the annotation cannot be read, or none of its videos is there.
+    """
+    if dataset not in DATASETS:
+        raise ConfigError(f"{dataset}: no such data set{nearest(dataset, DATASETS)} ({', '.join(DATASETS)})")
+    for path in (annotation, root):
+        if not path.exists():
+            raise ManifestError(f"{path}: no such file or folder")
+    read = DATASETS[dataset]
+    if read is None:
+        found = _class_folders(annotation)
+    else:
+        extra = {"part": part, "split": split} if dataset == "hmdb51" else {}
+        found = _match(read(annotation, **extra), VideoFolder(root, frames=dataset == "ssv1"))
+        if dataset in _SPLIT:
+            found.unexpected = []
+    if not found.rows:
+        example = f", such as {found.missing[0]}" if found.missing else ""
+        raise ManifestError(f"{root}: holds none of the {len(found.missing)} videos of {annotation}{example}")
+    _leave_out_repeated(found, annotation)
+    return found
+
+
+def _leave_out_repeated(found: Annotated, annotation: Path) -> None:
+    labels: dict[tuple[str, float | None, float | None], str] = {}
+    for path, label, start, end in found.rows:
+        other = labels.setdefault((path, start, end), label)
+        if other != label:
+            raise ManifestError(f"{annotation}: gives {path} two labels, {other!r} and {label!r}")
+    found.repeated = len(found.rows) - len(labels)
+    found.rows = [(path, label, start, end) for (path, start, end), label in labels.items()]
+    unlabelled = sum(not label for label in labels.values())
+    if 0 < unlabelled < len(labels):
+        path = next(path for (path, _, _), label in labels.items() if not label)
+        raise ManifestError(f"{annotation}: {unlabelled} videos have no label, but others have; such as {path}")
+    unknown = {label for label in labels.values() if label} - set(found.class_names)
+    if unknown:
+        label = min(unknown)
+        raise ManifestError(f"{annotation}: {label!r} is not in the list of classes{nearest(label, found.class_names)}")
+
+
+def _unwritable(video: str) -> bool:
+    try:
+        video.encode()
+    except UnicodeEncodeError:
+        return True
+    return video != video.strip()
+
+
+def write_list(path: Path, found: Annotated) -> None:
+    """Writes a CSV that `read_manifest` reads; paths below its folder are written relative to it.
+
+    Raises:
+        ManifestError: If a name cannot be written so that it is read again.
+        StvidError: If the file cannot be written.
+    """
+    base = path.absolute().parent
+    timed = any(start is not None or end is not None for _, _, start, end in found.rows)
+    labelled = any(label for _, label, _, _ in found.rows)
+    header = ["path", *(["label"] if labelled else []), *(["start", "end"] if timed else [])]
+    rows = []
+    for video, label, start, end in found.rows:
+        video = os.path.abspath(video)
+        if _unwritable(video):
+            raise ManifestError(f"{video!r}: its name is not UTF-8 text or has an odd end; rename it")
+        shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
+        times = ["" if value is None else f"{value:g}" for value in (start, end)]
+        rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
+    write_table(path, header, rows, errors="strict")

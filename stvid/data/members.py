@@ -1,0 +1,101 @@
+"""Where the videos of a list lie in tar shards, and how their bytes are read from there.
+
+The shards lie in a folder, or behind any URL that fsspec opens. `stvid.data.shards` reads their list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stvid.errors import StvidError, VideoError
+from stvid.video.frame_index import Index
+from stvid.video.stored_index import unpack_index
+
+__all__ = ["Members", "file_system", "why"]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Where the videos of a manifest lie in shards; arrays of one entry a video.
+
+    Attributes:
+        root: Folder or URL of the shards.
+        files: Their names.
+        shard: Number of the shard, int32 (N,).
+        begin: Where the first header of the video's files is in the tar, int64 (N,).
+        data: Where its bytes begin, int64 (N,).
+        size: Its bytes, int64 (N,).
+        scan: Where the bytes of its index begin, int64 (N,).
+        scan_size: Their number, 0 if it has none, int64 (N,).
+    """
+
+    root: str
+    files: tuple[str, ...]
+    shard: np.ndarray
+    begin: np.ndarray
+    data: np.ndarray
+    size: np.ndarray
+    scan: np.ndarray
+    scan_size: np.ndarray
+
+    def subset(self, picked: np.ndarray) -> Members:
+        """Returns the places of some of the videos."""
+        columns = (self.shard, self.begin, self.data, self.size, self.scan, self.scan_size)
+        return Members(self.root, self.files, *(column[picked] for column in columns))
+
+    def url(self, shard: int) -> str:
+        """Returns where a shard is."""
+        return f"{self.root}/{self.files[shard]}"
+
+    def read(self, index: int) -> tuple[bytes, Index | None]:
+        """Returns the bytes of one video, and its index if the shard has one that can be used.
+
+        Raises:
+            VideoError: If they cannot be read.
+        """
+        data, scan_size = int(self.data[index]), int(self.scan_size[index])
+        first = int(self.scan[index]) if scan_size else data
+        count = data + int(self.size[index]) - first
+        url = self.url(int(self.shard[index]))
+        try:
+            files, path = file_system(url)
+            content = files.cat_file(path, start=first, end=first + count)
+        except StvidError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise VideoError(url, f"cannot be read ({why(error)})") from error
+        if len(content) != count:
+            raise VideoError(
+                url,
+                f"gave {len(content)} bytes when {count} from byte {first} on were asked for (a server must do that)",
+            )
+        content = bytes(content)
+        if not scan_size:
+            return content, None
+        return content[data - first :], unpack_index(content[:scan_size])
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Returns fsspec's file system for a path or URL, and the path in it.
+
+    Raises:
+        StvidError: If the kind of URL is unknown, or the package that it needs is not installed.
+    """
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
+    if "://" not in url:
+        return LocalFileSystem(), url
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:  # an unknown kind of URL, or one whose package is not installed
+        raise StvidError(f"{url}: {why(error)}") from error
+
+
+def why(error: Exception) -> str:
+    """Returns what an error of a file system says, in one line."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
+    return " ".join(str(reason).split())

@@ -1,0 +1,78 @@
+"""Lists and annotations as text: UTF-8, CSV and JSON, with errors that name the file, the line and the cure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from typing import Any
+
+from stvid.errors import ManifestError
+
+__all__ = ["Table", "parse_json", "parse_table", "read_lines", "read_text"]
+
+Table = list[tuple[int, list[str]]]
+"""The lines of a CSV that are not blank: number of the line, and its cells."""
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a text file.
+
+    Raises:
+        ManifestError: If it cannot be read, is not UTF-8, or holds nothing.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise ManifestError(f"{path}: is empty")
+    return text
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """Reads number and text of the lines that are not blank.
+
+    Raises:
+        ManifestError: As `read_text`.
+    """
+    return [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+
+
+def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ManifestError: If it is not JSON; the message begins with `path`.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from error
+
+
+def parse_table(text: str, path: str | os.PathLike[str]) -> Table:
+    """Returns the lines of a CSV.
+
+    Raises:
+        ManifestError: If it is not CSV, or has no lines; the message begins with `path`.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    table = []
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                table.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ManifestError(f"{path}, line {reader.line_num}: is not CSV ({error})") from error
+    if not table:
+        raise ManifestError(f"{path}: is empty")
+    return table

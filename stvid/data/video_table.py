@@ -1,0 +1,328 @@
+"""A list of videos as a table: which there are, and what they show.
+
+`stvid.data.manifest` reads such lists from files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stvid.data.members import Members
+from stvid.errors import ManifestError, nearest
+from stvid.video.frame_index import Index
+
+__all__ = ["Manifest", "Row", "VideoEntry", "build_manifest", "checked_class_names"]
+
+
+@dataclass(frozen=True)
+class VideoEntry:
+    """One row of a manifest.
+
+    Attributes:
+        path: Absolute path of the video file (or of a folder of images); in shards the tar and the name in it.
+        labels: Names of its classes; empty if unknown, several only in a multi-label manifest.
+        start: Where the part to use begins, in seconds from the first frame of the video; None is the first frame.
+        end: Where it ends, in seconds from the first frame; None is the end of the video.
+    """
+
+    path: str
+    labels: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a list as it was read.
+
+    Attributes:
+        path: The video, relative to the root of the list or absolute.
+        labels: Names of its classes.
+        start: Where the part to use begins, in seconds from the first frame; None is the first frame.
+        end: Where it ends, in seconds from the first frame; None is the end of the video.
+        where: Where the row stands in the list, for messages.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    start: float | None
+    end: float | None
+    where: str
+
+
+class _Ragged(NamedTuple):
+    """Rows of different lengths in one array.
+
+    Attributes:
+        values: All rows, one after the other.
+        ends: Where each row begins, and where the last one ends, int64 (N + 1,).
+    """
+
+    values: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> _Ragged:
+        """Returns rows of these lengths."""
+        return cls(values, np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64))
+
+    def row(self, index: int) -> np.ndarray:
+        """Returns one row; not a copy."""
+        return self.values[self.ends[index] : self.ends[index + 1]]
+
+    def rows(self, picked: np.ndarray) -> _Ragged:
+        """Returns some rows, in the order given."""
+        lengths = np.diff(self.ends)[picked]
+        new = _Ragged.of(self.values, lengths)
+        places = np.arange(new.ends[-1]) + np.repeat(self.ends[:-1][picked] - new.ends[:-1], lengths)
+        return new._replace(values=self.values[places])
+
+
+class Manifest:
+    """A table of videos, held in a few arrays.
+
+    A list of Python objects would be copied into every worker process piece by piece, as their reference counts change;
+    arrays are shared after a fork and pickle fast for a spawn.
+
+    Made by `stvid.data.manifest.read_manifest` or `Manifest.from_entries`.
+
+    Attributes:
+        class_names: The names that label ids stand for.
+        source: Where it came from, for messages.
+        members: Where the videos lie in shards; None if they are files.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        names: _Ragged,
+        ids: _Ragged,
+        spans: np.ndarray,
+        class_names: tuple[str, ...],
+        source: str,
+        members: Members | None = None,
+    ) -> None:
+        self._root = root
+        self._names = names  # uint8: the paths below the root, UTF-8
+        self._ids = ids  # int64: the label ids
+        self._spans = spans  # float64 (N, 2): start and end, NaN where not given
+        self.class_names = class_names
+        self.source = source
+        self.members = members
+
+    @classmethod
+    def from_entries(
+        cls,
+        entries: Iterable[VideoEntry],
+        *,
+        class_names: Sequence[str] | None = None,
+        source: str = "<entries>",
+        multilabel: bool = False,
+        root: str | None = None,
+    ) -> Manifest:
+        """Makes a manifest of rows.
+
+        Args:
+            entries: The rows.
+            class_names: The classes in order; None takes the labels that occur, sorted.
+            source: What messages call it.
+            multilabel: Whether a row without labels may stand beside labelled ones: it shows none of the classes.
+            root: Folder or URL that relative paths start from; None is the working directory.
+
+        Raises:
+            ManifestError: If a label is not in `class_names`, two rows are the same, or some rows have labels and
+                others have not although `multilabel` is off.
+        """
+        rows = [Row(e.path, tuple(e.labels), e.start, e.end, f"entry {n}") for n, e in enumerate(entries)]
+        return build_manifest(
+            rows, root=root or os.getcwd(), class_names=class_names, source=source, multilabel=multilabel
+        )
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> VideoEntry:
+        """Returns one row, with its absolute path."""
+        index = range(len(self))[index]
+        name = bytes(self._names.row(index))
+        start, end = self._spans[index].tolist()
+        return VideoEntry(
+            path=os.path.join(self._root, os.fsdecode(name)),
+            labels=tuple(self.class_names[number] for number in self.label_ids(index)),
+            start=None if math.isnan(start) else start,
+            end=None if math.isnan(end) else end,
+        )
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.source!r}: {len(self)} videos, {len(self.class_names)} classes)"
+
+    def content(self, index: int) -> str | bytes:
+        """Returns what a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard.
+
+        Raises:
+            VideoError: If its shard cannot be read.
+        """
+        return self.content_and_index(index)[0]
+
+    def content_and_index(self, index: int) -> tuple[str | bytes, Index | None]:
+        """Returns what a `VideoReader` opens for one row, as `content`, and the index that its shard has of it.
+
+        Raises:
+            VideoError: If its shard cannot be read.
+        """
+        return (self[index].path, None) if self.members is None else self.members.read(range(len(self))[index])
+
+    def label_ids(self, index: int) -> np.ndarray:
+        """Returns the label ids of one video: int64 (labels,), indices into `class_names`, ascending."""
+        return self._ids.row(range(len(self))[index])
+
+    @property
+    def primary(self) -> np.ndarray:
+        """The (first) label id of each video: int64 (N,), -1 where there is none."""
+        firsts = np.full(len(self), -1, np.int64)
+        labelled = np.diff(self._ids.ends) > 0
+        firsts[labelled] = self._ids.values[self._ids.ends[:-1][labelled]]
+        return firsts
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the videos are labelled: every one, or in a multi-label manifest at least one."""
+        return len(self._ids.values) > 0
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
+        """Returns a manifest of some of the videos, in the order given, with the same class names."""
+        picked = np.asarray(indices)
+        picked = picked.astype(np.int64) if picked.size == 0 else picked
+        if picked.dtype.kind not in "iu":
+            raise TypeError(f"indices must be whole numbers, not {picked.dtype}")
+        if picked.size and (picked.min() < 0 or picked.max() >= len(self)):
+            raise IndexError(f"{self.source}: rows {picked.min()}..{picked.max()} of a manifest of {len(self)} videos")
+        return Manifest(
+            root=self._root,
+            names=self._names.rows(picked),
+            ids=self._ids.rows(picked),
+            spans=self._spans[picked],
+            class_names=self.class_names,
+            source=self.source,
+            members=None if self.members is None else self.members.subset(picked),
+        )
+
+    def with_class_names(self, names: Sequence[str]) -> Manifest:
+        """Returns the same videos with label ids that are indices into `names`; labels are matched by name.
+
+        Raises:
+            ManifestError: If a label that occurs is not in `names`.
+        """
+        wanted = checked_class_names(names, self.source)
+        position = {name: number for number, name in enumerate(wanted)}
+        table = np.array([position.get(name, -1) for name in self.class_names], np.int64)
+        before, ends = self._ids
+        ids = table[before] if len(before) else before.copy()
+        if (ids < 0).any():
+            missing = self.class_names[int(before[int(np.argmax(ids < 0))])]
+            count = len({int(number) for number in before[ids < 0]})
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            raise ManifestError(
+                f"{self.source}: label {missing!r}{more} is not among the {len(wanted)} class names"
+                f"{nearest(missing, wanted)}"
+            )
+        for begin, end in itertools.pairwise(ends):
+            if end - begin > 1:
+                ids[begin:end].sort()
+        return Manifest(
+            root=self._root,
+            names=self._names,
+            ids=_Ragged(ids, ends),
+            spans=self._spans,
+            class_names=wanted,
+            source=self.source,
+            members=self.members,
+        )
+
+
+def checked_class_names(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Returns class names, or says what is wrong with them.
+
+    Raises:
+        ManifestError: If there are none, or one is empty or occurs twice; the message begins with `source`.
+    """
+    result = tuple(str(name) for name in names)
+    if not result:
+        raise ManifestError(f"{source}: the list of class names is empty")
+    seen: set[str] = set()
+    for name in result:
+        if not name.strip():
+            raise ManifestError(f"{source}: a class name is empty")
+        if name in seen:
+            raise ManifestError(f"{source}: class name {name!r} occurs twice")
+        seen.add(name)
+    return result
+
+
+def build_manifest(
+    rows: Sequence[Row], *, root: str, class_names: Sequence[str] | None, source: str, multilabel: bool = False
+) -> Manifest:
+    """Makes a manifest of rows that were read.
+
+    Args:
+        rows: The rows.
+        root: Folder or URL that relative paths start from.
+        class_names: The classes in order; None takes the labels that occur, sorted.
+        source: What messages call the list.
+        multilabel: Whether a row without labels may stand beside labelled ones.
+
+    Raises:
+        ManifestError: As `Manifest.from_entries` raises it.
+    """
+    if class_names is not None:
+        names = checked_class_names(class_names, source)
+    else:
+        names = tuple(sorted({label for row in rows for label in row.labels}))
+    position = {name: number for number, name in enumerate(names)}
+    root = root if "://" in root else os.path.abspath(root)
+    seen: dict[tuple[str, float | None, float | None], str] = {}
+    ids: list[int] = []
+    paths: list[bytes] = []
+    unlabelled = next((row for row in rows if not row.labels), None)
+    labelled = next((row for row in rows if row.labels), None)
+    if unlabelled is not None and labelled is not None and not multilabel:
+        raise ManifestError(f"{source}, {unlabelled.where}: {unlabelled.path!r} has no label, but others have")
+    for row in rows:
+        if row.end is not None and row.end <= (row.start or 0):
+            raise ManifestError(f"{source}, {row.where}: end ({row.end:g} s) is not after start ({row.start or 0:g} s)")
+        path = os.path.normpath(row.path)
+        key = (os.path.join(root, path), row.start, row.end)  # one row may have it relative, another absolute
+        if key in seen:
+            raise ManifestError(
+                f"{source}, {row.where}: {row.path!r} is already at {seen[key]}; remove one (several labels of a "
+                "video: multilabel, joined by |)"
+            )
+        seen[key] = row.where
+        for label in row.labels:
+            if label not in position:
+                raise ManifestError(
+                    f"{source}, {row.where}: label {label!r} is not among the {len(names)} class names"
+                    f"{nearest(label, names)}"
+                )
+        ids.extend(sorted(position[label] for label in row.labels))
+        paths.append(os.fsencode(path))
+    return Manifest(
+        root=root,
+        names=_Ragged.of(np.frombuffer(b"".join(paths), np.uint8).copy(), [len(path) for path in paths]),
+        ids=_Ragged.of(np.array(ids, np.int64), [len(row.labels) for row in rows]),
+        spans=np.array([[_nan(row.start), _nan(row.end)] for row in rows], np.float64).reshape(len(rows), 2),
+        class_names=names,
+        source=source,
+    )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

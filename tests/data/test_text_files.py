@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stvid.data.text_files import parse_json, parse_table, read_lines, read_text
+from stvid.errors import ManifestError
+
+
+def test_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r\n")
+    assert read_lines(tmp_path / "a.txt") == [(1, "one"), (3, "two")]
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.txt").write_text(" \n")
+    for name, message in (("b.txt", "is not UTF-8 text"), ("c.txt", "is empty"), ("d.txt", "cannot be read")):
+        with pytest.raises(ManifestError, match=f"{name}: {message}"):
+            read_text(tmp_path / name)
+
+
+def test_tables_and_json_say_which_line_is_wrong() -> None:
+    assert parse_table('a,b\n\n"x\ny",2\nz,3\n', "l.csv") == [(1, ["a", "b"]), (3, ["x\ny", "2"]), (5, ["z", "3"])]
+    with pytest.raises(ManifestError, match=r"l\.csv, line 2: is not CSV"):
+        parse_table('a,b\n"x,2\n', "l.csv")
+    assert parse_json("[1]", "l.json") == [1]
+    with pytest.raises(ManifestError, match=r"l\.json, line 2: is not JSON"):
+        parse_json("[\n]]", "l.json")

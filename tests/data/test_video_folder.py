@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stvid.data.video_folder import VideoFolder, is_video
+from stvid.errors import ManifestError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_a_video_is_found_by_its_name_and_class(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a.mp4", "deep/er/b.MKV", "x/c.avi", "ride_bike/c.webm", "notes/d.txt", ".hidden.mp4")
+    videos = VideoFolder(root)
+    assert videos.find("a") == "a.mp4" and videos.find("A") == "a.mp4"
+    assert videos.find("b") == "deep/er/b.MKV"
+    assert videos.find("c", "ride bike") == "ride_bike/c.webm" and videos.find("c", "x") == "x/c.avi"
+    assert videos.find("d") is None and videos.find(".hidden") is None
+    assert VideoFolder(root).unused() == ["a.mp4", "deep/er/b.MKV", "ride_bike/c.webm", "x/c.avi"]
+    assert videos.unused() == []
+    assert (videos.folder_of("ride bike"), videos.folder_of("x"), videos.folder_of("run")) == ("ride_bike", "x", "")
+
+
+@pytest.mark.parametrize(("depth", "found"), [(0, "a"), (1, "ab"), (2, "abc"), (None, "abc")])
+def test_depth(tmp_path: Path, depth: int | None, found: str) -> None:
+    videos = VideoFolder(touch(tmp_path, "a.mp4", "one/b.mp4", "one/two/c.mp4"), depth=depth)
+    assert "".join(name for name in "abc" if videos.find(name)) == found
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path / "real", "a.mp4")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "circle").symlink_to(tmp_path / "real")
+    assert VideoFolder(root).unused() == ["link/a.mp4"]
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    videos = VideoFolder(touch(tmp_path, "7/1.jpg", "7/2.jpg", "8/1.PNG", "9/a.mp4"), frames=True)
+    assert [videos.find(name) for name in ("7", "8", "9")] == ["7", "8", None]
+
+
+def test_there_must_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"none: no such folder \(root of the videos\)"):
+        VideoFolder(tmp_path / "none")
+    assert is_video("a/b.WEBM") and not is_video("a/b.txt")
