@@ -37,8 +37,9 @@ from stvid.data.shard_stream import ShardStream
 from stvid.errors import ConfigError, StvidError
 
 __all__ = [
-    "CheckedLoader",
     "EvalLoader",
+    "Loader",
+    "LoaderSettings",
     "ShardLoader",
     "TrainBatchSampler",
     "TrainLoader",
@@ -224,7 +225,7 @@ def _worker_context() -> BaseContext:
     return context
 
 
-class CheckedLoader(DataLoader[Any]):
+class Loader(DataLoader[Any]):
     """A loader whose errors are one line for the user."""
 
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # so that it can be closed
@@ -286,7 +287,7 @@ def _describe_death(batches: Any, error: Exception) -> str:
     )
 
 
-class TrainLoader(CheckedLoader):
+class TrainLoader(Loader):
     """Batches of training clips; made by `make_train_loader`. Its length is that of a whole epoch."""
 
     batch_sampler: TrainBatchSampler
@@ -344,14 +345,14 @@ class ShardLoader(TrainLoader):
         if self._started:  # the worker processes read the start of this pass later on, so only now it can be reset
             self.dataset.set_start(0)
         self._started = True
-        return CheckedLoader.__iter__(self)
+        return Loader.__iter__(self)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class EvalLoader(CheckedLoader):
+class EvalLoader(Loader):
     """Lists of `EvalSample`; made by `make_eval_loader`."""
 
     dataset: EvalDataset
@@ -360,17 +361,36 @@ class EvalLoader(CheckedLoader):
         return super().__iter__()
 
 
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How one process of a training or an evaluation gets its batches.
+
+    Attributes:
+        batch_size: Clips of a training batch of this process, or videos of a list of an evaluation.
+        workers: Processes that decode; 0 decodes in this one.
+        rank: Number of this process.
+        world_size: Number of processes.
+        pin_memory: Whether batches are put into page-locked memory, for fast copies to a GPU.
+    """
+
+    batch_size: int
+    workers: int
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False
+
+
 def worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> dict[str, Any]:
-    """Returns the arguments of a `CheckedLoader` that say how its worker processes are started.
+    """Returns what a `Loader` is to be told of its worker processes.
 
     Args:
-        workers: How many; 0 decodes in this process.
-        seed: Seed of the global random state of the workers.
-        rank: Number of this process.
-        persistent: Whether the workers are kept for the next pass.
+        workers: Their number; 0 decodes in this process.
+        seed: Seed of the global random numbers of code that uses them; no sample of stvid does.
+        rank: Number of the process that uses the loader.
+        persistent: Whether the worker processes are kept for the next pass.
 
     Raises:
-        ConfigError: If `workers` is negative.
+        ConfigError: If the number is below 0.
     """
     if workers < 0:
         raise ConfigError(f"data.workers: {workers!r} is not a whole number from 0 up")
@@ -387,38 +407,27 @@ def worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> d
 
 def make_train_loader(
     dataset: TrainDataset,
+    settings: LoaderSettings,
     *,
-    batch_size: int,
-    workers: int,
     seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    repeats: int | None = None,
     balance: Literal["none", "class"] = "none",
-    pin_memory: bool = False,
     drop_last: bool = True,
 ) -> TrainLoader:
-    """Makes the loader of one training process.
+    """Makes the loader of one training process; worker processes are kept from epoch to epoch.
 
     Args:
         dataset: The videos.
-        batch_size: Clips of one batch of this process.
-        workers: Processes that decode; 0 decodes in this one. They are kept from epoch to epoch.
-        seed: Of the order, 0 or more.
-        rank: Number of this process.
-        world_size: Number of training processes.
-        repeats: Clips of one video; None takes `dataset.repeats`, which is the only other value allowed.
+        settings: Batch size, worker processes and ranks.
+        seed: Seed of the order, 0 or more.
         balance: ``class`` draws with replacement so that all classes are equally frequent; ``none`` takes each video
             once an epoch.
-        pin_memory: Put batches into page-locked memory, for fast copies to a GPU.
         drop_last: Leave out the videos at the end of an epoch that do not fill a batch of every rank.
 
     Raises:
-        ConfigError: If `repeats` does not divide `batch_size`, there are too few videos for one batch, or a value is
-            out of its range.
+        ConfigError: If the clips that the data set gives of a video do not divide the batch size, there are too few
+            videos for one batch, or a value is out of its range.
     """
-    if repeats is not None and repeats != dataset.repeats:
-        raise ConfigError(f"data.repeats: the loader is asked for {repeats}, the data set gives {dataset.repeats}")
+    batch_size = settings.batch_size
     if batch_size < 1 or batch_size % dataset.repeats:
         raise ConfigError(
             f"data.batch_size: {batch_size} clips cannot be made of videos that give {dataset.repeats} clips each; "
@@ -426,7 +435,10 @@ def make_train_loader(
         )
     if balance not in ("none", "class"):
         raise ConfigError(f"data.balance: {balance!r} is neither none nor class")
-    options = worker_options(workers, seed=seed, rank=rank, persistent=True)
+    options = worker_options(settings.workers, seed=seed, rank=settings.rank, persistent=True)
+    options["pin_memory"] = settings.pin_memory
+    share = {"seed": seed, "rank": settings.rank, "world_size": settings.world_size}
+    videos_per_batch = batch_size // dataset.repeats
     if dataset.manifest.members is not None:
         if not drop_last:
             raise ConfigError("shards: the videos that do not fill a batch of every rank are always left out")
@@ -435,35 +447,23 @@ def make_train_loader(
                 "data.balance: shards are read from front to back, each video once an epoch; set it to none, or give a "
                 "list of files"
             )
-        stream = ShardStream(
-            dataset,
-            videos_per_batch=batch_size // dataset.repeats,
-            seed=seed,
-            lanes=max(1, workers),
-            rank=rank,
-            world_size=world_size,
-        )
-        return ShardLoader(stream, batch_size=None, collate_fn=_as_it_is, pin_memory=pin_memory, **options)
+        lanes = max(1, settings.workers)
+        stream = ShardStream(dataset, videos_per_batch=videos_per_batch, lanes=lanes, **share)
+        return ShardLoader(stream, batch_size=None, collate_fn=_as_it_is, **options)
     sampler = TrainBatchSampler(
         len(dataset),
-        videos_per_batch=batch_size // dataset.repeats,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
+        videos_per_batch=videos_per_batch,
         weights=class_weights(dataset.manifest) if balance == "class" else None,
         drop_last=drop_last,
+        **share,
     )
-    return TrainLoader(dataset, batch_sampler=sampler, collate_fn=collate_train, pin_memory=pin_memory, **options)
+    return TrainLoader(dataset, batch_sampler=sampler, collate_fn=collate_train, **options)
 
 
 def make_eval_loader(
     dataset: EvalDataset,
+    settings: LoaderSettings,
     *,
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
     persistent: bool = False,
     only: Sequence[int] | None = None,
 ) -> EvalLoader:
@@ -474,24 +474,21 @@ def make_eval_loader(
 
     Args:
         dataset: The videos.
-        batch_size: Videos of one list.
-        workers: Processes that decode; 0 decodes in this one.
-        rank: Number of this process.
-        world_size: Number of evaluating processes.
-        pin_memory: Put clips into page-locked memory, for fast copies to a GPU.
+        settings: Batch size, worker processes and ranks.
         persistent: Keep the worker processes for the next pass.
         only: Numbers of the videos to take; None takes all.
 
     Raises:
         ConfigError: If a value is out of its range.
     """
-    if batch_size < 1:
-        raise ConfigError(f"data.val_batch_size: {batch_size!r} is not a whole number from 1 up")
+    if settings.batch_size < 1:
+        raise ConfigError(f"data.val_batch_size: {settings.batch_size!r} is not a whole number from 1 up")
+    videos = range(len(dataset)) if only is None else only
     return EvalLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=_EvalSampler(range(len(dataset)) if only is None else only, rank=rank, world_size=world_size),
+        batch_size=settings.batch_size,
+        sampler=_EvalSampler(videos, rank=settings.rank, world_size=settings.world_size),
         collate_fn=collate_eval,
-        pin_memory=pin_memory,
-        **worker_options(workers, seed=0, rank=rank, persistent=persistent),
+        pin_memory=settings.pin_memory,
+        **worker_options(settings.workers, seed=0, rank=settings.rank, persistent=persistent),
     )

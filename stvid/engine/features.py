@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from stvid.data.datamodule import CheckedLoader, worker_options
+from stvid.data.datamodule import Loader, worker_options
 from stvid.data.manifest import Manifest
 from stvid.data.transforms import normalize
 from stvid.engine.trainers import make_trainer, quiet_lightning
@@ -198,7 +198,7 @@ class _FeatureData(LightningDataModule):
         assert self.trainer is not None
         dataset = FeatureClips(**self.options, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         options = worker_options(self.workers, seed=0, rank=self.trainer.global_rank, persistent=False)
-        return CheckedLoader(dataset, batch_size=None, **options)
+        return Loader(dataset, batch_size=None, **options)
 
 
 def extract_features(

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from stvid.config import DataConfig
-from stvid.data.datamodule import TrainLoader, make_eval_loader, make_train_loader
+from stvid.data.datamodule import LoaderSettings, TrainLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.errors import ConfigError
 from stvid.runs import default_workers
@@ -108,24 +108,22 @@ class VideoData(LightningDataModule):
         """Goes to a position; called before the loaders are made."""
         self._position = dict(state_dict)
 
-    def _shared(self) -> dict[str, Any]:
+    def _settings(self, batch_size: int) -> LoaderSettings:
         assert self.trainer is not None
-        return {
-            "workers": default_workers(self.config.workers),
-            "rank": self.trainer.global_rank,
-            "world_size": self.trainer.world_size,
-            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
-        }
+        return LoaderSettings(
+            batch_size=batch_size,
+            workers=default_workers(self.config.workers),
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
 
     def steps_per_epoch(self, *, world_size: int, accumulate: int) -> int:
         """Returns the optimiser steps of an epoch; Lightning steps after the last batch even if others are missing."""
         loader = make_train_loader(
             self.train_dataset,
-            batch_size=self.config.batch_size,
-            workers=0,
+            LoaderSettings(self.config.batch_size, workers=0, world_size=world_size),
             seed=self.seed,
-            world_size=world_size,
-            repeats=self.config.repeats,
             balance=self.config.balance,
         )
         return -(-len(loader) // accumulate)
@@ -134,11 +132,9 @@ class VideoData(LightningDataModule):
         """Returns this rank's share of the training clips."""
         loader = make_train_loader(
             self.train_dataset,
-            batch_size=self.config.batch_size,
+            self._settings(self.config.batch_size),
             seed=self.seed,
-            repeats=self.config.repeats,
             balance=self.config.balance,
-            **self._shared(),
         )
         order = self._position.get("order", "")
         if order != loader.order and 0 < self._position["batches"] < len(loader):
@@ -159,7 +155,7 @@ class VideoData(LightningDataModule):
         if self.val_dataset is None:
             return []
         batch_size = self.config.val_batch_size or self.config.batch_size
-        loader = make_eval_loader(self.val_dataset, batch_size=batch_size, **self._shared())
+        loader = make_eval_loader(self.val_dataset, self._settings(batch_size))
         return [StoppableLoader(loader, self._all_stop)]
 
     def _all_stop(self) -> bool:

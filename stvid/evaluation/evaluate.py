@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stvid.console import progress_bar
-from stvid.data.datamodule import make_eval_loader
+from stvid.data.datamodule import LoaderSettings, make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import normalize
@@ -479,8 +479,8 @@ def _batches(
     if not todo:
         yield iter(())
         return
-    pinned = place.device.type == "cuda"
-    loader = make_eval_loader(dataset, batch_size=at_once, workers=workers, pin_memory=pinned, only=todo)
+    settings = LoaderSettings(at_once, workers, pin_memory=place.device.type == "cuda")
+    loader = make_eval_loader(dataset, settings, only=todo)
     with contextlib.closing(iter(loader)) as batches:
         yield batches
 

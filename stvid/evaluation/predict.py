@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stvid.data.datamodule import make_eval_loader
+from stvid.data.datamodule import LoaderSettings, make_eval_loader
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.views import ViewPlan
@@ -110,9 +110,11 @@ def predict(
         with inference(model, device=device, precision=precision) as place:
             loader = make_eval_loader(
                 dataset,
-                batch_size=max(1, batch_size // ViewPlan.parse(used.views).num_views),
-                workers=workers,
-                pin_memory=place.device.type == "cuda",
+                LoaderSettings(
+                    max(1, batch_size // ViewPlan.parse(used.views).num_views),
+                    workers,
+                    pin_memory=place.device.type == "cuda",
+                ),
             )
             run = partial(sample_logits, model, protocol=used, placement=place, view_chunk=batch_size)
             with contextlib.closing(iter(loader)) as batches:

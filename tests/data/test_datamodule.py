@@ -22,6 +22,7 @@ from torch.utils.data import get_worker_info
 
 from stvid.config import AugmentConfig
 from stvid.data.datamodule import (
+    LoaderSettings,
     TrainBatchSampler,
     TrainLoader,
     class_weights,
@@ -55,7 +56,9 @@ def manifest(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
 def make_train(manifest: Manifest, *, workers: int = 0, batch_size: int = 4, **changes: object) -> TrainLoader:
     data = TrainDataset(manifest, PROTOCOL, AUGMENT, seed=0, repeats=int(changes.pop("repeats", 1)))  # type: ignore[call-overload]
-    return make_train_loader(data, batch_size=batch_size, workers=workers, **{"seed": 0, **changes})  # type: ignore[arg-type]
+    ranks = {name: changes.pop(name) for name in ("rank", "world_size") if name in changes}
+    settings = LoaderSettings(batch_size, workers, **ranks)  # type: ignore[arg-type]
+    return make_train_loader(data, settings, **{"seed": 0, **changes})  # type: ignore[arg-type]
 
 
 def same(one: TrainBatch, other: TrainBatch) -> bool:
@@ -132,7 +135,7 @@ class TestTrainLoader:
         whole.set_epoch(5)
         expected = list(whole)
         data = Asked(manifest, PROTOCOL, AUGMENT, seed=0)
-        loader = make_train_loader(data, batch_size=4, workers=0, seed=0)
+        loader = make_train_loader(data, LoaderSettings(4, workers=0), seed=0)
         loader.set_epoch(5)
         loader.set_start(start)
         got = list(loader)
@@ -189,11 +192,9 @@ class TestTrainLoader:
             make_train(manifest, **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 
-    def test_repeats_of_loader_and_data_must_agree(self, manifest: Manifest) -> None:
+    def test_the_repeats_of_the_data_make_up_the_batch(self, manifest: Manifest) -> None:
         data = TrainDataset(manifest, PROTOCOL, AUGMENT, seed=0, repeats=2)
-        with pytest.raises(ConfigError, match=r"data\.repeats"):
-            make_train_loader(data, batch_size=4, workers=0, seed=0, repeats=4)
-        assert len(make_train_loader(data, batch_size=4, workers=0, seed=0, repeats=2)) == 6
+        assert len(make_train_loader(data, LoaderSettings(4, workers=0), seed=0)) == 6
 
 
 class TestTrainBatchSampler:
@@ -300,7 +301,7 @@ class TestTrainBatchSampler:
 
 class TestEvalLoader:
     def test_order_is_kept(self, manifest: Manifest) -> None:
-        loader = make_eval_loader(EvalDataset(manifest, PROTOCOL, views="2x1"), batch_size=5, workers=0)
+        loader = make_eval_loader(EvalDataset(manifest, PROTOCOL, views="2x1"), LoaderSettings(5, workers=0))
         batches = list(loader)
         assert [len(batch) for batch in batches] == [5, 5, 2] and len(loader) == 3
         assert [sample.index for batch in batches for sample in batch] == list(range(12))
@@ -310,7 +311,7 @@ class TestEvalLoader:
         data = EvalDataset(manifest.subset(range(videos)), PROTOCOL, views="1x1")
         shares = []
         for rank in range(world):
-            loader = make_eval_loader(data, batch_size=3, workers=0, rank=rank, world_size=world)
+            loader = make_eval_loader(data, LoaderSettings(3, workers=0, rank=rank, world_size=world))
             shares.append([sample.index for batch in loader for sample in batch])
         assert len({len(share) for share in shares}) == 1
         seen = [index for share in shares for index in share]
@@ -324,18 +325,18 @@ class TestEvalLoader:
     def test_corrupt_file_is_reported(self, manifest: Manifest, tmp_path: Path) -> None:
         rows = [manifest[0], VideoEntry(str(tmp_path / "none.mp4"), ("left",)), manifest[1]]
         data = EvalDataset(Manifest.from_entries(rows), PROTOCOL, views="1x1")
-        (batch,) = make_eval_loader(data, batch_size=4, workers=0)
+        (batch,) = make_eval_loader(data, LoaderSettings(4, workers=0))
         assert [sample.index for sample in batch] == [0, 1, 2]
         assert [sample.error is None for sample in batch] == [True, False, True]
 
     def test_bad_values(self, manifest: Manifest) -> None:
         data = EvalDataset(manifest, PROTOCOL, views="1x1")
         with pytest.raises(ConfigError, match="batch_size"):
-            make_eval_loader(data, batch_size=0, workers=0)
+            make_eval_loader(data, LoaderSettings(0, workers=0))
         with pytest.raises(ConfigError, match="workers"):
-            make_eval_loader(data, batch_size=1, workers=-2)
+            make_eval_loader(data, LoaderSettings(1, workers=-2))
         with pytest.raises(ValueError, match="rank 2 of 2"):
-            make_eval_loader(data, batch_size=1, workers=0, rank=2, world_size=2)
+            make_eval_loader(data, LoaderSettings(1, workers=0, rank=2, world_size=2))
 
 
 class TestWorkers:
@@ -366,8 +367,8 @@ class TestWorkers:
     def test_eval_batches_do_not_depend_on_the_number_of_workers(self, manifest: Manifest, tmp_path: Path) -> None:
         rows = [*(manifest[index] for index in range(5)), VideoEntry(str(tmp_path / "none.mp4"), ("left",))]
         data = EvalDataset(Manifest.from_entries(rows), PROTOCOL, views="2x3")
-        alone = [sample for batch in make_eval_loader(data, batch_size=4, workers=0) for sample in batch]
-        shared = [sample for batch in make_eval_loader(data, batch_size=4, workers=2) for sample in batch]
+        alone = [sample for batch in make_eval_loader(data, LoaderSettings(4, workers=0)) for sample in batch]
+        shared = [sample for batch in make_eval_loader(data, LoaderSettings(4, workers=2)) for sample in batch]
         assert [sample.index for sample in shared] == [sample.index for sample in alone]
         assert [sample.error for sample in shared] == [sample.error for sample in alone]
         for one, other in zip(alone[:5], shared[:5], strict=True):
@@ -380,7 +381,7 @@ class TestWorkers:
         pids = set()
         for seed in (0, 1):
             data = Observed(manifest, PROTOCOL, AUGMENT, seed=0)
-            loader = make_train_loader(data, batch_size=2, workers=2, seed=seed)
+            loader = make_train_loader(data, LoaderSettings(2, workers=2), seed=seed)
             for _ in range(2):
                 for batch in loader:
                     for text, _ in batch.failures:
@@ -428,7 +429,7 @@ class TestWorkers:
     @pytest.mark.parametrize("busy", [True, False], ids=["while it works", "with batches on their way"])
     def test_a_killed_worker_is_named_within_seconds(self, manifest: Manifest, busy: bool) -> None:
         data = (Slow if busy else TrainDataset)(manifest, PROTOCOL, AUGMENT, seed=0)
-        loader = make_train_loader(data, batch_size=4, workers=1, seed=0)
+        loader = make_train_loader(data, LoaderSettings(4, workers=1), seed=0)
         before = set(multiprocessing.active_children())
         batches = iter(loader)
         (worker,) = set(multiprocessing.active_children()) - before
@@ -448,13 +449,13 @@ class TestWorkers:
     def test_a_script_without_main_guard_is_told_what_to_do(self, manifest: Manifest, tmp_path: Path) -> None:
         script = tmp_path / "script.py"
         script.write_text(
-            "from stvid.data.datamodule import make_eval_loader\n"
+            "from stvid.data.datamodule import LoaderSettings, make_eval_loader\n"
             "from stvid.data.dataset import EvalDataset\n"
             "from stvid.data.manifest import Manifest, VideoEntry\n"
             "from stvid.protocol import Protocol\n"
             f"videos = Manifest.from_entries([VideoEntry({manifest[0].path!r}, ('a',))])\n"
             "data = EvalDataset(videos, Protocol(), views='1x1')\n"
-            "list(make_eval_loader(data, batch_size=1, workers=1))\n"
+            "list(make_eval_loader(data, LoaderSettings(1, workers=1)))\n"
         )
         root = str(Path(__file__).parents[2])
         result = subprocess.run(
@@ -475,7 +476,7 @@ class TestWorkers:
         script = tmp_path / "script.py"
         script.write_text(
             "import multiprocessing, time\n"
-            "from stvid.data.datamodule import make_eval_loader\n"
+            "from stvid.data.datamodule import LoaderSettings, make_eval_loader\n"
             "from stvid.data.dataset import EvalDataset\n"
             "from stvid.data.manifest import Manifest, VideoEntry\n"
             "from stvid.protocol import Protocol\n"
@@ -483,7 +484,7 @@ class TestWorkers:
             f"    paths = {[entry.path for entry in manifest]!r}\n"
             "    videos = Manifest.from_entries([VideoEntry(path, ('a',)) for path in paths])\n"
             "    data = EvalDataset(videos, Protocol(), views='1x1')\n"
-            "    batches = iter(make_eval_loader(data, batch_size=1, workers=2))\n"
+            "    batches = iter(make_eval_loader(data, LoaderSettings(1, workers=2)))\n"
             "    next(batches)\n"
             "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
             "    time.sleep(120)\n"
@@ -504,7 +505,7 @@ class TestWorkers:
     def test_leaving_early_ends_the_workers(self, manifest: Manifest) -> None:
         data = EvalDataset(manifest, PROTOCOL, views="1x1")
         before = set(multiprocessing.active_children())
-        batches = iter(make_eval_loader(data, batch_size=1, workers=1))
+        batches = iter(make_eval_loader(data, LoaderSettings(1, workers=1)))
         next(batches)
         assert len(set(multiprocessing.active_children()) - before) == 1
         batches.close()  # type: ignore[attr-defined]
@@ -535,7 +536,7 @@ def test_batches_survive_pinning(manifest: Manifest, monkeypatch: pytest.MonkeyP
     moved = pin_memory(batch)
     assert isinstance(moved, TrainBatch) and same(moved, batch)
     assert pinned == [(4, 3, 4, 64, 64), (4,)]
-    (samples,) = make_eval_loader(EvalDataset(manifest, PROTOCOL, views="2x1"), batch_size=12, workers=0)
+    (samples,) = make_eval_loader(EvalDataset(manifest, PROTOCOL, views="2x1"), LoaderSettings(12, workers=0))
     assert [sample.index for sample in pin_memory(samples)] == list(range(12))
     assert pinned[2:] == [(2, 3, 4, 64, 64)] * 12
     error = StvidError("one line")

@@ -17,7 +17,7 @@ import torch
 
 from stvid.config import AugmentConfig, load_config
 from stvid.data import sharding
-from stvid.data.datamodule import ShardLoader, make_eval_loader, make_train_loader
+from stvid.data.datamodule import LoaderSettings, ShardLoader, make_eval_loader, make_train_loader
 from stvid.data.dataset import Draw, EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.data.shard_stream import ShardStream
@@ -108,7 +108,7 @@ def test_the_same_plan_gives_the_same_bytes_and_another_seed_another_order(
 
 
 def test_a_clip_of_an_epoch_is_the_one_of_the_file(files: Manifest, shards: Path) -> None:
-    loader = make_train_loader(dataset(read_manifest(shards), repeats=2), batch_size=6, workers=0, seed=3)
+    loader = make_train_loader(dataset(read_manifest(shards), repeats=2), LoaderSettings(6, workers=0), seed=3)
     assert isinstance(loader, ShardLoader) and len(loader) == 7
     reference = dataset(files, repeats=2)
     orders = []
@@ -164,7 +164,7 @@ def test_a_pass_that_starts_later_goes_on_with_the_same_batches(shards: Path, co
 
 
 def test_start_counts_for_one_pass(shards: Path) -> None:
-    loader = make_train_loader(dataset(read_manifest(shards)), batch_size=4, workers=0, seed=3)
+    loader = make_train_loader(dataset(read_manifest(shards)), LoaderSettings(4, workers=0), seed=3)
     whole = [batch.videos.tolist() for batch in loader]
     loader.set_start(3)
     assert [batch.videos.tolist() for batch in loader] == whole[3:]
@@ -177,7 +177,7 @@ def test_worker_processes_read_their_lanes(shards: Path) -> None:
     manifest = read_manifest(shards)
     (stream,) = lanes(manifest, batch=4, count=2)
     expected = [in_workers(stream, 0, 1), in_workers(stream, 1)]
-    loader = make_train_loader(dataset(manifest), batch_size=4, workers=2, seed=3)
+    loader = make_train_loader(dataset(manifest), LoaderSettings(4, workers=2), seed=3)
     try:
         loader.set_start(1)
         first = [batch.videos.tolist() for batch in loader]
@@ -190,7 +190,7 @@ def test_worker_processes_read_their_lanes(shards: Path) -> None:
 
 def test_some_of_the_videos_of_shards(files: Manifest, shards: Path) -> None:
     part = read_manifest(shards).subset([1, 4, 5, 13, 20, 2])
-    loader = make_train_loader(dataset(part), batch_size=3, workers=0, seed=3)
+    loader = make_train_loader(dataset(part), LoaderSettings(3, workers=0), seed=3)
     reference = dataset(files.subset([1, 4, 5, 13, 20, 2]))
     seen = []
     for batch in loader:
@@ -213,7 +213,7 @@ def test_the_buffer_shuffles_within_its_size(shards: Path, monkeypatch: pytest.M
 
 def test_evaluation_reads_from_shards_what_it_reads_from_files(files: Manifest, shards: Path) -> None:
     sets = [EvalDataset(manifest, PROTOCOL, views="2x3") for manifest in (files, read_manifest(shards))]
-    loaded = [list(itertools.chain(*make_eval_loader(each, batch_size=8, workers=0))) for each in sets]
+    loaded = [list(itertools.chain(*make_eval_loader(each, LoaderSettings(8, workers=0)))) for each in sets]
     assert len(loaded[0]) == len(loaded[1]) == 21
     for one, two in zip(*loaded, strict=True):
         assert one.clips is not None and two.clips is not None
@@ -254,7 +254,7 @@ def test_a_video_is_scanned_only_if_its_index_is_of_no_use(
     assert all(tests[video].clips is not None for video in range(4))
     assert len(scans) == (0 if state == "good" else 4)
     scans.clear()
-    for batch in make_train_loader(dataset(manifest), batch_size=1, workers=0, seed=3):
+    for batch in make_train_loader(dataset(manifest), LoaderSettings(1, workers=0), seed=3):
         assert torch.equal(batch.clips, expected[int(batch.videos[0])])
     # Training reads what lies in the tar.
     assert len(scans) == (0 if state in ("good", "not in the list") else 4)
@@ -265,7 +265,7 @@ def test_an_unreadable_member_is_listed_and_replaced(files: Manifest, make_shard
     broken.write_bytes(b"no video at all" * 50)
     entries = [files[index] for index in range(5)] + [VideoEntry(str(broken), files[0].labels)]
     manifest = make_shards(Manifest.from_entries(entries), tmp_path / "shards")
-    batches = list(make_train_loader(dataset(manifest), batch_size=3, workers=0, seed=3))
+    batches = list(make_train_loader(dataset(manifest), LoaderSettings(3, workers=0), seed=3))
     failures = [failure for batch in batches for failure in batch.failures]
     assert len(failures) == 1 and failures[0][0].endswith("-broken.mp4") and "not a video" in failures[0][1]
     videos = np.concatenate([batch.videos for batch in batches])
@@ -294,8 +294,8 @@ def test_shards_behind_a_url(files: Manifest, shards: Path) -> None:
         manifest = read_manifest("memory://somewhere")
         assert manifest[0].path.startswith("memory://somewhere/shard-")
         assert manifest.content(4) == Path(files[4].path).read_bytes()
-        loader = make_train_loader(dataset(manifest), batch_size=3, workers=0, seed=3)
-        local = make_train_loader(dataset(read_manifest(shards)), batch_size=3, workers=0, seed=3)
+        loader = make_train_loader(dataset(manifest), LoaderSettings(3, workers=0), seed=3)
+        local = make_train_loader(dataset(read_manifest(shards)), LoaderSettings(3, workers=0), seed=3)
         for one, two in zip(loader, local, strict=True):
             assert torch.equal(one.clips, two.clips) and (one.videos == two.videos).all()
         memory.rm("/somewhere/shard-000001.tar")
@@ -308,9 +308,9 @@ def test_shards_behind_a_url(files: Manifest, shards: Path) -> None:
 def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = read_manifest(shards)
     with pytest.raises(ConfigError, match=r"data.balance: shards are read from front to back"):
-        make_train_loader(dataset(manifest), batch_size=2, workers=0, seed=0, balance="class")
+        make_train_loader(dataset(manifest), LoaderSettings(2, workers=0), seed=0, balance="class")
     with pytest.raises(ConfigError, match="one step takes 30"):
-        make_train_loader(dataset(manifest), batch_size=30, workers=0, seed=0)
+        make_train_loader(dataset(manifest), LoaderSettings(30, workers=0), seed=0)
     with pytest.raises(ManifestError, match="root has no meaning for shards"):
         read_manifest(shards, root=tmp_path)
     with pytest.raises(ManifestError, match="no such file; shards are made with: stvid prep shard"):
@@ -320,7 +320,7 @@ def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "webdataset", None)
         with pytest.raises(StvidError, match=r"needs webdataset: pip install stvid\[shards\]"):
-            make_train_loader(dataset(manifest), batch_size=2, workers=0, seed=0)
+            make_train_loader(dataset(manifest), LoaderSettings(2, workers=0), seed=0)
     about = json.loads((shards / "shards.json").read_text())
     for text in (
         "{}",
@@ -352,7 +352,7 @@ def test_shards_that_do_not_belong_to_their_list(files: Manifest, make_shards: M
     content[:1024] = bytes(1024)  # as after another archive was written there
     tar.write_bytes(content)
     with pytest.raises(StvidError, match=r"cannot be read|do not belong together"):
-        list(make_train_loader(dataset(manifest), batch_size=3, workers=0, seed=0))
+        list(make_train_loader(dataset(manifest), LoaderSettings(3, workers=0), seed=0))
 
 
 def test_a_run_on_shards_can_be_continued_inside_an_epoch(
