@@ -64,7 +64,7 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
 
 
 def stored_run(checkpoint: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Returns what the checkpoint of a run says of it: ``config`` (YAML), ``protocol``, ``clips_per_step`` and more.
+    """Returns the record of a run in its checkpoint: ``config`` (YAML), ``protocol``, ``clips_per_step`` and more.
 
     Raises:
         CheckpointError: If it cannot be read or holds no run.
@@ -96,9 +96,9 @@ def check_resumable(
     """Refuses to continue a run with other settings than it had, which the checkpoint would silently overrule.
 
     Args:
-        config: Of the run that is to start, complete, with `resume` set to a checkpoint.
-        stored: What `stored_run` found in that checkpoint.
-        clips_per_step: Of the run that is to start.
+        config: The complete config of the run that is to start, with `resume` set to a checkpoint.
+        stored: The record that `stored_run` found in that checkpoint.
+        clips_per_step: Clips that one step of the run takes that is to start.
         training_videos: How many videos it would train on.
 
     Raises:
@@ -145,7 +145,7 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
 
     Args:
         config: `output` names the folder; null takes that of the run that is continued, else a new one.
-        name: Of the new folder below ``runs``; a number is put behind it if it is taken.
+        name: Name of the new folder below ``runs``; a number is put behind it if it is taken.
 
     Yields:
         The folder, which no other process can claim until the end of the ``with``.
@@ -229,7 +229,7 @@ def default_test_output(
         checkpoint: A checkpoint or the folder of a run.
         evaluation: Digest of what is measured, see `EvaluationResult`.
         views: Temporal clips x spatial crops.
-        temporal: What is done to the order of frames.
+        temporal: The change to the order of frames.
         data: Where the videos are listed.
     """
     path = newest_checkpoint(checkpoint, prefer="best.ckpt")

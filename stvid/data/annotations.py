@@ -57,7 +57,7 @@ class Annotation:
 
 @dataclass
 class Annotations:
-    """What an annotation file says.
+    """The content of an annotation file.
 
     Attributes:
         rows: The rows, in order.

@@ -94,7 +94,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What a clip shows.
+    """A description of one clip: its frames, the part that it shows of them, and whether it is mirrored.
 
     Attributes:
         indices: Frame of the video for each frame of the clip, int64 (T,).
@@ -112,7 +112,7 @@ def make_clip(frames: Frames, plan: ClipPlan, size: int, *, out: torch.Tensor | 
 
     Args:
         frames: All frames and all pixels that the plan names must be among them. They are not changed.
-        plan: What the clip shows.
+        plan: The description of the clip.
         size: Height and width of the clip in pixels.
         out: Where to write it, uint8 (T, size, size, 3); None takes new memory, or that of `frames` where it can.
 
@@ -142,8 +142,8 @@ def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tup
     """Returns the upper left corner of each square crop of a scaled frame.
 
     Args:
-        height: Of the frame, in pixels.
-        width: Of the frame, in pixels.
+        height: Height of the frame, in pixels.
+        width: Width of the frame, in pixels.
         size: Height and width of the crops.
         num_crops: 1: the centre. 3: left, centre and right, or top, centre and bottom, along the long side (PySlowFast,
             ``datasets/transform.py``, ``uniform_crop``). 5: upper left, upper right, lower left, lower right, centre.
@@ -303,7 +303,7 @@ def decode_scaled_frames(reader: VideoReader, indices: np.ndarray, short_side: i
     Args:
         reader: An open video.
         indices: Frames of the clips, of any shape.
-        short_side: Of the scaled frames, in pixels.
+        short_side: Short side of the scaled frames, in pixels.
     """
     numbers = np.unique(indices)
     at_a_time = max(1, MAX_FRAME_BYTES // (reader.height * reader.width * 3))

@@ -31,7 +31,7 @@ __all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "write_list"]
 
 @dataclass
 class Annotated:
-    """What an annotation file and a folder of videos give together.
+    """The list that an annotation file and a folder of videos give together.
 
     Attributes:
         rows: Path, label, start and end in seconds (None: the whole video) of each video that is there.

@@ -76,7 +76,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
     Args:
         num_videos: Length of the data set.
         videos_per_batch: Videos of one batch of one rank.
-        seed: Of the order, 0 or more.
+        seed: Seed of the order, 0 or more.
         rank: Number of this process.
         world_size: Number of processes.
         weights: Probability of each video, float (N,), for drawing with replacement; None takes each video once.
@@ -300,7 +300,7 @@ class TrainLoader(Loader):
 
     @property
     def order(self) -> str:
-        """What the order of the videos depends on besides seed, epoch and clips a step; empty if nothing."""
+        """Everything besides seed, epoch and clips a step that the order of the videos depends on; empty if nothing."""
         return ""
 
     def set_start(self, batches: int) -> None:
@@ -318,7 +318,7 @@ class TrainLoader(Loader):
 
 
 class ShardLoader(TrainLoader):
-    """The same of videos in shards, which are read from front to back; made by `make_train_loader`."""
+    """Batches of training clips of videos in shards, read from front to back; made by `make_train_loader`."""
 
     dataset: ShardStream  # type: ignore[assignment]
     _started = False
@@ -329,7 +329,7 @@ class ShardLoader(TrainLoader):
 
     @property
     def order(self) -> str:
-        """What the order of the videos depends on besides seed and epoch."""
+        """Everything besides seed and epoch that the order of the videos depends on."""
         return self.dataset.order
 
     def set_start(self, batches: int) -> None:
@@ -381,7 +381,7 @@ class LoaderSettings:
 
 
 def worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> dict[str, Any]:
-    """Returns what a `Loader` is to be told of its worker processes.
+    """Returns the arguments of a `Loader` that concern its worker processes.
 
     Args:
         workers: Their number; 0 decodes in this process.

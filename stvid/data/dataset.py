@@ -251,7 +251,7 @@ class TrainDataset(Dataset[TrainSample]):
         manifest: The videos and their labels.
         protocol: Frames, sampling and size, where `augment` does not name others.
         augment: Training augmentation.
-        seed: Of every random choice, 0 or more.
+        seed: Seed of every random choice, 0 or more.
         backend: Decoder.
         decode_threads: Threads of one decoder.
         repeats: Clips that are taken from a video each time it is decoded (repeated augmentation, Hoffer 2020,

@@ -33,11 +33,11 @@ Work = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one file.
+    """The outcome of the work on one file.
 
     Attributes:
         key: The file.
-        result: What the work returned; empty if it failed.
+        result: The result of the work; empty if it failed.
         error: Why it failed, an empty string if it did not.
     """
 

@@ -49,7 +49,7 @@ class ViewLayout:
         """Returns the source frames of each clip, int64 (clips, frames).
 
         Args:
-            grid: What `stvid.data.sampling.frame_grid` gave.
+            grid: The grid that `stvid.data.sampling.frame_grid` returned.
             protocol: Its `sampling`, `frames` and `stride` are used.
         """
         spread = {n: sample_views(grid, protocol, num_clips=n) for n in {n for _, n in self.clips}}

@@ -96,6 +96,6 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def why(error: Exception) -> str:
-    """Returns what an error of a file system says, in one line."""
+    """Returns the reason that an error of a file system gives, in one line."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
     return " ".join(str(reason).split())

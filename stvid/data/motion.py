@@ -344,7 +344,7 @@ def prepare_motion(
     Args:
         root: Folder of the set; None takes one named after the set's version, seed and counts in ``$STVID_CACHE``,
             or in ``~/.cache/stvid`` if that is not set.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         train: Videos of the training split.
         val: Videos of the held-out split.
         workers: Processes that draw and encode; None takes one for each usable core. The files do not depend on it.
@@ -435,15 +435,15 @@ def resolve_motion(
 
     Args:
         split: ``train`` or ``val``.
-        root: As for `prepare_motion`, as all that follows.
-        seed: Of every random choice.
+        root: Folder of the set, see `prepare_motion`.
+        seed: Seed of every random choice.
         train: Videos of the training split.
         val: Videos of the held-out split.
         progress: Say on stderr what is done.
 
     Raises:
-        ConfigError: If the split is neither, and as `prepare_motion`.
-        StvidError: As `prepare_motion`.
+        ConfigError: If the split is neither, or the folder cannot be used, see `prepare_motion`.
+        StvidError: If the set cannot be made.
     """
     if split not in _SPLITS:
         raise ConfigError(f"motion: split {split!r} is neither train nor val")

@@ -240,7 +240,7 @@ def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generat
     """Returns the source frames of one training clip.
 
     Args:
-        grid: What `frame_grid` gave.
+        grid: The grid that `frame_grid` returned.
         protocol: Its `sampling`, `frames` and `stride` are used.
         rng: Draws the clip; None takes the middle one.
 
@@ -265,7 +265,7 @@ def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.
     short video may be equal.
 
     Args:
-        grid: What `frame_grid` gave.
+        grid: The grid that `frame_grid` returned.
         protocol: Its `sampling`, `frames` and `stride` are used.
         num_clips: How many clips.
 

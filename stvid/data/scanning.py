@@ -1,4 +1,4 @@
-"""What is wrong with the videos of a list: unreadable, damaged, short, of another length than annotated, double."""
+"""Checks of the videos of a list: unreadable, damaged, short, of another length than annotated, or there twice."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def findings(
     (the very same bytes as an earlier video).
 
     Args:
-        outcomes: Of `examine`.
+        outcomes: The outcomes of `examine`.
         parts: Start and end in seconds of the parts that the list uses of each video; an end of None is its end.
-        shortest: In seconds.
+        shortest: Videos of fewer seconds are reported.
     """
     found: list[tuple[str, str, str]] = []
     first_with: dict[str, str] = {}

@@ -58,7 +58,7 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
     Args:
         dataset: Cuts the clips; its manifest lies in shards.
         videos_per_batch: Videos of one batch of one rank.
-        seed: Of the order, 0 or more.
+        seed: Seed of the order, 0 or more.
         lanes: Processes of this rank that read.
         rank: Number of this process.
         world_size: Number of training processes.
@@ -112,7 +112,7 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
 
     @property
     def order(self) -> str:
-        """What the order of the videos depends on besides seed and epoch, for people and for comparison."""
+        """Everything besides seed and epoch that the order of the videos depends on, for people and for comparison."""
         readers = f"{self.world_size} ranks x {self.lanes} workers x {self.videos_per_batch} videos a batch"
         return f"{readers} of {len(self.members.files)} shards"
 

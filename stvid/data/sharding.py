@@ -35,7 +35,7 @@ def plan_shards(manifest: Manifest, *, size: float, seed: int) -> tuple[list[lis
     Args:
         manifest: The videos.
         size: Bytes of a shard; the last one may be smaller, and one larger video makes a shard of its own.
-        seed: Of the order.
+        seed: Seed of the random order.
     """
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -117,7 +117,7 @@ def write_shard(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _beside(member: str) -> tuple[str, str]:
-    """Returns what lies before a video in its tar: its labels, and its index."""
+    """Returns the names of the two files before a video in its tar: its labels, and its index."""
     stem = os.path.splitext(member)[0]
     return f"{stem}.json", f"{stem}.scan"
 
@@ -157,9 +157,9 @@ def write_shard_index(folder: Path, class_names: Sequence[str], shards: Sequence
     """Writes ``shards.json``, after which the shards count as whole.
 
     Args:
-        folder: Of the tars.
-        class_names: What label ids stand for.
-        shards: What `write_shard` returned, in order.
+        folder: The folder of the tars.
+        class_names: The names that label ids stand for.
+        shards: The results of `write_shard`, in order.
     """
     about = {
         "version": VERSION,

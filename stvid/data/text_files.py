@@ -40,13 +40,13 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """Reads number and text of the lines that are not blank.
 
     Raises:
-        ManifestError: As `read_text`.
+        ManifestError: If it cannot be read, is not UTF-8, or holds nothing.
     """
     return [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
-    """Returns what a JSON text holds.
+    """Returns the value of a JSON text.
 
     Raises:
         ManifestError: If it is not JSON; the message begins with `path`.

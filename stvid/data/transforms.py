@@ -1,4 +1,4 @@
-"""What training changes at random in a clip, and normalisation; every frame of a clip is treated alike.
+"""The random changes that training makes to a clip, and normalisation; every frame of a clip is treated alike.
 
 The clips themselves are made by `stvid.data.clips`. They stay uint8 until `normalize` makes floats on the device.
 
@@ -123,7 +123,7 @@ class TrainTransform:
 
     Args:
         protocol: Gives the output size, the short side of ``resize: none``, the mean colour and the noise of erasing.
-        augment: What is done, and how strongly.
+        augment: The changes, and how strong they are.
         class_names: The classes in the order of their ids, for `hflip_pairs` and `hflip_keep`.
 
     Raises:
@@ -223,7 +223,7 @@ class TrainTransform:
 
         Args:
             frames: The frames that the plan needs; not changed.
-            plan: What `draw_plan` gave.
+            plan: The plan that `draw_plan` drew.
             rng: Source of the random choices.
         """
         clip = make_clip(frames, plan, self.protocol.crop)

@@ -133,7 +133,7 @@ class Manifest:
         Args:
             entries: The rows.
             class_names: The classes in order; None takes the labels that occur, sorted.
-            source: What messages call it.
+            source: Name of the list in messages.
             multilabel: Whether a row without labels may stand beside labelled ones: it shows none of the classes.
             root: Folder or URL that relative paths start from; None is the working directory.
 
@@ -165,7 +165,7 @@ class Manifest:
         return f"Manifest({self.source!r}: {len(self)} videos, {len(self.class_names)} classes)"
 
     def content(self, index: int) -> str | bytes:
-        """Returns what a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard.
+        """Returns the source that a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard.
 
         Raises:
             VideoError: If its shard cannot be read.
@@ -173,7 +173,7 @@ class Manifest:
         return self.content_and_index(index)[0]
 
     def content_and_index(self, index: int) -> tuple[str | bytes, Index | None]:
-        """Returns what a `VideoReader` opens for one row, as `content`, and the index that its shard has of it.
+        """Returns the source of one row for a `VideoReader`, see `content`, and the index that its shard has of it.
 
         Raises:
             VideoError: If its shard cannot be read.
@@ -276,11 +276,12 @@ def build_manifest(
         rows: The rows.
         root: Folder or URL that relative paths start from.
         class_names: The classes in order; None takes the labels that occur, sorted.
-        source: What messages call the list.
+        source: Name of the list in messages.
         multilabel: Whether a row without labels may stand beside labelled ones.
 
     Raises:
-        ManifestError: As `Manifest.from_entries` raises it.
+        ManifestError: If a label is not in `class_names`, two rows are the same, a part ends before it begins, or some
+            rows have labels and others have not although `multilabel` is off.
     """
     if class_names is not None:
         names = checked_class_names(class_names, source)

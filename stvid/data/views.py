@@ -40,7 +40,7 @@ def affordable_views(views: str, sampling: str) -> tuple[str, ...]:
     for 6 views more.
 
     Args:
-        views: What is evaluated, as in ``10x3``.
+        views: The views that are evaluated, as in ``10x3``.
         sampling: ``dense`` or ``segment``.
     """
     clips, crops = parse_views(views)

@@ -1,4 +1,4 @@
-"""What all backends of `stvid.video.reader.VideoReader` share: their interface, their limits, and their errors."""
+"""The interface, the limits and the errors that all backends of `stvid.video.reader.VideoReader` share."""
 
 from __future__ import annotations
 

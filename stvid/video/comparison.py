@@ -41,7 +41,7 @@ def compare_backends(source: str | os.PathLike[str], *, seed: int = 0) -> dict[s
 
     Args:
         source: A video file.
-        seed: Of the choice of clips.
+        seed: Seed of the random choice of clips.
 
     Returns:
         ``frames`` (frames of the video), ``backends``: for each ``problem`` (why it could not be used or did not read

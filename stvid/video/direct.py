@@ -48,7 +48,7 @@ def find_packet(file: io.FileIO | io.BytesIO, packet: Any, data: bytes) -> int |
 
 
 def decoder_facts(context: Any) -> DecoderFacts:
-    """Returns what a container told PyAV's codec context of its stream."""
+    """Returns the facts that a container told PyAV's codec context of its stream."""
     return DecoderFacts(
         codec=context.name,
         extradata=(context.extradata or b"").hex(),
@@ -70,8 +70,8 @@ class DirectDecoder:
     Args:
         av: The module.
         source: Path of the file, or its bytes.
-        facts: What its header tells the decoder.
-        num_threads: Of the decoder.
+        facts: The facts that its header tells the decoder.
+        num_threads: Threads of the decoder.
 
     Raises:
         OSError: If the file cannot be opened.

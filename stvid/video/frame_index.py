@@ -1,4 +1,4 @@
-"""What is known of a video's frames without decoding them: when each is shown, and where its packet lies.
+"""The index of a video: when each frame is shown, and where its packet lies, known without decoding.
 
 An index is made once a file by `stvid.video.av_reader`, kept in memory for the next reader of the same file, and may be
 stored beside a list of videos (`stvid.video.stored_index`).
@@ -15,7 +15,7 @@ import numpy as np
 __all__ = ["DEFAULT_FPS", "DecoderFacts", "Index", "MismatchError", "Packets", "average_rate", "index_cache"]
 
 DEFAULT_FPS = 25.0
-"""What a folder of images, or a file without a rate and without times, is shown at."""
+"""Frames a second of a folder of images, and of a file that tells neither a rate nor times."""
 
 # All indices that a process remembers: about 6,000 files of 300 frames.
 _CACHE_BYTES = 64 * 2**20
@@ -27,7 +27,7 @@ class MismatchError(Exception):
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """What the container's header tells the decoder of a stream, so that it can be made without the container."""
+    """The facts in a container's header that a decoder needs, so that it can be made without the container."""
 
     codec: str  # the decoder's name
     extradata: str  # hexadecimal: parameter sets
@@ -57,7 +57,7 @@ class Packets:
 
 @dataclass
 class Index:
-    """What is known of one video stream; kept for the next reader of the same file, or stored on disk."""
+    """The index of one video stream; kept for the next reader of the same file, or stored on disk."""
 
     stream: int
     timestamps: np.ndarray  # float64 seconds, one a frame, sorted

@@ -1,7 +1,7 @@
-"""What packets show without being decoded: how many frames they hold, and whether decoding can begin there.
+"""Packets without decoding them: how many frames they hold, and whether decoding can begin there.
 
-Only as much of each format as `decoding` needs to trust an index that was made without decoding. A parser gives None
-for a packet that cannot be what it claims to be.
+Only as much of each format is read as `av_reader` needs to trust an index that was made without decoding. A parser
+gives None for a packet that cannot be what it claims to be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["PARSERS", "Units", "nal_length_size"]
 
 @dataclass(frozen=True)
 class Units:
-    """What one packet shows of itself without being decoded."""
+    """Facts about one packet that show without decoding it."""
 
     frames: int  # frames that come out of it
     random_access: bool  # decoding can begin here

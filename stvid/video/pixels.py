@@ -45,8 +45,8 @@ class RgbConverter:
 
         Args:
             frame: PyAV's.
-            height: Of the whole, to which a frame of another size is scaled.
-            width: Of the whole.
+            height: Height of the whole frame; a frame of another size is scaled to it.
+            width: Width of the whole frame, in the same way.
             box: The part; None is the whole.
 
         Returns:

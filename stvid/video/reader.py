@@ -34,7 +34,7 @@ def scan(path: str | os.PathLike[str]) -> Index:
 
     Raises:
         MissingFileError: If there is nothing at the path.
-        VideoError: As `VideoReader` raises it.
+        VideoError: If it is no video that can be decoded, see `VideoReader`.
     """
     name = os.fspath(path)
     check_file(name, folder=False)

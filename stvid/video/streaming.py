@@ -28,7 +28,7 @@ from stvid.video.pixels import RgbConverter, display_turn, turned
 __all__ = ["Frame", "is_live", "stream_frames"]
 
 NETWORK_PROTOCOLS = "http,https,tls,tcp,udp,rtp,rtsp,rtsps,rtmp,rtmps,srt,crypto,hls"
-"""What a URL may use. Not files: a playlist from the network must not make FFmpeg read local ones."""
+"""The protocols that a URL may use; not that of files, which a playlist from the network must not make FFmpeg read."""
 
 TIMEOUT = 30.0
 """Seconds after which a network that gives nothing counts as broken."""
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class _Input:
-    """What PyAV is to open that is no regular file."""
+    """A source for PyAV that is no regular file."""
 
     file: Any  # a name, or something with a method read
     format: str | None = None
