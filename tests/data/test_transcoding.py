@@ -205,7 +205,7 @@ def test_copies_must_not_meet(make_video: MakeVideo, tmp_path: Path, capsys) -> 
 def test_a_killed_run_is_continued(make_video: MakeVideo, tmp_path: Path) -> None:
     for number in range(6):
         make_video(f"{number}.mp4", frames=150, width=320, height=240, to=tmp_path / "v" / "a")
-    command = [sys.executable, "-m", "stvid.commands.prep", "transcode", str(tmp_path / "v")]
+    command = [sys.executable, "-m", "stvid", "prep", "transcode", str(tmp_path / "v")]
     command += ["--out", str(tmp_path / "out"), "--workers", "1", "--preset", "slow"]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 120
