@@ -207,9 +207,7 @@ def _prepare(folder: Path) -> contextlib.AbstractContextManager[Any] | None:
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
-        raise ConfigError(
-            f"output {folder}: cannot be written to ({error.strerror}); choose another --out"
-        ) from error
+        raise ConfigError(f"output {folder}: cannot be written to ({error.strerror}); choose another --out") from error
     return contextlib.nullcontext()
 
 
