@@ -122,6 +122,6 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, official: Path) -> None
     wrong = run(official / "annotations")
     assert wrong.returncode == 1
     said = wrong.stderr.splitlines()
-    assert len(said) == 2 and said[0].endswith("is no CSV of Kinetics: it has no column youtube_id")
+    assert len(said) == 2 and said[0].endswith("has no column 'youtube_id', which the CSV of Kinetics has")
     assert said[1].startswith("prepare: error: the step 'stvid prep manifest' failed")
     assert not (tmp_path / "out" / "counts.csv").exists()
