@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stvid.version import __version__
 
 if TYPE_CHECKING:
-    from stvid.checkpoints import LoadReport, load_checkpoint, load_model, save_model
+    from stvid.checkpoints import LoadReport, load_checkpoint, save_model
     from stvid.data.dataset import Clip, load_clip
     from stvid.data.manifest import read_manifest
     from stvid.errors import StvidError
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from stvid.look.explanation import explain
     from stvid.models.attention import set_attention_backend
     from stvid.models.merging import merge_tokens
-    from stvid.models.registry import create_model, list_models
     from stvid.protocol import Protocol
     from stvid.video.reader import VideoReader
+    from stvid.zoo import create_model, list_models, load_model
 
 _HOMES = {
     "Clip": "stvid.data.dataset",
@@ -36,18 +36,18 @@ _HOMES = {
     "Protocol": "stvid.protocol",
     "StvidError": "stvid.errors",
     "VideoReader": "stvid.video.reader",
-    "create_model": "stvid.models.registry",
+    "create_model": "stvid.zoo",
     "evaluate": "stvid.evaluation.evaluate",
     "fuse": "stvid.inference",
     "inflate": "stvid.inflation.inflate",
     "explain": "stvid.look.explanation",
     "export_model": "stvid.exporting",
     "late_fusion": "stvid.evaluation.late_fusion",
-    "list_models": "stvid.models.registry",
+    "list_models": "stvid.zoo",
     "load_checkpoint": "stvid.checkpoints",
     "load_clip": "stvid.data.dataset",
     "load_exported": "stvid.exporting",
-    "load_model": "stvid.checkpoints",
+    "load_model": "stvid.zoo",
     "merge_tokens": "stvid.models.merging",
     "optimize": "stvid.inference",
     "predict": "stvid.evaluation.predict",

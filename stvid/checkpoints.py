@@ -24,18 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stvid.errors import CheckpointError, StvidError
+from stvid.errors import CheckpointError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
-from stvid.models.registry import create_model
 from stvid.protocol import Protocol, Task
 from stvid.version import __version__
 
 __all__ = [
     "LoadReport",
     "describe",
+    "head_keys",
     "load_checkpoint",
-    "load_model",
     "newest_checkpoint",
     "read_checkpoint",
     "save_model",
@@ -252,7 +251,7 @@ def load_checkpoint(
     else:
         format_name = "state dict"
 
-    head = _head_keys(model)
+    head = head_keys(model)
     absent_head = head if reset_head and not head & state.keys() else set()  # weights of a backbone alone
     missing = [
         key for key in own if key not in state and not key.endswith("num_batches_tracked") and key not in absent_head
@@ -314,7 +313,8 @@ def _resize_tables(
     return resized
 
 
-def _head_keys(model: nn.Module) -> set[str]:
+def head_keys(model: nn.Module) -> set[str]:
+    """Returns the names of the classifier's tensors; empty for a module that is no model of stvid."""
     if not isinstance(model, VideoModel):
         return set()
     classifier = model.get_classifier()
@@ -330,68 +330,6 @@ def describe(model: VideoModel) -> dict[str, Any]:
         "protocol": model.default_protocol.to_dict(),
         "task": model.task,
     }
-
-
-def load_model(
-    source: str | os.PathLike[str], *, name: str | None = None, protocol: Protocol | None = None
-) -> VideoModel:
-    """Builds the model that a checkpoint describes, with its weights, protocol and task, in evaluation mode.
-
-    Args:
-        source: A checkpoint of stvid, or the folder of a run, of which the best checkpoint is taken, else the newest;
-            or, with `name`, a checkpoint in a published format.
-        name: The model, for a checkpoint that does not describe itself; its head decides the number of classes, and
-            its other weights what `VideoModel.options_of` finds.
-        protocol: Replaces the stored or published protocol.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read, does not describe a model and no name is given, or does
-            not fit.
-    """
-    source = newest_checkpoint(source, prefer="best.ckpt")
-    content = read_checkpoint(source)
-    stored = content.get("stvid")
-    if isinstance(stored, Mapping) and "model" in stored:
-        recipe = dict(stored["model"])
-        if name is not None and name != recipe.get("name"):
-            raise CheckpointError(f"{source}: is a checkpoint of {recipe.get('name')}, not of {name}")
-        try:
-            model = create_model(
-                recipe["name"],
-                num_classes=recipe["num_classes"],
-                num_frames=recipe["num_frames"],
-                img_size=tuple(recipe["img_size"]),
-                **recipe["hyperparameters"],
-            )
-        except (StvidError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{source}: its description cannot be built here: {error}") from error
-    elif name is None:
-        raise CheckpointError(
-            f"{source}: does not say which model it is of (not written by stvid); name it with --model, for example "
-            "--model uniformer_s"
-        )
-    else:
-        state = unwrap(content)
-        options = create_model(name).options_of(state)
-        model = create_model(name, num_classes=_count_classes(name, state, str(source), options), **options)
-    try:
-        load_checkpoint(model, content)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace("mapping", str(source), 1)) from error
-    if protocol is not None:
-        model.default_protocol = protocol
-    return model.eval()
-
-
-def _count_classes(name: str, state: Mapping[str, Tensor], source: str, options: Mapping[str, Any]) -> int:
-    """Reads the number of classes off the head of a published checkpoint."""
-    model = create_model(name, **options)
-    _, state = model.convert_checkpoint(state)
-    biases = [key for key in _head_keys(model) if key.endswith("bias")]
-    for key in biases:
-        if key in state:
-            return int(state[key].shape[0])
-    raise CheckpointError(f"{source}: has no classifier of {name} (looked for {', '.join(sorted(biases))})")
 
 
 def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:

@@ -6,64 +6,39 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from stvid.errors import ConfigError, StvidError
-from stvid.models.base import VideoModel
-from stvid.models.kernels import Conv3d, channels_last
+from stvid.errors import ConfigError
+from stvid.models.base import FuseReport, Tap, VideoModel
+from stvid.models.kernels import channels_last, speed_up
 
 __all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "optimize", "pick_precision"]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PLAIN_CONVS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, Conv3d.forward)  # they pad by `padding` alone
+PLAIN_CONVS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)  # they pad by `padding` alone
 _log = logging.getLogger(__name__)
 
 
 # --- batch norms into convolutions ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FuseReport:
-    """What `fuse` did.
-
-    Attributes:
-        fused: Name of each norm that is gone, with the name of the convolution that does its work.
-        kept: Name of each batch norm that stays, with the reason.
-    """
-
-    fused: Mapping[str, str] = field(default_factory=dict)
-    kept: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        text = f"{len(self.fused)} of {len(self.fused) + len(self.kept)} batch norms folded into their convolutions"
-        reasons = dict.fromkeys(self.kept.values())
-        for reason in reasons:
-            names = [name for name, why in self.kept.items() if why == reason]
-            text += f"; {len(names)} kept, {reason} ({names[0]}{', ...' if len(names) > 1 else ''})"
-        return text
-
-
 def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
     """Folds every batch norm that stands beside a convolution into it; the outputs stay the same.
 
     In evaluation mode a batch norm is one factor and one summand a channel, which the convolution before it can apply
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), or else one without padding after it (as in UniFormer). Which
-    norm stands beside which convolution is found by following the tensors through one forward pass. A norm is folded
-    only if nothing else sees the tensor between the two, and if both run once.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), or else one without padding after it (as in UniFormer). The
+    model says which norm stands beside which convolution (`VideoModel.norm_pairs`).
 
     Args:
         model: Any model of stvid; it is not changed.
-        clip: The pass is made with this clip (B, C, T, H, W). None makes it with the model's own size and without
-            computing (on torch's meta device).
+        clip: A network of another library is followed with this clip (B, C, T, H, W); None follows it at its own size
+            and without computing.
 
     Returns:
         A copy in evaluation mode for inference: its parameters take no gradient, `train()` is refused, and so is saving
@@ -71,144 +46,43 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
 
     Raises:
         ConfigError: If the model is no model of stvid, or was fused before.
-        StvidError: If the forward pass fails.
+        StvidError: If the model cannot say which norm stands beside which convolution.
     """
     if not isinstance(model, VideoModel):
         raise ConfigError(f"fuse takes a model of stvid, not {type(model).__name__}")
     if model.inference_only:
         raise ConfigError(f"{type(model).__name__} is fused or optimised already: {model.inference_only}")
     result = copy.deepcopy(model).eval().requires_grad_(False)
-    names = {module: name for name, module in result.named_modules()}
-    owners = Counter(id(weight) for module in names for weight in module._parameters.values() if weight is not None)
-    before, after = _follow(result, clip)
+    modules = dict(result.named_modules())
+    owners = Counter(
+        id(weight) for module in modules.values() for weight in module._parameters.values() if weight is not None
+    )
+    before, after = {}, {}
+    for first, second in result.norm_pairs(clip):
+        if isinstance(modules[second], _BatchNorm):
+            before[second] = first
+        else:
+            after[first] = second
     fused: dict[str, str] = {}
     kept: dict[str, str] = {}
-    for norm in [module for module in names if isinstance(module, _BatchNorm)]:
-        conv = before.get(norm, "it does not run")
-        reason = conv if isinstance(conv, str) else _refusal(conv, norm, owners)
-        if not isinstance(conv, str) and reason is None:
-            _fold_back(conv, norm)
-        elif norm in after and _refusal(after[norm], norm, owners, ahead=True) is None:
-            conv = after[norm]
-            _fold_ahead(conv, norm)
+    for name, norm in modules.items():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        reason: str | None = "no convolution stands beside it alone"
+        if name in before and (reason := _refusal(modules[before[name]], norm, owners)) is None:
+            _fold_back(modules[before[name]], norm)
+            fused[name] = before[name]
+        elif name in after and _refusal(modules[after[name]], norm, owners, ahead=True) is None:
+            _fold_ahead(modules[after[name]], norm)
+            fused[name] = after[name]
         else:
-            kept[names[norm]] = str(reason)
+            kept[name] = str(reason)
             continue
         _replace(result, norm)
-        fused[names[norm]] = names[conv]
-    if fused:
-        _run(result, clip)  # fails if the model's own code looks into a norm
     result.fused = FuseReport(fused, kept)
     result.inference_only = "its batch norms are folded into its convolutions (stvid.fuse)"
     _log.info("%s: %s", type(model).__name__, result.fused)
     return result
-
-
-class _Consumers(TorchDispatchMode):
-    """Counts, for the watched tensors, the operations that take them; those within a norm apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched: dict[int, Tensor] = {}  # kept alive, so that no other tensor gets the same id
-        self.uses: dict[int, int] = {}
-        self.norm: nn.Module | None = None
-
-    def watch(self, tensor: Tensor) -> None:
-        """Starts counting the uses of a tensor."""
-        self.watched[id(tensor)] = tensor
-        self.uses[id(tensor)] = 0
-
-    def use(self, value: Any) -> None:
-        """Counts a use of every watched tensor in nested lists of arguments."""
-        for leaf in tree_leaves(value):
-            if id(leaf) in self.watched:
-                self.uses[id(leaf)] += 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.norm is None:
-            self.use((args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-
-def _follow(
-    model: VideoModel, clip: Tensor | None
-) -> tuple[dict[nn.Module, nn.Module | str], dict[nn.Module, nn.Module]]:
-    """Runs the model once.
-
-    Returns:
-        For each batch norm the convolution whose output it alone takes, or a reason; and for those that have one, the
-        convolution that alone takes the norm's output.
-    """
-    consumers = _Consumers()
-    makers: dict[int, nn.Module] = {}
-    runs: dict[nn.Module, int] = {}
-    inputs: dict[nn.Module, Tensor | None] = {}  # of each norm and convolution, if one of them made it
-
-    def before_any(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        runs[module] = runs.get(module, 0) + 1
-        inputs[module] = consumers.watched.get(id(arguments[0]))
-
-    def after_conv(conv: nn.Module, _: Any, output: Any) -> None:
-        makers[id(output)] = conv
-        consumers.watch(output)
-
-    def before_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        before_any(norm, arguments)
-        consumers.use(arguments[0])
-        consumers.norm = norm
-
-    def after_norm(norm: nn.Module, _: Any, output: Any) -> None:
-        consumers.norm = None
-        makers[id(output)] = norm
-        consumers.watch(output)
-
-    handles = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            handles.append(module.register_forward_pre_hook(before_any))
-            # Before hooks of others, which may replace the output.
-            handles.append(module.register_forward_hook(after_conv, prepend=True))
-        elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(before_norm))
-            handles.append(module.register_forward_hook(after_norm, prepend=True))
-    try:
-        with consumers:
-            consumers.use(_run(model, clip))
-    finally:
-        for handle in handles:
-            handle.remove()
-    before: dict[nn.Module, nn.Module | str] = {}
-    after: dict[nn.Module, nn.Module] = {}
-    for module, tensor in inputs.items():
-        maker = None if tensor is None else makers[id(tensor)]
-        alone = maker is not None and runs[module] == runs[maker] == 1 and consumers.uses[id(tensor)] == 1
-        if not isinstance(module, _BatchNorm):
-            if alone and isinstance(maker, _BatchNorm):
-                after[maker] = module
-        elif maker is None or isinstance(maker, _BatchNorm):
-            before[module] = "its input is not a convolution's output"
-        elif alone:
-            before[module] = maker
-        elif runs[module] > 1 or runs[maker] > 1:
-            before[module] = "it or its convolution runs more than once"
-        else:
-            before[module] = "the convolution's output is used elsewhere too"
-    return before, after
-
-
-def _run(model: VideoModel, clip: Tensor | None) -> Any:
-    """Returns the model's output for the clip, or for one of its own size on the meta device."""
-    try:
-        with torch.no_grad():
-            if clip is not None:
-                return model(clip)
-            shape = (2, getattr(model, "in_chans", 3), model.recipe["num_frames"], *model.recipe["img_size"])
-            dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
-            state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-            weights = {name: value.to("meta") for name, value in state.items()}
-            return torch.func.functional_call(model, weights, torch.empty(shape, dtype=dtype, device="meta"))
-    except Exception as error:  # whatever a model's own code raises
-        raise StvidError(f"{type(model).__name__} cannot be followed: {' '.join(str(error).split())[:200]}") from error
 
 
 @cache
@@ -218,7 +92,7 @@ def _known_forwards() -> tuple[frozenset[Callable[..., Any]], frozenset[Callable
 
     from stvid.inflation.temporal import TemporalConv
 
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv3d, Conv2dSame, TemporalConv)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, TemporalConv)
     convs = {kind.forward for kind in kinds}
     return frozenset(convs), frozenset({nn.BatchNorm3d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward})
 
@@ -311,7 +185,12 @@ class OptimizedModel(VideoModel):
         self.notes = tuple(notes)
         self.num_classes = model.num_classes
         self.num_features = model.num_features
-        self.in_chans = getattr(model, "in_chans", 3)
+        self.gives_maps = model.gives_maps
+        self.names_attention = model.names_attention
+        self.takes_mask = model.takes_mask
+        self.num_prefix_tokens = model.num_prefix_tokens
+        self.feature_info = model.feature_info
+        self.in_chans = model.in_chans
         self.default_protocol = model.default_protocol
         self.task = model.task
         self.recipe = dict(model.recipe)
@@ -323,16 +202,41 @@ class OptimizedModel(VideoModel):
         """Returns logits (B, num_classes), float32."""
         return self.model(self._prepare(clip)).float()
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the features before pooling, float32; never compiled."""
-        return self.model.forward_features(self._prepare(clip)).float()
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Computes the features, float32; never compiled."""
+        return self.model.encode(self._prepare(clip), lambda index, x: tap(index, x)).float()
+
+    def encode_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
+        """Computes the features of some tokens alone, float32."""
+        return self.model.encode_visible(self._prepare(clip), visible).float()
+
+    def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Returns logits of features, or what the classifier sees, float32."""
+        return self.model.forward_head(self._prepare(features), pre_logits=pre_logits).float()
+
+    def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
+        """Returns an intermediate result as a map, float32."""
+        return self.model.to_map(x, place, clip_size).float()
+
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features."""
+        return self.model.token_grid(clip_shape)
 
     def _prepare(self, clip: Tensor) -> Tensor:
         return clip.to(next(self.model.parameters()).dtype)  # not `precision`: export computes in float32
 
+    @property
+    def head_features(self) -> int:
+        """Channels that the classifier sees."""
+        return self.model.head_features
+
     def get_classifier(self) -> nn.Module:
         """Returns the layer that makes the logits."""
         return self.model.get_classifier()
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Returns the stages of the model inside."""
+        return self.model.stages()
 
     def extra_repr(self) -> str:
         """Returns what was done."""
@@ -419,10 +323,7 @@ def optimize(
         channels_last(result)
         notes.append("convolutions in channels_last")
     if target.type == "cpu" and not compile and torch.backends.mkldnn.is_available() and chosen != "fp16":
-        packed = [module for module in result.modules() if type(module) is Conv3d]
-        for module in packed:
-            module.pack()
-        notes += [f"weights of {len(packed)} convolutions packed for oneDNN"] if packed else []
+        notes += speed_up(result)
     if compile:
         result.compile()
         notes.append("compiled")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import stvid
-from stvid.checkpoints import describe, load_checkpoint, load_model, newest_checkpoint, read_checkpoint, save_model
+from stvid.checkpoints import describe, load_checkpoint, newest_checkpoint, read_checkpoint, save_model
 from stvid.errors import CheckpointError
 from stvid.models.base import VideoModel
+from stvid.zoo import load_model
 
 
 def tiny(num_classes: int = 5, **options: Any) -> VideoModel:
@@ -62,8 +63,8 @@ def test_head_of_another_size() -> None:
         load_checkpoint(model, tiny(5).state_dict())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     report = load_checkpoint(model, tiny(5).state_dict(), reset_head=True)
-    assert report.reset == ["head.bias", "head.weight"]
-    assert torch.equal(model.head.weight, before["head.weight"])
+    assert report.reset == ["head.fc.bias", "head.fc.weight"]
+    assert torch.equal(model.head.fc.weight, before["head.fc.weight"])
     assert torch.equal(model.norm.weight, tiny(5).norm.weight)
 
 
@@ -168,7 +169,7 @@ def test_a_checkpoint_without_a_task_leaves_it() -> None:
 def test_load_model_of_a_run(tmp_path: Path) -> None:
     run, best, last = tmp_path / "run", tiny(), tiny()
     with torch.no_grad():
-        best.head.bias.fill_(1.0)
+        best.head.fc.bias.fill_(1.0)
     folder = run / "checkpoints"
     save_model(last, folder / "last.ckpt")
     assert newest_checkpoint(run, prefer="best.ckpt") == folder / "last.ckpt"

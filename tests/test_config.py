@@ -29,8 +29,8 @@ from stvid.data.views import ViewPlan
 from stvid.engine.model import build_model
 from stvid.engine.optim import build_optimizer, learning_rate_curve
 from stvid.errors import ConfigError
-from stvid.models.registry import create_model
 from stvid.protocol import Protocol, parse_views
+from stvid.zoo import create_model
 
 
 def _resolved(config: TrainConfig) -> dict[str, Any]:

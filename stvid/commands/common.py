@@ -191,10 +191,11 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     The protocol is the checkpoint's if it carries one, else that of ``--config``, else the published one. Overrides on
     the command line are printed.
     """
-    from stvid.checkpoints import load_model, read_checkpoint
+    from stvid.checkpoints import read_checkpoint
     from stvid.config import config_keys, load_config, parse_config
     from stvid.data.manifest import read_class_names
     from stvid.runs import newest_checkpoint
+    from stvid.zoo import load_model
 
     keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
     usable = [key for key in config_keys() if key.startswith("protocol.") or key in USED_KEYS]

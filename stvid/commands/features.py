@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"stvid: error: {path}: {reason}", file=sys.stderr)
     print(
         f"{report.written} videos written, {report.present} were there, {len(report.failed)} failed; features of "
-        f"{model.num_features} numbers in {report.folder}"
+        f"{model.head_features} numbers in {report.folder}"
     )
     return 1 if report.failed else 0
 

@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parse(parser, argv)
 
-    from stvid.models.registry import model_info
+    from stvid.zoo import model_info
 
     found = _find(options.pattern)
     if not any(found.values()):
@@ -59,15 +59,15 @@ def run(argv: Sequence[str]) -> int:
 
 def _find(pattern: str) -> dict[str, list[str]]:
     """Returns the names that match, by library; image models of other libraries only if the pattern has a slash."""
-    from stvid.models import external
-    from stvid.models.registry import LIBRARIES, list_models
+    from stvid.models.libraries import library_models, video_libraries
+    from stvid.zoo import LIBRARIES, list_models
 
     if "/" in pattern:
         names = list_models(pattern)
         return {library: [name for name in names if name.startswith(f"{library}/")] for library in LIBRARIES}
     videos = {
-        library: [f"{library}/{name}" for name in fnmatch.filter(external.library_models(library), pattern)]
-        for library in external.MODULES
+        library: [f"{library}/{name}" for name in fnmatch.filter(library_models(library), pattern)]
+        for library in video_libraries()
     }
     return {"stvid": list_models(pattern), **videos}
 

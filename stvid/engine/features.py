@@ -94,17 +94,6 @@ class FeatureSettings:
         return self.views or ("1x1" if self.window is not None else protocol.views)
 
 
-def _classifier_input(model: VideoModel, clips: Tensor) -> Tensor:
-    """Runs a model on normalised clips, and returns what its classifier is given, (B, D) or (B, ..., D)."""
-    seen: list[Tensor] = []
-    hook = model.get_classifier().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        model(clips)
-    finally:
-        hook.remove()
-    return seen[-1]
-
-
 class _FeatureTask(LightningModule):
     """Gives the input of the classifier, averaged over the crops of each clip."""
 
@@ -128,11 +117,11 @@ class _FeatureTask(LightningModule):
             part = views[start : start + self.batch_size].to(self.device)
             try:
                 clips = normalize(part, self.protocol.mean, self.protocol.std, dtype=dtype)
-                features = _classifier_input(self.model, clips).float()
+                features = self.model.forward_head(self.model.forward_features(clips), pre_logits=True)
             except ValueError as error:
                 text = " ".join(str(error).split())
                 raise ConfigError(f"{text} (protocol: {self.protocol.describe()})") from error
-            rows.append(features.flatten(1, -2).mean(1) if features.dim() > 2 else features)
+            rows.append(features.float())
         return torch.cat(rows).unflatten(0, batch.clips.shape[:2]).mean(1).cpu()
 
 
@@ -268,7 +257,7 @@ def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) 
         "window": settings.window,
         "stride": settings.window if settings.stride is None else settings.stride,
         "format": settings.format,
-        "num_features": model.num_features,
+        "num_features": model.head_features,
     }
 
 

@@ -10,7 +10,7 @@ from stvid.checkpoints import load_checkpoint, read_checkpoint
 from stvid.config import TrainConfig
 from stvid.errors import CheckpointError, ConfigError, StvidError, nearest
 from stvid.models.base import VideoModel
-from stvid.models.registry import create_model
+from stvid.zoo import create_model
 
 __all__ = ["build_model", "initialise"]
 

@@ -94,7 +94,7 @@ def predict(
     if isinstance(model_or_checkpoint, nn.Module):
         model = model_or_checkpoint
     else:
-        from stvid.checkpoints import load_model
+        from stvid.zoo import load_model
 
         model = load_model(model_or_checkpoint)
     used = model_protocol(model, protocol, views)

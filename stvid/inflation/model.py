@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from stvid.errors import ConfigError
 from stvid.inflation.anatomy import examine, no_training
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.placement import Guest, add_layers, replace
+from stvid.inflation.readout import Layout, find_read_out
 from stvid.inflation.recomputation import Recomputed
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
 from stvid.inflation.sources import ImageOrigin
@@ -39,7 +40,10 @@ from stvid.inflation.temporal import (
     describe_taps,
     taps,
 )
-from stvid.models.base import VideoModel
+from stvid.models.base import FeatureInfo, VideoModel, leave
+from stvid.models.blocks import Tap
+from stvid.models.following import follow_norms
+from stvid.models.heads import LinearHead
 from stvid.models.kernels import channels_last
 
 __all__ = ["InflatedModel"]
@@ -61,7 +65,10 @@ class InflatedModel(VideoModel):
         network: The 2D network without its classifier.
         options: How frames see each other.
         temporal: Layers with weights that were attached to layers of it.
-        head: The classifier; the identity if it could not be taken out of the network, and frames' logits are averaged.
+        head: The classifier; if it could not be taken out of the network, the logits of the frames are averaged.
+        read_out: Where the features are. Maps (B, C, T', H', W') where the network gives maps of a frame; tokens
+            (B, T' * prefix + T' * H' * W', C), class tokens first, where it gives tokens; else what the classifier sees
+            of each frame, (B, C, T', 1, 1).
         anatomy: What was found in the 2D network.
         inflated: Names of the layers that see other frames.
         origin: Where the 2D network is from; None for a module of the user's.
@@ -72,6 +79,7 @@ class InflatedModel(VideoModel):
 
     network: nn.Module
     num_frames: int
+    names_attention = False  # the network's own attention is not stvid's
 
     def __init__(
         self,
@@ -97,12 +105,16 @@ class InflatedModel(VideoModel):
         self.img_size = img_size
         self.network = network
         self._take_classifier()
-        guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.num_features)
+        parameter = next(network.parameters())
+        images = torch.randn(2, in_chans, *img_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        self.read_out = find_read_out(network, self.anatomy, images)
+        guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.head_features)
         add_layers(guest)
         self.temporal, self.inflated = guest.temporal, guest.inflated
         channels_last(self)
         if self.options.strides or self.options.joint:
             self._find_strides(img_size)
+        self._describe()
 
     # --- surgery ------------------------------------------------------------------------------------------------------
 
@@ -110,21 +122,19 @@ class InflatedModel(VideoModel):
         """Moves the linear layers that make the logits out of the network, as one layer."""
         names = self.anatomy.classifiers
         if not names:
-            self.num_features = self.num_classes
-            self.head: nn.Linear | nn.Identity = nn.Identity()
+            self.head = LinearHead(self.num_classes, 0)
             return
         found = [self.network.get_submodule(name) for name in names]
         widths = [int(linear.in_features) for linear in found]  # type: ignore[arg-type]
-        self.num_features = sum(widths)
         weights, biases = _merged_classifier([linear.state_dict() for linear in found])
         first = next(found[0].parameters())
-        head = nn.Linear(
-            self.num_features, self.num_classes, bias=biases is not None, device=first.device, dtype=first.dtype
-        )
+        head = LinearHead(sum(widths), self.num_classes)
+        fc = nn.Linear(sum(widths), self.num_classes, bias=biases is not None, device=first.device, dtype=first.dtype)
         with torch.no_grad():
-            head.weight.copy_(weights)
+            fc.weight.copy_(weights)
             if biases is not None:
-                head.bias.copy_(biases)
+                fc.bias.copy_(biases)
+        head.fc = fc
         self.head = head.train(found[0].training)
         for index, name in enumerate(names):
             if len(names) == 1:
@@ -132,6 +142,22 @@ class InflatedModel(VideoModel):
             else:
                 before, behind = sum(widths[:index]), sum(widths[index + 1 :])
                 replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
+
+    def _describe(self) -> None:
+        """Sets what the model says of its features."""
+        time = self.num_frames // self.time.at_end()
+        features = self.read_out.features
+        self.gives_maps = features.kind != "tokens"
+        self.num_features = features.channels
+        last = FeatureInfo("network", features.channels, self._reduction(time, features))
+        self.feature_info = [last]
+        if self.read_out.watched is not None and self.read_out.map is not None:
+            name, found = f"network.{self.read_out.watched[0]}", self.read_out.map
+            self.feature_info.insert(0, FeatureInfo(name, found.channels, self._reduction(time, found)))
+
+    def _reduction(self, time: int, layout: Layout) -> tuple[int, int, int]:
+        height, width = (max(1, side // cells) for side, cells in zip(self.img_size, layout.grid, strict=True))
+        return time, height, width
 
     def _find_strides(self, img_size: tuple[int, int]) -> None:
         """Runs one clip, so that each layer knows how many frames are left of a clip where it is."""
@@ -156,7 +182,7 @@ class InflatedModel(VideoModel):
 
     def _fold(self, clip: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B*T, C, H, W) in channels_last, and tells all layers how many frames there are."""
-        self._check_clip(clip, channels=self.in_chans)
+        self._check_clip(clip)
         self.time.frames = clip.shape[2]
         return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
@@ -164,40 +190,76 @@ class InflatedModel(VideoModel):
         """(B*T', ...) to (B, T', ...)."""
         return frames.unflatten(0, (-1, self.time.at_end()))
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the features before pooling.
+    @property
+    def num_prefix_tokens(self) -> int:  # type: ignore[override]
+        """Tokens in front of those of the grid: the class tokens and registers of every frame of the last clip."""
+        return self.read_out.features.prefix * self.time.at_end()
 
-        Args:
-            clip: (B, in_chans, T, H, W).
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the 2D network over all frames, up to its pooling."""
+        own: Any = self.network
+        run = own.forward_features if self.read_out.splits else own
+        frames = self._fold(clip)
+        if len(self.feature_info) > 1 and tap is not leave:
+            with self.read_out.watching(self.network, lambda maps: tap(0, maps), clip.shape[0]):
+                x = run(frames)
+        else:
+            x = run(frames)
+        layout = self.read_out.features
+        if layout.kind == "tokens":
+            parts = self._unfold(x).tensor_split((layout.prefix,), dim=2)
+            features = torch.cat([part.flatten(1, 2) for part in parts], dim=1)
+        else:
+            features = layout.to_map(x, clip.shape[0])
+        return tap(len(self.feature_info) - 1, features)
 
-        Returns:
-            (B, C, T', H', W'), or (B, T' * tokens, C) where the network's own are tokens. Of a network without
-            `forward_features` (torchvision's, the user's) what its classifier sees of each frame, (B, C, T', 1, 1).
+    def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Returns logits of features, or what the classifier sees: the mean over the frames.
 
         Raises:
-            ValueError: If the clip has another shape.
+            ConfigError: If that is asked for, but the classifier could not be taken out of the network.
         """
-        own = getattr(self.network, "forward_features", None)
-        x = self._unfold(self.network(self._fold(clip)) if own is None else own(self._fold(clip)))
-        if x.dim() == 3:
-            return x.transpose(1, 2)[..., None, None]
-        if x.dim() == 4:
-            return x.flatten(1, 2)
-        return x.movedim(-1, 1) if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else x.transpose(1, 2)
+        if pre_logits and not self.anatomy.classifiers:
+            raise ConfigError(
+                f"{self.source_name}: its classifier is within the network, so no features come before it"
+            )
+        layout, times = self.read_out.features, self.time.at_end()
+        if layout.kind == "tokens":
+            first, rest = features.split((layout.prefix * times, features.shape[1] - layout.prefix * times), dim=1)
+            by_frame = (part.unflatten(1, (times, -1)) for part in (first, rest))
+            frames = torch.cat(tuple(by_frame), dim=2).flatten(0, 1)
+        else:
+            frames = layout.from_map(features, features)
+        own: Any = self.network
+        return self._classify(own.forward_head(frames) if self.read_out.splits else frames, pre_logits)
+
+    def _classify(self, frames: Tensor, pre_logits: bool = False) -> Tensor:
+        """Joins the vectors of the frames, (B*T', C), and classifies."""
+        vectors = self._unfold(frames)
+        if "head" in self.temporal:
+            pooled = self.temporal["head"](vectors, recompute=self.grad_checkpointing)
+        else:
+            pooled = vectors.mean(1)
+        return self.head(pooled, pre_logits=pre_logits)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes)."""
-        features = self._unfold(self.network(self._fold(clip)))
-        if "head" not in self.temporal:
-            return self.head(features.mean(1))
-        return self.head(self.temporal["head"](features, recompute=self.grad_checkpointing))
+        """Returns logits (B, num_classes), as `forward_head` of `forward_features` does, with fewer copies."""
+        return self._classify(self.network(self._fold(clip)))
+
+    def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
+        """Returns which batch norm stands beside which convolution, found by following one forward pass."""
+        return follow_norms(self, (2, self.in_chans, self.num_frames, *self.img_size), clip)
 
     def get_classifier(self) -> nn.Module:
         """Returns the layer that makes the logits."""
-        return self.head if self.anatomy.classifiers else self.network.get_submodule(self.anatomy.logits[0])
+        if self.anatomy.classifiers:
+            return super().get_classifier()
+        return self.network.get_submodule(self.anatomy.logits[0])
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a freshly initialised one; 0 classes returns the pooled features."""
+    def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
+        """Replaces the classifier by a freshly initialised one; 0 classes returns what it would see."""
+        if head != "default":
+            raise ConfigError(f"head {head!r}: an inflated network keeps the pooling of {self.source_name}")
         if self.anatomy.classifiers:
             super().reset_classifier(num_classes)
             return
@@ -216,7 +278,8 @@ class InflatedModel(VideoModel):
                 else nn.Linear(old.in_features, num_classes, **settings)
             )
             replace(self.network, name, new.train(old.training))
-        self.num_classes = self.num_features = num_classes
+        self.num_classes = num_classes
+        self.head = LinearHead(num_classes, 0)
         self.recipe = {**self.recipe, "num_classes": num_classes}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -315,7 +378,7 @@ class InflatedModel(VideoModel):
                     shapes = " + ".join(str(tuple(state[source].shape)) for source in sources)
                     kind: RuleKind = "copied" if len(classifier) == 1 else "derived"
                     rule = COPIED if len(classifier) == 1 else how
-                    book(" + ".join(sources), f"head.{part}", kind, rule, merged, shapes)
+                    book(" + ".join(sources), f"head.fc.{part}", kind, rule, merged, shapes)
         for target, value in own.items():
             if target in inflated or not (target.startswith("temporal.") or (new_head and target in self.head_keys())):
                 continue
@@ -326,7 +389,7 @@ class InflatedModel(VideoModel):
     def head_keys(self) -> set[str]:
         """Returns the names of the classifier's tensors."""
         if self.anatomy.classifiers:
-            return {"head.weight", "head.bias"}
+            return {"head.fc.weight", "head.fc.bias"}
         return {f"network.{name}.{part}" for name in self.anatomy.logits for part in ("weight", "bias")}
 
     def _start_of(self, key: str) -> str:

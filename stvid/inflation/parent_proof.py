@@ -110,8 +110,7 @@ class _Proof:
     def _features(self, clip: Tensor) -> Tensor:
         """Returns what the classifier sees, or with a transformer over frames what that sees of each."""
         if not self.transfer.frame_features:
-            self.video.head = nn.Identity()
-            return self.video(clip)
+            return self.video.forward_head(self.video.forward_features(clip), pre_logits=True)
         layer = self.video.get_submodule(self.transfer.frame_features)
         seen: list[Tensor] = []
         handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))

@@ -43,11 +43,10 @@ class ParentRule:
     """How the models of one family start from a 2D network.
 
     Attributes:
-        family: The class of the models, whose file registers them.
+        family: The class of the models.
         kind: The kind of 2D network that they descend from.
         fill: Books the tensors of a model, but for `Transfer.finish`.
         stages: Pattern of the names of the lists of blocks that the 2D network has, too.
-        variants: Names of the models that descend from it; empty if all of the family do.
         init: How kernels in time start, if nothing else is asked for.
         heads: Gives the heads that the 2D network is built with, which weights do not tell.
         gelu: torch's name of the models' GELU.
@@ -58,7 +57,6 @@ class ParentRule:
     kind: Kind
     fill: Callable[[Transfer, Any], None]
     stages: str
-    variants: tuple[str, ...] = ()
     init: Init = "center"
     heads: Callable[[Any], Any] = lambda model: None
     gelu: Gelu = "none"
@@ -109,12 +107,15 @@ def _renamer(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callab
 
 def _fill_inflated_resnet(transfer: Transfer, model: InflatedResNet) -> None:
     """Fills C2D, Slow, I3D and Non-local I3D."""
-    transfer.head_window = (*model.pool_size[1:], 32)
+    head: Any = model.head
+    transfer.head_window = (*head.window[1:], 32)
     for key in model.state_dict():
         if ".nonlocal_block." in key:
             transfer.keep(key, "a non-local block, which is the identity as long as its norm's weight is zero")
     transfer.take_rest(
-        _renamer((r"^stem\.0\.", "conv1."), (r"^stem\.1\.", "bn1."), (r"\.norm(\d)\.", r".bn\1."), (r"^head\.", "fc."))
+        _renamer(
+            (r"^stem\.0\.", "conv1."), (r"^stem\.1\.", "bn1."), (r"\.norm(\d)\.", r".bn\1."), (r"^head\.fc\.", "fc.")
+        )
     )
 
 
@@ -127,7 +128,7 @@ def _fill_resnet3d(transfer: Transfer, model: ResNet3d) -> None:
         transfer.note("shortcuts of type A pad with zeros where the parent's have a convolution")
     if isinstance(model.pool, nn.Identity):
         transfer.note("the model has no max pool after the stem, its parent has one")
-    transfer.take_rest(_renamer((r"^head\.", "fc.")))
+    transfer.take_rest(_renamer((r"^head\.fc\.", "fc.")))
 
 
 def _fill_video_resnet(transfer: Transfer, model: VideoResNet) -> None:
@@ -143,7 +144,7 @@ def _fill_video_resnet(transfer: Transfer, model: VideoResNet) -> None:
             (r"^stem\.1\.", "bn1."),
             (r"\.conv(\d)\.0\.", r".conv\1."),
             (r"\.conv(\d)\.1\.", r".bn\1."),
-            (r"^head\.", "fc."),
+            (r"^head\.fc\.", "fc."),
         )
     )
 
@@ -156,7 +157,7 @@ def _fill_inception(transfer: Transfer, model: InceptionVideo) -> None:
         (r"^mixed(\d)\.(\d)\.", lambda match: f"inception{match[1]}{'abcde'[int(match[2])]}."),
         (r"\.branch(\d)\.", lambda match: f".branch{int(match[1]) + 1}."),
         (r"\.norm\.", ".bn."),
-        (r"^head\.", "fc."),
+        (r"^head\.fc\.", "fc."),
     )
     in_time = [
         name
@@ -269,7 +270,7 @@ def _fill_timesformer(transfer: Transfer, model: timesformer.TimeSformer) -> Non
                 transfer.take(key, source, rule="copied from that over space")
     if model.attention_type == "joint_space_time":
         transfer.note(CLASS_TOKEN.format(model.num_frames), Remedy.ONE_TOKEN_LONG)
-    transfer.take_rest(lambda key: key)
+    transfer.take_rest(_renamer((r"^head\.fc\.", "head.")))
 
 
 def _fill_xvit(transfer: Transfer, model: xvit.XViT) -> None:
@@ -280,11 +281,11 @@ def _fill_xvit(transfer: Transfer, model: xvit.XViT) -> None:
     for key in model.state_dict():
         if key == "time_embed":
             transfer.keep(key, "zeros")
-        elif key.startswith(("temporal_", "head_norm.", "head_fc.")):
+        elif key.startswith(("temporal_", "head.norm.", "head.hidden.")):
             transfer.keep(key, "part of the transformer over frames")
         elif key.startswith("new_fc."):
             transfer.keep(key, "part of the published layout, never used")
-    transfer.take_rest(lambda key: key)
+    transfer.take_rest(_renamer((r"^head\.fc\.", "head.")))
 
 
 def _fill_vivit(transfer: Transfer, model: vivit.ViViT) -> None:
@@ -322,7 +323,9 @@ def _fill_vivit(transfer: Transfer, model: vivit.ViViT) -> None:
             source = key.removeprefix("encoder.").replace("attn_time", "attn").replace("norm_time", "norm1")
             if source in transfer.network.state:
                 transfer.take(key, source, rule="copied from that over space")
-    transfer.take_rest(_renamer((r"^encoder\.", ""), (r"attn_space", "attn"), (r"norm_space", "norm1")))
+    transfer.take_rest(
+        _renamer((r"^encoder\.", ""), (r"attn_space", "attn"), (r"norm_space", "norm1"), (r"^head\.fc\.", "head."))
+    )
 
 
 def _fill_swin(transfer: Transfer, model: VideoSwin) -> None:
@@ -343,7 +346,7 @@ def _fill_swin(transfer: Transfer, model: VideoSwin) -> None:
     frames = -(-model.default_protocol.frames // model.patch_embed.proj.kernel_size[0])
     if frames > time and frames % time:
         transfer.note(f"{frames} frames of tokens are padded to whole windows of {time} with zeros, which are seen")
-    transfer.take_rest(lambda key: key)
+    transfer.take_rest(_renamer((r"^head\.fc\.", "head.")))
 
 
 def _fill_uniformer(transfer: Transfer, model: UniFormer) -> None:
@@ -351,7 +354,7 @@ def _fill_uniformer(transfer: Transfer, model: UniFormer) -> None:
     for key in model.state_dict():
         if ".t_attn." in key or ".t_norm." in key:
             transfer.keep(key, "attention over time, the identity at first")
-    transfer.take_rest(lambda key: key)
+    transfer.take_rest(_renamer((r"^head\.fc\.", "head.")))
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------
@@ -359,7 +362,7 @@ def _fill_uniformer(transfer: Transfer, model: UniFormer) -> None:
 PARENTS: tuple[ParentRule, ...] = (
     ParentRule(InflatedResNet, "resnet", _fill_inflated_resnet, stages=r"layer[1-4]"),
     ParentRule(ResNet3d, "resnet", _fill_resnet3d, stages=r"layer[1-4]"),
-    ParentRule(VideoResNet, "resnet", _fill_video_resnet, stages=r"layer[1-4]", variants=("mc3_18", "r3d_18")),
+    ParentRule(VideoResNet, "resnet", _fill_video_resnet, stages=r"layer[1-4]"),
     ParentRule(InceptionVideo, "inception", _fill_inception, stages=r"mixed[3-5]"),
     ParentRule(
         timesformer.TimeSformer,

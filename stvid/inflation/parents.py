@@ -27,7 +27,7 @@ from stvid.inflation.report import InflationReport
 from stvid.inflation.sources import LIBRARIES, ImageOrigin, parse_source
 from stvid.inflation.transfer import Transfer
 from stvid.models.base import VideoModel
-from stvid.models.registry import create_model, list_models, model_info
+from stvid.models.registry import build_model, family_of, model_info, native_models
 
 __all__ = ["InflatedParent", "inflate_parent", "models_with_parent"]
 
@@ -50,7 +50,7 @@ class InflatedParent:
 
 def models_with_parent(kind: Kind | None = None) -> list[str]:
     """Returns the names of the models that have a 2D parent, of one kind or of any; see `PARENTS`."""
-    return [name for name in list_models() if (rule := _rule_of(name)) is not None and kind in (None, rule.kind)]
+    return [name for name in native_models() if (rule := _rule_of(name)) is not None and kind in (None, rule.kind)]
 
 
 def inflate_parent(
@@ -103,7 +103,13 @@ def inflate_parent(
         )
     classes = network.num_classes or 400 if num_classes is None else num_classes
     with _as_config_error(to):
-        model = create_model(to, num_classes=classes, **arguments)
+        model = build_model(
+            model_info(to),
+            num_classes=classes,
+            num_frames=arguments.pop("num_frames", None),
+            img_size=arguments.pop("img_size", None),
+            hyperparameters=arguments,
+        )
     model.eval()
     transfer = Transfer(network, model, init=init or rule.init)
     try:
@@ -157,10 +163,11 @@ def _weightless(name: str) -> VideoModel:
 
 
 def _rule_of(name: str) -> ParentRule | None:
-    """Returns the rule of a model's family, whose file registers it; None if the model has no 2D parent."""
-    file = model_info(name).build.__module__
-    rule = next((rule for rule in PARENTS if rule.family.__module__ == file), None)
-    return rule if rule is not None and (not rule.variants or name in rule.variants) else None
+    """Returns the rule of a model's family; None if the model has no 2D parent."""
+    family, _ = family_of(name)
+    if family.parent is None or (family.parent_of and name not in family.parent_of):
+        return None
+    return next(rule for rule in PARENTS if rule.family.__name__ == family.model)
 
 
 def _read_source(source: Source, *, weights: Weights | None, pretrained: bool) -> tuple[ImageNetwork, str]:

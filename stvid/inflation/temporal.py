@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from stvid.inflation.options import Init, Padding
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks
-from stvid.models.kernels import Conv3d
 
 __all__ = [
     "ClipTime",
@@ -122,7 +121,7 @@ def _repeat_ends(x: Tensor, amount: int) -> Tensor:
     return torch.cat((*[x[:, :1]] * amount, x, *[x[:, -1:]] * amount), dim=1) if amount else x
 
 
-class TemporalConv(Conv3d, TemporalLayer):
+class TemporalConv(nn.Conv3d, TemporalLayer):
     """The inflated twin of a 2D convolution; (B*T, C, H, W) to (B*ceil(T / time_stride), C', H', W').
 
     Its weight has the name of the 2D weight and an axis of time more.

@@ -3,9 +3,9 @@
 - ``gradcam`` (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2): the feature maps before pooling, each
   weighted by the mean gradient of the class's logit, added up, negative sums cut. For every model whose
   `forward_features` gives maps (B, C, T', H', W'): the CNNs, UniFormer, and Video Swin, whose attention stays inside
-  windows and so has no rollout over the clip. C3D gives no maps; its last convolution is taken. Of an inflated image
-  network it is the last maps that it makes of the frames; if its blocks take tokens (ViT), it is the tokens that enter
-  the last block, since behind it those of patches may lead nowhere. Such a picture is called ``gradcam-tokens``.
+  windows and so has no rollout over the clip. Of an inflated image network that gives tokens (ViT) it is the tokens
+  that enter the last block, since behind it those of patches may lead nowhere; such a picture is called
+  ``gradcam-tokens``.
 - ``rollout`` (Abnar and Zuidema 2020, arXiv:2005.00928, section 3): the attention of each layer, averaged over heads
   and mixed half and half with the identity for the residual, multiplied through the layers, from the tokens that are
   classified back to the patches. It is the same for all classes.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -40,12 +40,9 @@ from stvid.data.dataset import Clip, load_clip
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.evaluation.evaluate import model_protocol, model_task
 from stvid.files import write_atomically
-from stvid.inflation.model import InflatedModel
 from stvid.look.drawing import Row, Tile, contact_sheet, heat_overlay, save_picture
-from stvid.models.attention import record_attention
+from stvid.models.attention import Source, record_attention
 from stvid.models.base import VideoModel
-from stvid.models.blocks import TubeletEmbed
-from stvid.models.families.timesformer import TimeSformer
 from stvid.protocol import Protocol
 
 __all__ = ["Explanation", "ExplanationMethod", "explain"]
@@ -194,12 +191,11 @@ def explain(
     with _evaluation_mode(model):
         try:
             if method == "auto":
-                tokens = not isinstance(model, InflatedModel) and not _has_maps(model, batch)
-                method = "gradcam" if not tokens else "rollout" if target is None else "grad-rollout"
+                method = "gradcam" if not _has_attention(model) else "rollout" if target is None else "grad-rollout"
             if method == "rollout" and target is not None:
                 raise ConfigError("method rollout: is the same for all classes; take grad-rollout to explain a class")
             compute = _gradcam if method == "gradcam" else _rollout
-            heat, logits, target = compute(model, batch, target, with_gradients=method == "grad-rollout")
+            heat, logits, target, tokens = compute(model, batch, target, with_gradients=method == "grad-rollout")
         except StvidError:
             raise
         except ValueError as error:
@@ -217,7 +213,7 @@ def explain(
         clip=clip,
         frames=pixels.permute(1, 2, 3, 0).numpy(),
         heat=(heat / peak if peak > 0 else heat).cpu().numpy(),
-        method="gradcam-tokens" if method == "gradcam" and _token_block(model) is not None else method,
+        method="gradcam-tokens" if method == "gradcam" and tokens else method,
         class_name=names[target],
         probability=float(scores[target]),
     )
@@ -243,136 +239,42 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 # --- Grad-CAM ---------------------------------------------------------------------------------------------------------
 
-
-@contextlib.contextmanager
-def _feature_maps(model: VideoModel) -> Iterator[list[Tensor]]:
-    """Collects what could be the feature maps: outputs of convolutions, then those of `forward_features`."""
-    found: list[Tensor] = []
-    original: Callable[[Tensor], Tensor] = model.forward_features
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(output)
-
-    def forward_features(clip: Tensor) -> Tensor:
-        features = original(clip)
-        found.append(features)
-        return features
-
-    hooks = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, nn.Conv3d)]
-    model.forward_features = forward_features  # type: ignore[method-assign]
-    try:
-        yield found
-    finally:
-        del model.forward_features
-        for hook in hooks:
-            hook.remove()
+Found = tuple[Tensor, Tensor, int, bool]
+"""The map (T', H', W'), the logits (K,), the class, and whether the map is one of tokens."""
 
 
-def _choose_maps(found: list[Tensor]) -> Tensor | None:
-    """Returns the features if they are maps, else the last convolution's, unless that only embeds patches."""
-    if not found:
-        return None
-    *convolutions, features = found
-    if features.dim() == 5:
-        return features
-    return convolutions[-1] if len(convolutions) > 1 and features.dim() == 2 else None
+def _has_attention(model: VideoModel) -> bool:
+    """Whether a rollout can follow the model: its features are tokens, and its attention says what it goes over."""
+    return not model.gives_maps and model.names_attention
 
 
-def _has_maps(model: VideoModel, batch: Tensor) -> bool:
-    with _feature_maps(model) as found, torch.no_grad():
-        model(batch)
-    return _choose_maps(found) is not None
+def _gradcam(model: VideoModel, batch: Tensor, target: int | None, *, with_gradients: bool = True) -> Found:
+    """Weighs the features by the gradient of a logit: the last maps, or the tokens that enter the last block."""
+    taken: dict[int, Tensor] = {}
 
+    def keep(place: int, x: Tensor) -> Tensor:
+        taken[place] = x
+        return x
 
-def _gradcam(
-    model: VideoModel, batch: Tensor, target: int | None, *, with_gradients: bool = True
-) -> tuple[Tensor, Tensor, int]:
-    """Returns the map (T', H', W'), the logits (K,), and the class."""
-    watched = _frame_maps(model) if isinstance(model, InflatedModel) else _feature_maps(model)
-    with watched as found, torch.enable_grad():
-        logits = model(batch.requires_grad_())[0]
-        if isinstance(model, InflatedModel):
-            maps, other = found[-1] if found else None, ""
-        else:
-            maps, other = _choose_maps(found), "; take rollout or grad-rollout"
-        if maps is None:
-            raise ConfigError(f"method gradcam: {type(model).__name__} has no feature maps{other}")
-        chosen = int(logits.argmax()) if target is None else target
-        (gradient,) = torch.autograd.grad(logits[chosen], maps, allow_unused=True)
-        if gradient is None:
-            raise ConfigError(f"method gradcam: the logits of {type(model).__name__} do not depend on its last maps")
-    if isinstance(model, InflatedModel):
-        size = (batch.shape[-2], batch.shape[-1])
-        prefix = getattr(model.network, "num_prefix_tokens", None)  # timm's
-        maps, gradient = (_clip_maps(values, size, prefix) for values in (maps, gradient))
-    weights = gradient.mean(dim=(2, 3, 4), keepdim=True)
-    return (weights * maps).sum(1)[0].relu().detach(), logits.detach(), chosen
-
-
-def _token_block(model: nn.Module) -> nn.Module | None:
-    """Returns the last block of an inflated image network if it takes tokens (N, tokens, C)."""
-    if not isinstance(model, InflatedModel) or not model.anatomy.blocks:
-        return None
-    last = model.anatomy.blocks[-1]
-    return model.network.get_submodule(last.name) if len(last.shape) == 3 else None
-
-
-@contextlib.contextmanager
-def _frame_maps(model: InflatedModel) -> Iterator[list[Tensor]]:
-    """Collects the tokens that enter the last block, or else all maps (frames, ...) in the order they are made."""
-    found: list[Tensor] = []
-    block = _token_block(model)
-
-    def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
-
-    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        # Behind the pooling, maps have one place.
-        if isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[1] > 1:
-            found.append(output)
-
-    if block is not None:
-        hooks = [block.register_forward_pre_hook(keep_input)]
-    else:
-        hooks = [module.register_forward_hook(keep_output) for module in model.network.modules()]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _clip_maps(values: Tensor, size: tuple[int, int], prefix: int | None) -> Tensor:
-    """Arranges what an image network makes of the frames of one clip.
-
-    Args:
-        values: (T', C, H', W'), (T', H', W', C), or tokens (T', prefix + H' * W', C).
-        size: Height and width of the frames, which tell the axes of the places from that of the channels.
-        prefix: Tokens before those of the patches; None takes the fewest that leave a grid.
-
-    Returns:
-        (1, C, T', H', W').
-
-    Raises:
-        ConfigError: If tokens are no grid.
-    """
-    ratio = size[0] / size[1]
-    if values.dim() == 3:
-        tokens = values.shape[1]
-        for extra in range(tokens) if prefix is None else [prefix]:
-            height = round(math.sqrt((tokens - extra) * ratio))
-            if height and (tokens - extra) % height == 0 and round(height / ratio) == (tokens - extra) // height:
-                values = values[:, extra:].unflatten(1, (height, -1))
-                break
-        else:
+    with torch.enable_grad():
+        features = model.encode(batch.requires_grad_(), keep)
+        tokens = not model.gives_maps
+        place = len(model.feature_info) - 1
+        if tokens or features.shape[3:].numel() == 1:  # behind the pooling there is nothing to see
+            place -= 1
+        if place not in taken or (tokens and _has_attention(model)):
             raise ConfigError(
-                f"method gradcam: {tokens} tokens of a frame are no grid over {size[0]} x {size[1]} pixels"
+                f"method gradcam: {type(model).__name__} has no feature maps; take rollout or grad-rollout"
             )
-        return values.permute(3, 0, 1, 2)[None]
-    first, second, third = values.shape[1:]
-    off_if_first = abs(math.log(second / third / ratio))
-    off_if_last = abs(math.log(first / second / ratio))
-    return (values.permute(3, 0, 1, 2) if off_if_last < off_if_first else values.transpose(0, 1))[None]
+        logits = model.forward_head(features)[0]
+        chosen = int(logits.argmax()) if target is None else target
+        (gradient,) = torch.autograd.grad(logits[chosen], taken[place], allow_unused=True)
+    if gradient is None:
+        raise ConfigError(f"method gradcam: the logits of {type(model).__name__} do not depend on its last maps")
+    size = (batch.shape[2], batch.shape[3], batch.shape[4])
+    maps, gradient = (model.to_map(values, place, size) for values in (taken[place], gradient))
+    weights = gradient.mean(dim=(2, 3, 4), keepdim=True)
+    return (weights * maps).sum(1)[0].relu().detach(), logits.detach(), chosen, tokens
 
 
 # --- rollout ----------------------------------------------------------------------------------------------------------
@@ -392,76 +294,54 @@ class _Layer:
     weights: Tensor
 
 
-def _rollout(
-    model: VideoModel, batch: Tensor, target: int | None, *, with_gradients: bool
-) -> tuple[Tensor, Tensor, int]:
-    """Returns the map (T', H', W'), the logits (K,), and the class."""
-    records: list[tuple[str, Tensor]] = []
-    grids: list[tuple[int, int, int]] = []
-    current = [""]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, name=name: current.__setitem__(0, name))
-        for name, module in model.named_modules()
-    ]
-    hooks += [
-        module.register_forward_hook(lambda _, __, output: grids.append(tuple(output.shape[1:4])))
-        for module in model.modules()
-        if isinstance(module, TubeletEmbed)
-    ]
+def _rollout(model: VideoModel, batch: Tensor, target: int | None, *, with_gradients: bool) -> Found:
+    """Multiplies the attention of all layers, with the weights of a logit's gradient if that is asked for."""
+    records: list[tuple[Source, Tensor]] = []
+    grid: list[int] = []
+    clip_size = (batch.shape[2], batch.shape[3], batch.shape[4])
 
-    def keep(weights: Tensor) -> None:
-        records.append((current[0], weights if with_gradients else weights.mean(1)))
+    def keep(weights: Tensor, source: Source | None) -> None:
+        if source is not None:
+            records.append((source, weights if with_gradients else weights.mean(1)))
 
-    try:
-        with record_attention(keep), torch.set_grad_enabled(with_gradients):
-            logits = model(batch.requires_grad_(with_gradients))[0]
-            chosen = int(logits.argmax()) if target is None else target
-            if with_gradients and records:
-                gradients = torch.autograd.grad(logits[chosen], [weights for _, weights in records])
-                records = [
-                    (name, (weights * gradient).relu().mean(1).detach())
-                    for (name, weights), gradient in zip(records, gradients, strict=True)
-                ]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not records or len(grids) != 1:
+    def first(place: int, x: Tensor) -> Tensor:
+        if place == 0:
+            grid.extend(model.to_map(x, 0, clip_size).shape[2:])
+        return x
+
+    with record_attention(keep), torch.set_grad_enabled(with_gradients):
+        logits = model.forward_head(model.encode(batch.requires_grad_(with_gradients), first))[0]
+        chosen = int(logits.argmax()) if target is None else target
+        if with_gradients and records:
+            gradients = torch.autograd.grad(logits[chosen], [weights for _, weights in records])
+            records = [
+                (source, (weights * gradient).relu().mean(1).detach())
+                for (source, weights), gradient in zip(records, gradients, strict=True)
+            ]
+    if not records or not _has_attention(model):
         raise ConfigError(f"method rollout: {type(model).__name__} is no transformer over patches; take gradcam")
-    time, height, width = grids[0]
-    layers = [_layer(model, records, number, time, height * width) for number in range(len(records))]
-    names = [name for name, _ in records]
-    heat = _roll(layers, names, time, height * width, residual=1.0 if with_gradients else 0.5)
-    if isinstance(model, TimeSformer) and layers[0].kind == "clip":  # its joint sequence has time running fastest
-        heat = heat.reshape(height * width, time).t()
-    return heat.reshape(time, height, width), logits.detach(), chosen
+    time, height, width = grid
+    layers = [_layer(model, axes, weights, height * width) for (_, axes), weights in records]
+    modules = [module for (module, _), _ in records]
+    heat = _roll(layers, modules, time, height * width, residual=1.0 if with_gradients else 0.5)
+    return heat.reshape(time, height, width), logits.detach(), chosen, False
 
 
-def _layer(model: nn.Module, records: list[tuple[str, Tensor]], number: int, time: int, space: int) -> _Layer:
-    """Finds out from its shape what an attention went over."""
-    name, weights = records[number]
-    count, tokens = weights.shape[0], weights.shape[-1]
-    in_time = count == space and tokens == time
-    in_space = count == time and tokens - space in (0, 1)
-    if in_time and in_space:  # as many frames as patches in each: the name tells, or of two in one module the order
-        in_space = not any(word in name for word in ("time", "temporal"))
-        in_time = not in_space
-        if [other for other, _ in records].count(name) == 2:  # ViViT's model 4: time first
-            in_time = next(n for n, (other, _) in enumerate(records) if other == name) == number
-    if count == 1 and tokens - time * space in (0, 1):
+def _layer(model: nn.Module, axes: str, weights: Tensor, space: int) -> _Layer:
+    """Tells what the sequences of an attention are."""
+    if axes == "clip" and weights.shape[0] == 1:
         return _Layer("clip", weights)
-    if in_time:
-        return _Layer("column", weights)
-    if in_space:
+    if axes == "space":
         return _Layer("frame", weights)
-    if count == 1 and tokens - time in (0, 1):
-        return _Layer("frames", weights)
+    if axes == "time":
+        return _Layer("column" if weights.shape[0] == space else "frames", weights)
     raise ConfigError(
-        f"method rollout: {type(model).__name__} attends within {count} groups of {tokens} of its {time} x {space} "
-        "tokens, for which no rollout is defined; take gradcam"
+        f"method rollout: {type(model).__name__} attends over {axes} in {weights.shape[0]} groups of its tokens, for "
+        "which no rollout is defined; take gradcam"
     )
 
 
-def _roll(layers: list[_Layer], names: list[str], time: int, space: int, *, residual: float) -> Tensor:
+def _roll(layers: list[_Layer], modules: list[object], time: int, space: int, *, residual: float) -> Tensor:
     """Takes relevance from the classified tokens back to the patches, (time, space)."""
     blank = layers[0].weights
     # The relevance of the patches, of one class token for each frame, and, above them, of the clip's own sequence.
@@ -481,12 +361,12 @@ def _roll(layers: list[_Layer], names: list[str], time: int, space: int, *, resi
     read_token = with_frame_token or with_clip_token
     patches = blank.new_zeros(time, space) if read_token else blank.new_full((time, space), 1 / (time * space))
     groups = [layer for layer in layers if layer.kind != "frames"]
-    kept = [name for name, layer in zip(names, layers, strict=True) if layer.kind != "frames"]
+    kept = [module for module, layer in zip(modules, layers, strict=True) if layer.kind != "frames"]
     number = len(groups)
     while number:
         # Attentions of one module act side by side, each on its share of the heads (ViViT's model 4).
         first = number - 1
-        while first and kept[first - 1] == kept[number - 1]:
+        while first and kept[first - 1] is kept[number - 1]:
             first -= 1
         results = []
         for layer in groups[first:number]:

@@ -41,7 +41,10 @@ AttentionLayout = Literal["BHMK", "BMHK"]
 BLOCK_SCORES = 1 << 22  # scores that one block of queries may have (8 MB in bfloat16, which caches hold)
 FEW = 8  # tokens
 _backend: AttentionBackend = "sdpa"
-_recorder: Callable[[Tensor], None] | None = None
+Source = tuple[object, str]
+"""Which module attends, and over which axes: ``clip``, ``space``, ``time`` or ``window``."""
+Recorder = Callable[[Tensor, "Source | None"], None]
+_recorder: Recorder | None = None
 
 
 def set_attention_backend(name: AttentionBackend) -> None:
@@ -66,8 +69,10 @@ def attention_backends() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def record_attention(keep: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hands the attention weights of every `attend` to a function, (B, heads, N, M) after the softmax.
+def record_attention(keep: Recorder) -> Iterator[None]:
+    """Hands the attention weights of every `attend` to a function, with the `source` that the caller named.
+
+    The weights are (B, heads, N, M), after the softmax.
 
     Inside, all attention is computed by ``math``, since the fused kernels never hold the weights.
     """
@@ -106,6 +111,7 @@ def attend(
     scale: float | None = None,
     layout: AttentionLayout = "BHMK",
     backend: AttentionBackend | None = None,
+    source: Source | None = None,
 ) -> Tensor:
     """Computes softmax(q k^T * scale + bias) v.
 
@@ -118,6 +124,7 @@ def attend(
         scale: Factor of the scores; None takes head_dim ** -0.5.
         layout: Order of the axes of q, k, v and of the result.
         backend: For this call; None takes that of the process.
+        source: Which module attends, and over which axes; for `record_attention`.
 
     Returns:
         The shape of `q`.
@@ -147,7 +154,7 @@ def attend(
             scores = scores + bias
         weights = scores.softmax(dim=-1)
         if _recorder is not None:
-            _recorder(weights)
+            _recorder(weights, source)
         out = F.dropout(weights, p=drop_rate, training=drop_rate > 0) @ v
     elif bias is not None and not drop_rate and _has_no_fused_gradient(bias):
         out = _BiasedAttention.apply(q, k, v, bias.view(*[1] * (4 - bias.dim()), *bias.shape), scale)

@@ -1,43 +1,117 @@
-"""The base class of every model: the methods that training, evaluation and checkpoint loading rely on."""
+"""The contract: what every model of stvid says of itself, so that tools ask instead of guessing.
+
+    logits   = model(clip)                     # forward_head(forward_features(clip))
+    features = model.forward_features(clip)    # maps (B, C, T', H', W') or tokens (B, prefix + t*h*w, C)
+    vector   = model.forward_head(features, pre_logits=True)
+    last, stages = model.forward_intermediates(clip, indices=[-2, -1])
+    model.feature_info[-1].channels, model.token_grid(clip.shape), model.num_prefix_tokens
+
+A family's class implements `encode` and sets a few attributes; the rest is here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stvid.errors import StvidError
-from stvid.models.blocks import init_transformer_weights, run_blocks
+from stvid.models.blocks import Tap, run_blocks
+from stvid.models.heads import AttentivePoolHead, Head
 from stvid.protocol import Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from stvid.inference import FuseReport
+__all__ = ["FeatureInfo", "FuseReport", "StagedModel", "VideoModel", "leave"]
 
-__all__ = ["StagedModel", "VideoModel"]
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One intermediate result of a model.
+
+    It can be read as a mapping with timm's keys, too: ``info["num_chs"]``, ``info["reduction"]``, ``info["module"]``.
+
+    Attributes:
+        module: Name of the module after which it is taken.
+        channels: Its channels.
+        reduction: By how much it is smaller than the clip in time, height and width.
+    """
+
+    module: str
+    channels: int
+    reduction: Grid
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, {"num_chs": "channels"}.get(key, key))
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What `stvid.fuse` did to a model.
+
+    Attributes:
+        fused: Name of each norm that is gone, with the name of the convolution that does its work.
+        kept: Name of each batch norm that stays, with the reason.
+    """
+
+    fused: Mapping[str, str]
+    kept: Mapping[str, str]
+
+    def __str__(self) -> str:
+        text = f"{len(self.fused)} of {len(self.fused) + len(self.kept)} batch norms folded into their convolutions"
+        reasons = dict.fromkeys(self.kept.values())
+        for reason in reasons:
+            names = [name for name, why in self.kept.items() if why == reason]
+            text += f"; {len(names)} kept, {reason} ({names[0]}{', ...' if len(names) > 1 else ''})"
+        return text
+
+
+def leave(index: int, x: Tensor) -> Tensor:
+    """The tap of those who want no intermediate results."""
+    return x
 
 
 class VideoModel(nn.Module):
-    """Base class of the models: the methods that training, evaluation and checkpoint loading rely on.
+    """Base class of the models.
 
-    A family's class sets `num_classes` and `num_features`, keeps its classifier in the attribute `head` and
-    implements `forward_features` and `forward`.
+    A family's class sets `num_classes`, `num_features`, `in_chans`, `head` and `feature_info`, and implements `encode`.
+    A model that gives tokens implements `token_grid` and sets `num_prefix_tokens`, too. A model that can run over a
+    stream implements ``init_state(batch_size)`` and ``step(frames, state)``, which returns logits and the new state.
 
     Attributes:
         num_classes: Number of logits.
-        num_features: Channels that the classifier sees.
+        num_features: Channels of the features.
+        in_chans: Channels of the clip.
+        head: Makes logits of features; a module of `stvid.models.heads`.
+        feature_info: What `forward_intermediates` returns, from the input on.
+        gives_maps: Whether the features are maps; else they are tokens.
+        num_prefix_tokens: Tokens in front of those of the grid (class tokens).
+        names_attention: Whether all attention of the model goes through `attend` and says what it goes over (`axes`).
+        takes_mask: Whether `forward_features` takes a mask.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
         recipe: The arguments of `create_model` that make this model again.
         grad_checkpointing: Whether activations are recomputed in the backward pass.
-        fused: The `stvid.inference.FuseReport` of a model that `stvid.fuse` made, else None.
+        fused: The report of a model that `stvid.fuse` made, else None.
         inference_only: Why the model cannot be trained or saved; empty if it can.
     """
 
     num_classes: int
     num_features: int
+    in_chans: int
+    head: nn.Module
+    feature_info: list[FeatureInfo]
+    gives_maps: bool = True
+    num_prefix_tokens: int = 0
+    names_attention: bool = True
+    takes_mask: bool = False
     fused: FuseReport | None = None
     inference_only: str = ""
 
@@ -60,26 +134,183 @@ class VideoModel(nn.Module):
             )
         return super().train(mode)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the features before pooling, (B, num_features, T', H', W') or (B, tokens, num_features)."""
-        raise TypeError(f"{type(self).__name__} does not implement forward_features")
+    # --- from a clip to logits ----------------------------------------------------------------------------------------
+
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Computes the features, and shows each intermediate result.
+
+        Args:
+            clip: (B, in_chans, T, H, W).
+            tap: Called with the number of an entry of `feature_info` and the result there, which it returns. The last
+                call has the features themselves.
+
+        Returns:
+            What `forward_features` returns.
+
+        Raises:
+            ValueError: If the clip has a shape that the model does not take.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement encode")
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Returns logits (B, num_classes) of a clip (B, in_chans, T, H, W); without a classifier pooled features."""
+        return self.forward_head(self.forward_features(clip))
+
+    def forward_features(self, clip: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Returns the features before pooling; the shapes stand in the docstring of the family's class.
+
+        Args:
+            clip: (B, in_chans, T, H, W).
+            mask: bool (B, t*h*w) over the cells of `token_grid`, True where a token is left out, as masked pretraining
+                does; each clip of a batch leaves out as many. None keeps all.
+
+        Returns:
+            Maps (B, num_features, T', H', W'), or tokens (B, num_prefix_tokens + t*h*w, num_features), the cells of the
+            grid in the order of time, height, width.
+
+        Raises:
+            ValueError: If the clip has a shape that the model does not take, or the mask does not fit it.
+            StvidError: If there is a mask and the model takes none.
+        """
+        if mask is None:
+            return self.encode(clip, leave)
+        if not self.takes_mask:
+            raise StvidError(f"{type(self).__name__} takes no mask: its blocks need the whole grid of tokens")
+        return self.encode_visible(clip, ~mask)
+
+    def encode_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
+        """Computes the features of some tokens alone; models with `takes_mask` implement it.
+
+        Args:
+            clip: (B, in_chans, T, H, W).
+            visible: bool (B, t*h*w), True for the tokens that are kept; as many in each clip.
+
+        Returns:
+            (B, num_prefix_tokens + kept tokens, num_features).
+        """
+        raise TypeError(f"{type(self).__name__} does not implement encode_visible")
+
+    def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Returns logits (B, num_classes) of features, or with `pre_logits` what the classifier sees."""
+        return self.head(features, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        clip: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        output: Literal["NCTHW", "NLC"] = "NCTHW",
+        intermediates_only: bool = False,
+    ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
+        """Returns the features, and results on the way to them; the interface is timm's.
+
+        Args:
+            clip: (B, in_chans, T, H, W).
+            indices: Places in `feature_info`, negative ones from the end; a number takes so many from the end; None
+                takes all. The last of `feature_info` are the features themselves, after the last norm.
+            output: ``NCTHW`` gives maps (B, C, t, h, w), ``NLC`` tokens (B, t*h*w, C); neither has prefix tokens.
+            intermediates_only: Leave the features out of the answer.
+
+        Returns:
+            What `forward_features` returns and the list of intermediate results, or the list alone.
+
+        Raises:
+            ValueError: If an index does not exist, or the output is unknown, or as `forward_features`.
+        """
+        if output not in ("NCTHW", "NLC"):
+            raise ValueError(f"output {output!r}: choose NCTHW or NLC")
+        wanted = self._places(indices)
+        found: dict[int, Tensor] = {}
+
+        def tap(index: int, x: Tensor) -> Tensor:
+            if index in wanted:
+                found[index] = x
+            return x
+
+        features = self.encode(clip, tap)
+        maps = [self.to_map(found[place], place, (clip.shape[2], clip.shape[3], clip.shape[4])) for place in wanted]
+        results = maps if output == "NCTHW" else [each.flatten(2).transpose(1, 2) for each in maps]
+        return results if intermediates_only else (features, results)
+
+    def _places(self, indices: int | Sequence[int] | None) -> list[int]:
+        number = len(self.feature_info)
+        if indices is None:
+            return list(range(number))
+        if isinstance(indices, int):
+            if not 1 <= indices <= number:
+                raise ValueError(f"indices {indices}: {type(self).__name__} has {number} intermediate results")
+            return list(range(number - indices, number))
+        for index in indices:
+            if not -number <= index < number:
+                raise ValueError(f"index {index}: {type(self).__name__} has {number} intermediate results")
+        return [index % number for index in indices]
+
+    def to_map(self, x: Tensor, place: int, clip_size: Grid) -> Tensor:
+        """Returns an intermediate result as a map.
+
+        Args:
+            x: What `encode` showed.
+            place: Its place in `feature_info`.
+            clip_size: (T, H, W) of the clip.
+
+        Returns:
+            (B, C, t, h, w).
+        """
+        if x.dim() == 5:
+            return x
+        tokens = x[:, self.num_prefix_tokens :]
+        return tokens.transpose(1, 2).unflatten(2, self.token_grid(clip_size))
+
+    def token_grid(self, clip_shape: Sequence[int]) -> Grid:
+        """Returns the cells (t, h, w) of the features of a clip.
+
+        Args:
+            clip_shape: (B, C, T, H, W), or its last three.
+        """
+        reduction = self.feature_info[-1].reduction
+        time, height, width = (-(-size // step) for size, step in zip(clip_shape[-3:], reduction, strict=True))
+        return time, height, width
+
+    # --- what training and tools ask ----------------------------------------------------------------------------------
+
+    @property
+    def head_features(self) -> int:
+        """Channels that the classifier sees: those of ``forward_head(features, pre_logits=True)``."""
+        return self.head.num_features if isinstance(self.head, Head) else self.num_features
 
     def get_classifier(self) -> nn.Module:
         """Returns the layer that makes the logits."""
-        return self.head
+        return self.head.classifier if isinstance(self.head, Head) else self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a freshly initialised one; 0 classes returns the pooled features."""
-        old = self.get_classifier()
-        device = next(self.parameters()).device
-        dtype = next(self.parameters()).dtype
+    def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
+        """Replaces the classifier by a freshly initialised one.
+
+        Args:
+            num_classes: Number of logits; 0 returns what the classifier would see.
+            head: ``attentive`` replaces the whole head by one that pools by attention (`AttentivePoolHead`).
+
+        Raises:
+            ValueError: If there is no such head.
+        """
+        if head == "attentive":
+            first = next(self.parameters())
+            heads = max(1, self.num_features // 64)
+            while self.num_features % heads:
+                heads -= 1
+            self.head = AttentivePoolHead(self.num_features, num_classes, num_heads=heads).to(first)
+            self.head.train(self.training)
+        elif head != "default":
+            raise ValueError(f"head {head!r}: choose default or attentive")
+        elif isinstance(self.head, Head):
+            self.head.reset(num_classes)
+        else:
+            raise TypeError(f"{type(self).__name__} has a head of its own and must implement reset_classifier")
         self.num_classes = num_classes
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-        )
-        init_transformer_weights(self.head)
-        self.head.train(old.training)
-        self.recipe = {**self.recipe, "num_classes": num_classes}
+        self.recipe = {**self.recipe, "num_classes": num_classes, **({"head": head} if head != "default" else {})}
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Returns the modules after which `forward_intermediates` looks, by name, from the input on."""
+        return {info.module: self.get_submodule(info.module) for info in self.feature_info}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches the recomputation of activations on or off."""
@@ -96,6 +327,28 @@ class VideoModel(nn.Module):
         in which a group of parentheses captures the number of a block.
         """
         raise TypeError(f"{type(self).__name__} does not define layer groups: optim.layer_decay must be 1")
+
+    def mergeable_blocks(self) -> dict[str, nn.Module]:
+        """Returns the blocks in which each token sees all others of its sequence, by name, for `stvid.merge_tokens`.
+
+        Empty if the model has no such blocks, or needs the tokens in between.
+        """
+        return {}
+
+    def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
+        """Returns which batch norm stands beside which convolution, for `stvid.fuse`.
+
+        Args:
+            clip: A clip with which networks of other libraries are followed; native models know without.
+
+        Returns:
+            Pairs of names in the order of computation: (convolution, norm) or (norm, convolution). Nothing else sees
+            the tensor between the two, and both run once. Layers of an `nn.Sequential` that follow each other are found
+            by themselves; other modules name theirs in a class attribute ``norm_pairs``.
+        """
+        return list(_pairs_within(self))
+
+    # --- published weights --------------------------------------------------------------------------------------------
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns a published state into this model's keys and shapes.
@@ -139,20 +392,11 @@ class VideoModel(nn.Module):
             hyperparameters: Those stored with a checkpoint of stvid; empty for other formats.
         """
 
-    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
-        """Returns the `Block`s in which each token sees all others of its sequence, for `stvid.merge_tokens`.
-
-        Returns:
-            The blocks, and how many tokens in front of the sequence (class tokens) are not patches; None if the model
-            has no such blocks, or needs the tokens in between.
-        """
-        return None
-
-    def _check_clip(self, clip: Tensor, *, channels: int = 3, minimum: tuple[int, int, int] = (1, 1, 1)) -> None:
-        """Raises ValueError unless the clip is (B, channels, T, H, W) and no smaller than `minimum` (T, H, W)."""
-        if clip.dim() != 5 or clip.shape[1] != channels:
+    def _check_clip(self, clip: Tensor, *, minimum: Grid = (1, 1, 1)) -> None:
+        """Raises ValueError unless the clip is (B, in_chans, T, H, W) and no smaller than `minimum` (T, H, W)."""
+        if clip.dim() != 5 or clip.shape[1] != self.in_chans:
             raise ValueError(
-                f"{type(self).__name__} takes a clip of shape (B, {channels}, T, H, W), not {tuple(clip.shape)}"
+                f"{type(self).__name__} takes a clip of shape (B, {self.in_chans}, T, H, W), not {tuple(clip.shape)}"
             )
         if clip.shape[2] < minimum[0] or clip.shape[3] < minimum[1] or clip.shape[4] < minimum[2]:
             raise ValueError(
@@ -161,8 +405,33 @@ class VideoModel(nn.Module):
             )
 
 
+def _pairs_within(model: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        neighbours = list(getattr(type(module), "norm_neighbours", ()))
+        if isinstance(module, nn.Sequential):
+            neighbours += itertools.pairwise(module._modules)
+        for before, behind in neighbours:
+            first, second = _end_of(module, before, last=True), _end_of(module, behind, last=False)
+            kinds = [isinstance(part, _BatchNorm) for _, part in (first, second)]
+            convs = [isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for _, part in (first, second)]
+            if sum(kinds) == 1 and sum(convs) == 1:
+                yield prefix + first[0], prefix + second[0]
+
+
+def _end_of(parent: nn.Module, name: str, *, last: bool) -> tuple[str, nn.Module | None]:
+    """Returns the first or last layer of a child, going into nested sequences; None if there is no such child."""
+    module: nn.Module | None = parent
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    while isinstance(module, nn.Sequential) and len(module):
+        key = list(module._modules)[-1 if last else 0]
+        name, module = f"{name}.{key}", module._modules[key]
+    return name, module
+
+
 class StagedModel(VideoModel):
-    """What the video ResNets share: four stages of residual blocks after a stem.
+    """Base class of the video ResNets: four stages of residual blocks after a stem.
 
     Attributes:
         layer1: The blocks of the first stage; `layer2` to `layer4` hold the others.
@@ -188,10 +457,27 @@ class StagedModel(VideoModel):
         for stage, blocks in enumerate(depth):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*(make_block(stage, block) for block in range(blocks))))
 
-    def run_stages(self, x: Tensor, *layers: nn.Sequential) -> Tensor:
-        """Applies all stages, or the given ones."""
-        for layer in layers or (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = run_blocks(layer, x, recompute=self.grad_checkpointing)
+    def describe_stages(self, channels: int, reductions: Sequence[Grid]) -> None:
+        """Sets `feature_info`: one entry for each stage.
+
+        Args:
+            channels: Of the first stage; each later one has twice as many.
+            reductions: Of each stage.
+        """
+        self.feature_info = [
+            FeatureInfo(f"layer{stage + 1}", channels * 2**stage, reduction)
+            for stage, reduction in enumerate(reductions)
+        ]
+
+    def run_stage(self, number: int, x: Tensor, tap: Tap) -> Tensor:
+        """Applies stage 1, 2, 3 or 4."""
+        layer: nn.Sequential = getattr(self, f"layer{number}")
+        return tap(number - 1, run_blocks(layer, x, recompute=self.grad_checkpointing))
+
+    def run_stages(self, x: Tensor, tap: Tap) -> Tensor:
+        """Applies all stages."""
+        for number in (1, 2, 3, 4):
+            x = self.run_stage(number, x, tap)
         return x
 
     def group_matcher(self) -> dict[str, Any]:

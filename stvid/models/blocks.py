@@ -17,18 +17,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stvid.models.attention import attend
-from stvid.models.kernels import Conv3d, Linear
+
+Axes = Literal["clip", "space", "time", "window"]
+"""What the tokens of one sequence of an attention are: those of a clip, of a frame, of one place or one of each frame
+in time, or of a window."""
+
+Tap = Callable[[int, Tensor], Tensor]
+"""Is shown an intermediate result, with its number, and returns it."""
 
 __all__ = [
     "Attention",
+    "Axes",
     "Block",
     "FeedForward",
     "Mlp",
+    "Tap",
     "TubeletEmbed",
     "drop_path_rates",
     "init_conv_weights",
     "init_transformer_weights",
-    "mean_of_windows",
+    "keep_visible",
     "rename_keys",
     "resize_grid",
     "run_blocks",
@@ -45,18 +53,27 @@ class Attention(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         drop_rate: Dropout of the projection.
         attn_drop_rate: Dropout of the attention weights.
+        axes: What a sequence of tokens is; tools that follow attention read it.
     """
 
     def __init__(
-        self, dim: int, *, num_heads: int, qkv_bias: bool = True, drop_rate: float = 0.0, attn_drop_rate: float = 0.0
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        axes: Axes = "clip",
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"embed_dim {dim} is no multiple of num_heads {num_heads}")
         self.num_heads = num_heads
+        self.axes: Axes = axes
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +88,7 @@ class Attention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attends and projects; (B, N, num_heads, head_dim) each, and a bias of the scores, to (B, N, dim)."""
         drop_rate = self.attn_drop_rate if self.training else 0.0
-        mixed = attend(q, k, v, bias=bias, drop_rate=drop_rate, layout="BMHK")
+        mixed = attend(q, k, v, bias=bias, drop_rate=drop_rate, layout="BMHK", source=(self, self.axes))
         return self.proj_drop(self.proj(mixed.flatten(-2)))
 
 
@@ -89,22 +106,14 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, gelu: Literal["none", "tanh"] = "none"
     ) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate=gelu)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies both layers."""
-        return self.drop(self.fc2(self.drop(self._expand(x))))
-
-    def _expand(self, x: Tensor) -> Tensor:
-        """The first layer and the GELU; in one pass if both are as built and nobody watches what is between."""
-        layer, act = self.fc1, self.act
-        watched = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, act))
-        if type(layer) is Linear and type(act) is nn.GELU and not watched and layer.takes_onednn(x):
-            return layer.by_onednn(x, gelu="tanh" if act.approximate == "tanh" else "none")
-        return act(layer(x))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class FeedForward(nn.Module):
@@ -162,8 +171,7 @@ class Block(FeedForward):
 class TubeletEmbed(nn.Module):
     """Cuts a clip into tubelets without overlap and embeds each; a rest that fills none is left out.
 
-    A convolution whose stride is its kernel is a matrix product of the tubelets, and computed as one. Its weights are
-    three-dimensional for tubelets of one frame too (the published ones of those have four axes).
+    The weights have three axes for tubelets of one frame too (the published ones of those have two).
 
     Args:
         in_chans: Channels of the clip.
@@ -173,16 +181,36 @@ class TubeletEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, *, tubelet_size: tuple[int, int, int]) -> None:
         super().__init__()
+        self.tubelet_size = tubelet_size
         self.proj = nn.Conv3d(in_chans, dim, tubelet_size, stride=tubelet_size)
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
-        t, h, w = self.proj.kernel_size
-        time, height, width = (length // step for length, step in zip(clip.shape[2:], (t, h, w), strict=True))
-        clip = clip[:, :, : time * t, : height * h, : width * w]
-        tubelets = clip.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
-        tubelets = tubelets.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
+        return self.proj(clip).permute(0, 2, 3, 4, 1)
+
+
+def keep_visible(x: Tensor, visible: Tensor, *, prefix: int) -> Tensor:
+    """Leaves tokens out of a sequence, as masked pretraining does.
+
+    Args:
+        x: (B, prefix + N, dim).
+        visible: bool (B, N), True for the tokens that are kept; as many in each row.
+        prefix: Tokens in front that are always kept.
+
+    Returns:
+        (B, prefix + kept, dim), in their order.
+
+    Raises:
+        ValueError: If the mask has another shape, or its rows keep different numbers of tokens.
+    """
+    batch, tokens, dim = x.shape
+    if visible.shape != (batch, tokens - prefix):
+        raise ValueError(f"mask: shape {tuple(visible.shape)} instead of ({batch}, {tokens - prefix})")
+    counts = visible.sum(1)
+    if (counts != counts[0]).any():
+        raise ValueError(f"mask: each clip must leave out as many tokens, not {(~visible).sum(1).tolist()}")
+    kept = x[:, prefix:][visible].view(batch, -1, dim)
+    return torch.cat((x[:, :prefix], kept), dim=1)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
@@ -213,14 +241,26 @@ def resize_grid(table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: 
     return grid.flatten(2).transpose(1, 2)
 
 
-def run_blocks(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, *, recompute: bool) -> Tensor:
+def run_blocks(
+    blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, *, recompute: bool, tap: Tap | None = None, first: int = 0
+) -> Tensor:
     """Applies blocks in order, each recomputed in the backward pass if `recompute` is set and gradients are on.
 
     A recomputed batch norm does not count its batch a second time, so that the running statistics are those of a run
     without recomputation.
+
+    Args:
+        blocks: Functions of `x`, mostly modules.
+        x: Input of the first.
+        recompute: Whether activations are recomputed.
+        tap: Is shown the output of each block.
+        first: Number of the first block for `tap`.
+
+    Returns:
+        Output of the last.
     """
     recompute = recompute and torch.is_grad_enabled()
-    for block in blocks:
+    for number, block in enumerate(blocks, start=first):
         if not recompute:
             x = block(x)
         elif norms := _batch_norms(block):
@@ -228,6 +268,8 @@ def run_blocks(blocks: Iterable[Callable[[Tensor], Tensor]], x: Tensor, *, recom
             x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         else:
             x = checkpoint(block, x, use_reentrant=False)
+        if tap is not None:
+            x = tap(number, x)
     return x
 
 
@@ -281,28 +323,11 @@ def init_conv_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def mean_of_windows(x: Tensor, window: tuple[int, int, int] | None) -> Tensor:
-    """Averages over time and space; (B, C, T, H, W) to (B, C).
-
-    Several official heads average over windows of a fixed size at stride 1 and then over the windows. That is the
-    plain mean only where one window covers all; in a larger map the positions in the middle weigh more.
-
-    Args:
-        x: The features.
-        window: (T, H, W) of the window, cut to the map where that is smaller; None takes the plain mean.
-    """
-    if window is not None:
-        kernel = [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)]
-        if kernel != list(x.shape[2:]):
-            x = F.avg_pool3d(x, kernel, stride=1)
-    return x.mean((2, 3, 4))
-
-
 def shortcut(in_dim: int, dim: int, stride: tuple[int, int, int]) -> nn.Module:
     """Builds the shortcut of a residual block: 1x1x1 and a norm where the shape changes, else nothing."""
     if stride == (1, 1, 1) and in_dim == dim:
         return nn.Identity()
-    return nn.Sequential(Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim))
+    return nn.Sequential(nn.Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim))
 
 
 def rename_keys(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

@@ -24,8 +24,7 @@ Two groups of models are left out: those that stvid has itself (`NATIVE` says un
 load there), and PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the
 clip. `pytorchvideo.transforms`, which does not import with a current torchvision, is never imported.
 
-The published numbers stand in tables at the bottom, so that listing them imports neither library: torchvision's are
-those of the weights' ``meta``, PyTorchVideo's those of docs/source/model_zoo.md.
+What was published of them stands in libraries.py, so that listing them imports neither library.
 """
 
 from __future__ import annotations
@@ -36,21 +35,20 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.models.base import VideoModel
-from stvid.models.blocks import rename_keys, resize_grid, run_blocks
-from stvid.models.registry import ModelInfo
-from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
+from stvid.models.base import FeatureInfo, VideoModel
+from stvid.models.blocks import Tap, rename_keys, resize_grid, run_blocks
+from stvid.models.following import follow_norms
+from stvid.models.heads import LinearHead
 
-__all__ = ["NATIVE", "LibraryModel", "library_model_info", "library_models"]
+__all__ = ["LibraryModel", "build_library_model"]
 
 Rules = Sequence[tuple[str, str]]
 MODULES = {"pytorchvideo": "pytorchvideo.models.hub", "torchvision": "torchvision.models.video"}
@@ -69,14 +67,17 @@ class LibraryModel(VideoModel):
     Attributes:
         network: The network without its classifier.
         classifier: Dotted name that the classifier has in the library's network.
-        minimum: The smallest clip (T, H, W): the strides of the network.
+        minimum: The smallest clip (T, H, W).
+        reduction: Strides of the whole network in time, height and width.
         groups: What `group_matcher` returns.
         slowfast_rules: From the keys of facebookresearch/SlowFast to the library's; empty if there is no such layout.
         refused: Arguments of the library's function that would make another head than the wrapper expects.
     """
 
     classifier: ClassVar[str]
+    names_attention = False  # the library's own attention is not stvid's
     minimum: tuple[int, int, int]
+    reduction: tuple[int, int, int]
     groups: ClassVar[dict[str, Any]]
     slowfast_rules: ClassVar[Rules] = ()
     refused: ClassVar[tuple[str, ...]] = ()
@@ -94,8 +95,11 @@ class LibraryModel(VideoModel):
         self.network = network
         if not isinstance(classifier, nn.Linear):
             raise TypeError(f"{type(self).__name__}: the classifier {self.classifier} is no linear layer")
-        self.num_features = classifier.in_features
-        self.head = classifier if num_classes else nn.Identity()
+        self.head = LinearHead(classifier.in_features, num_classes)
+        if num_classes:
+            self.head.fc = classifier
+        self.num_features = self.feature_channels()
+        self.feature_info = [FeatureInfo("network", self.num_features, self.reduction)]
 
     @classmethod
     def arguments(
@@ -115,28 +119,39 @@ class LibraryModel(VideoModel):
         raise TypeError(f"{type(self).__name__} does not implement blocks")
 
     def pool(self, features: Tensor) -> Tensor:
-        """Returns what the classifier sees, (B, num_features), of the output of `forward_features`."""
+        """Returns what the classifier sees, (B, head_features), of the output of `forward_features`."""
         raise TypeError(f"{type(self).__name__} does not implement pool")
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the features before pooling.
+    def feature_channels(self) -> int:
+        """Returns the channels of the features; those that the classifier sees, unless the head widens them."""
+        return self.head_features
 
-        Args:
-            clip: (B, in_chans, T, H, W).
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the network up to its pooling: maps (B, C, T', H', W'), or for MViT tokens, the class token first."""
+        return tap(0, self.run(clip))
 
-        Returns:
-            (B, C, T', H', W'), or for MViT the tokens (B, 1 + T'H'W', C) with the class token first. C is
-            `num_features`, but less in X3D, whose head widens the pooled features.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=self.minimum)
+    def run(self, clip: Tensor) -> Tensor:
+        """Runs all blocks over a clip (B, in_chans, T, H, W)."""
+        self._check_clip(clip, minimum=self.minimum)
         return run_blocks(self.blocks(), clip, recompute=self.grad_checkpointing)
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes)."""
-        return self.head(self.pool(self.forward_features(clip)))
+    def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Returns logits of features, or what the classifier sees, by the library's own pooling."""
+        return self.head(self.pool(features), pre_logits=pre_logits)
+
+    def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
+        """Returns which batch norm stands beside which convolution, found by following one forward pass."""
+        return follow_norms(self, (2, self.in_chans, *self.clip_size), clip)
+
+    def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
+        """Replaces the classifier by a freshly initialised one.
+
+        Raises:
+            ConfigError: If another head than the library's is asked for.
+        """
+        if head != "default":
+            raise ConfigError(f"head {head!r}: a model of another library keeps the head that it has there")
+        super().reset_classifier(num_classes)
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the stem, then every block in order."""
@@ -152,7 +167,7 @@ class LibraryModel(VideoModel):
         own = {}
         for key, value in state.items():
             if key.startswith(f"{self.classifier}."):
-                own[f"head{key[len(self.classifier) :]}"] = value
+                own[f"head.fc{key[len(self.classifier) :]}"] = value
             else:
                 own[f"network.{key}"] = value
         return name, own
@@ -187,6 +202,7 @@ class PyTorchVideoNet(LibraryModel):
 
     classifier = "blocks.5.proj"
     minimum = (1, 32, 32)
+    reduction = (1, 32, 32)
     groups: ClassVar[dict[str, Any]] = {
         "stem": r"^network\.blocks\.0\.",
         "blocks": [
@@ -228,6 +244,11 @@ class PyTorchVideoNet(LibraryModel):
         network: Any = self.network
         return network.blocks[-1](features)
 
+    def feature_channels(self) -> int:
+        """Returns the channels of the last stage, which the head of X3D widens."""
+        head: Any = self.network.get_submodule(self.classifier.rpartition(".")[0])
+        return int(head.pool.pre_conv.in_channels) if hasattr(head.pool, "pre_conv") else self.head_features
+
 
 class PyTorchVideoSlowFast(PyTorchVideoNet):
     """SlowFast (pytorchvideo/models/slowfast.py).
@@ -263,7 +284,8 @@ class PyTorchVideoSlowFast(PyTorchVideoNet):
         super().__init__(network, **arguments)
         parts: Any = network.get_submodule("blocks")
         self.alpha = int(parts[0].multipathway_fusion.conv_fast_to_slow.stride[0])
-        self.minimum = (self.alpha, 32, 32)
+        self.minimum = self.reduction = (self.alpha, 32, 32)
+        self.feature_info = [FeatureInfo("network", self.num_features, self.reduction)]
         for part in parts[:-2]:
             part.inplace = False  # else the list that recomputation starts from has changed by then
         frames, *side = self.clip_size
@@ -277,7 +299,7 @@ class PyTorchVideoSlowFast(PyTorchVideoNet):
         """Returns what the library's function calls these."""
         return {"model_num_class": num_classes, "input_channels": (in_chans, in_chans)}
 
-    def forward_features(self, clip: Tensor) -> Tensor:
+    def run(self, clip: Tensor) -> Tensor:
         """Returns the last maps of both pathways at the frames of the slow one.
 
         Args:
@@ -290,7 +312,7 @@ class PyTorchVideoSlowFast(PyTorchVideoNet):
         Raises:
             ValueError: If the clip has another shape.
         """
-        self._check_clip(clip, channels=self.in_chans, minimum=self.minimum)
+        self._check_clip(clip, minimum=self.minimum)
         frames = clip.shape[2]
         if frames % self.alpha:
             raise ValueError(f"SlowFast takes a multiple of {self.alpha} frames, not {frames}")
@@ -307,6 +329,7 @@ class PyTorchVideoEfficientX3D(LibraryModel):
     classifier = "projection.model"
     refused = ("enable_head", "head_act")
     minimum = (1, 32, 32)
+    reduction = (1, 32, 32)
     groups: ClassVar[dict[str, Any]] = {
         "stem": r"^network\.s1\.",
         "blocks": [(r"^network\.s(\d)\.pathway0_res(\d+)\.", None), (r"^network\.head\.", (99999,))],
@@ -327,6 +350,11 @@ class PyTorchVideoEfficientX3D(LibraryModel):
         x = network.head(features).flatten(1)
         return network.dropout(x) if hasattr(network, "dropout") else x
 
+    def feature_channels(self) -> int:
+        """Returns the channels of the last stage, which the head widens."""
+        convs = [part for part in self.network.get_submodule("head").modules() if isinstance(part, nn.Conv3d)]
+        return convs[0].in_channels
+
 
 # --- MViT, of both libraries ------------------------------------------------------------------------------------------
 
@@ -338,7 +366,10 @@ class _MViT(LibraryModel):
         strides: Frames and pixels of a token of the first block.
     """
 
+    gives_maps = False
+    num_prefix_tokens = 1
     minimum = (1, 1, 1)
+    reduction = (2, 32, 32)
     strides: ClassVar[tuple[int, int, int]] = (2, 4, 4)
 
     @classmethod
@@ -349,8 +380,8 @@ class _MViT(LibraryModel):
                 f"{cls.strides[0]} frames and of {cls.strides[1]} pixels"
             )
 
-    def _check_clip(self, clip: Tensor, *, channels: int = 3, minimum: tuple[int, int, int] = (1, 1, 1)) -> None:
-        super()._check_clip(clip, channels=channels, minimum=minimum)
+    def _check_clip(self, clip: Tensor, *, minimum: tuple[int, int, int] = (1, 1, 1)) -> None:
+        super()._check_clip(clip, minimum=minimum)
         if tuple(clip.shape[2:]) != self.clip_size:
             built, given = (f"{t} frames of {h}x{w} pixels" for t, h, w in (self.clip_size, clip.shape[2:]))
             raise ValueError(
@@ -433,9 +464,9 @@ class TorchvisionMViT(_MViT):
         cls._check_size(num_frames, img_size)
         return super().arguments(num_classes=num_classes, in_chans=in_chans, num_frames=num_frames, img_size=img_size)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised tokens; see `LibraryModel.forward_features`."""
-        self._check_clip(clip, channels=self.in_chans)
+    def run(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens."""
+        self._check_clip(clip)
         network: Any = self.network
         patches = network.conv_proj(clip)
         tokens = network.pos_encoding(patches.flatten(2).transpose(1, 2))
@@ -483,9 +514,9 @@ class PyTorchVideoMViT(_MViT):
         network: Any = self.network
         return network.patch_embed(clip)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised tokens; see `LibraryModel.forward_features`."""
-        self._check_clip(clip, channels=self.in_chans)
+    def run(self, clip: Tensor) -> Tensor:
+        """Returns the normalised tokens."""
+        self._check_clip(clip)
         network: Any = self.network
         tokens = network.cls_positional_encoding(self._patches(clip))
         for layer in (network.pos_drop, network.norm_patch_embed):
@@ -501,6 +532,7 @@ class PyTorchVideoMViT(_MViT):
 class PyTorchVideoImageMViT(PyTorchVideoMViT):
     """MViT for images: its clips have one frame."""
 
+    reduction = (1, 32, 32)
     strides: ClassVar[tuple[int, int, int]] = (1, 4, 4)
 
     @classmethod
@@ -513,94 +545,13 @@ class PyTorchVideoImageMViT(PyTorchVideoMViT):
         return super()._patches(clip[:, :, 0])
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- how they are built ----------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Published:
-    """Facts about a model before it is built; see `ModelInfo`."""
-
-    wrapper: type[LibraryModel]
-    protocol: Protocol
-    params: float | None
-    gflops: float | None
-    paper: str
-
-
-_MVIT = "Fan et al. 2021, arXiv:2104.11227"
-_SLOWFAST = "Feichtenhofer et al. 2019, arXiv:1812.03982"
-_X3D = "Feichtenhofer 2020, arXiv:2004.04730"
-
-# torchvision: crop, scale, mean and std of the weights' transforms; frames, rate and clips of their `_docs`; parameters
-# and operations of their `meta`.
-_TORCHVISION_MVIT = Protocol(frames=16, stride=1, fps=7.5, short_side=256, crop=224, views="5x1")
-
-# PyTorchVideo: frames x stride, operations and parameters of its model_zoo.md; crops and views of SlowFast's
-# configs/Kinetics/pytorchvideo, by which the zoo was measured (TEST_CROP_SIZE; three crops are scaled to it, a single
-# one to the smaller of TRAIN_JITTER_SCALES; DATA.TARGET_FPS is 30). The zoo counts norms and activations too. The image
-# model is that of SlowFast's configs/ImageNet/MVIT_B_16_CONV.yaml. Clips of the efficient X3D: "10-clip evaluation".
-_ZOO = Protocol(frames=8, stride=8, fps=30, short_side=256, crop=256, views="10x3")
-_ZOO_MVIT = _ZOO.replace(crop=224, views="5x1")
-_ZOO_182 = _ZOO.replace(short_side=182, crop=182)
-_ZOO_356 = _ZOO.replace(short_side=356, crop=356)
-_IMAGE = Protocol(frames=1, stride=1, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-_MOBILE = _ZOO.replace(short_side=182, crop=160, views="10x1")
-
-
-def _clip(protocol: Protocol, frames: int, stride: int) -> Protocol:
-    return protocol.replace(frames=frames, stride=stride)
-
-
-_PUBLISHED: dict[str, dict[str, _Published]] = {
-    "torchvision": {
-        "mvit_v1_b": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 36.61, 70.6, _MVIT),
-        "mvit_v2_s": _Published(TorchvisionMViT, _TORCHVISION_MVIT, 34.54, 64.22, "Li et al. 2022, arXiv:2112.01526"),
-    },
-    "pytorchvideo": {
-        "efficient_x3d_s": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 13, 6), 3.8, None, _X3D),
-        "efficient_x3d_xs": _Published(PyTorchVideoEfficientX3D, _clip(_MOBILE, 4, 12), 3.8, None, _X3D),
-        "mvit_base_16": _Published(PyTorchVideoImageMViT, _IMAGE, None, None, _MVIT),
-        "mvit_base_16x4": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 16, 4), 36.61, 70.8, _MVIT),
-        "mvit_base_32x3": _Published(PyTorchVideoMViT, _clip(_ZOO_MVIT, 32, 3), 36.61, 170.37, _MVIT),
-        "slowfast_16x8_r101_50_50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 64, 2), 53.77, 215.61, _SLOWFAST),
-        "slowfast_r101": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 62.83, 127.2, _SLOWFAST),
-        "slowfast_r50": _Published(PyTorchVideoSlowFast, _clip(_ZOO, 32, 2), 34.57, 65.71, _SLOWFAST),
-        "x3d_l": _Published(PyTorchVideoNet, _clip(_ZOO_356, 16, 5), 6.15, 26.64, _X3D),
-        "x3d_m": _Published(PyTorchVideoNet, _clip(_ZOO, 16, 5), 3.79, 6.72, _X3D),
-        "x3d_s": _Published(PyTorchVideoNet, _clip(_ZOO_182, 13, 6), 3.79, 2.96, _X3D),
-        "x3d_xs": _Published(PyTorchVideoNet, _clip(_ZOO_182, 4, 12), 3.79, 0.91, _X3D),
-    },
-}
-# Models of the libraries that stvid has natively: the library's name, and stvid's.
-NATIVE: dict[str, dict[str, str]] = {
-    "torchvision": {
-        name: name for name in ("mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_b", "swin3d_s", "swin3d_t")
-    },
-    "pytorchvideo": {
-        "c2d_r50": "c2d_r50",
-        "csn_r101": "ir_csn_101",
-        "i3d_r50": "i3d_r50",
-        "r2plus1d_r50": "r2plus1d_50",
-        "slow_r50": "slow_r50",
-    },
-}
 # Arguments of the libraries' functions that fetch weights.
 _WEIGHT_ARGUMENTS = ("checkpoint_path", "pretrained", "progress", "weights")
 
 
-def library_models(library: str) -> list[str]:
-    """Returns the names of a library's models that stvid has not itself, whether the library is installed or not."""
-    return sorted(_PUBLISHED[library])
-
-
-def library_model_info(library: str, name: str) -> ModelInfo:
-    """Returns the registry entry of one of `library_models`."""
-    known = _PUBLISHED[library][name]
-    build = functools.partial(_build, library, name, known.wrapper)
-    return ModelInfo(f"{library}/{name}", build, known.protocol, known.params, known.gflops, known.paper)
-
-
-def _build(
+def build_library_model(
     library: str,
     name: str,
     wrapper: type[LibraryModel],

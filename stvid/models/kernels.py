@@ -1,141 +1,28 @@
-"""Fast paths on CPUs: convolutions and linear layers through oneDNN, and the memory formats they are fastest in."""
+"""Fast paths on CPUs, and the memory formats that convolutions are fastest in.
+
+The definitions of the models use torch's own layers, which tools of others look for. `stvid.optimize` puts the layers
+below in their places, in a copy that is for inference: convolutions and linear layers through oneDNN, whose results
+differ from torch's by rounding alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
+
+from stvid.models.blocks import Mlp, TubeletEmbed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Conv3d", "Linear", "channels_last", "clip_layout", "takes_onednn"]
+__all__ = ["FastConv3d", "FastLinear", "PatchConv3d", "channels_last", "clip_layout", "remade", "speed_up"]
 
-
-def _eager_on_cpu(x: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()  # first: torch.compile stops here, and cannot look into what follows
-        and not torch.jit.is_tracing()
-        and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
-        and x.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-    )
-
-
-def takes_onednn(x: Tensor, weight: Tensor, *, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
-    """Returns whether a convolution may be computed by oneDNN directly: eager, in one of the types, on a CPU."""
-    return _eager_on_cpu(x) and x.dtype == weight.dtype and x.dtype in dtypes and not torch.is_autocast_enabled("cpu")
-
-
-class Conv3d(nn.Conv3d):
-    """torch's 3D convolution, by oneDNN on CPUs in float32 whatever the shape.
-
-    For a single clip with small maps torch takes its own kernel (ATen/native/Convolution.cpp, `use_mkldnn`), which is
-    up to twice as slow there and gives up the layout `clip_layout` chose, so that the layers after it are slow too.
-
-    Attributes:
-        packs: Whether `pack` was called.
-        packed: The weight in oneDNN's own layout for clips of a shape, once such clips came; see `pack`.
-    """
-
-    packs: bool = False
-    packed: tuple[torch.Size, Tensor] | None = None
-
-    def pack(self) -> None:
-        """Keeps the weight in oneDNN's own layout too, for inference on CPUs, from the next pass on.
-
-        Else it is brought into that layout in every pass, which takes as long as the convolution where maps are small
-        and channels many. It is kept for one shape of input, since the layout for another can cost a multiple. The
-        weight must not change any more; moving or copying the layer ends it.
-        """
-        self.packs, self.packed = True, None
-
-    def _packed(self, x: Tensor) -> Tensor:
-        kept = self.packed  # once: other threads may replace it
-        if kept is None or kept[0] != x.shape:
-            reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
-            settings = (self.padding, self.stride, self.dilation, self.groups)
-            kept = (x.shape, reorder(self.weight.detach().to_mkldnn(), *settings, x.shape))
-            self.packed = kept
-        return kept[1]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self.packs, self.packed = False, None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("packs", "packed")}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', T', H', W')."""
-        padding: Any = self.padding  # numbers: no convolution here names its padding
-        settings = (padding, self.stride, self.dilation, self.groups)
-        differentiated = torch.is_grad_enabled() and x.requires_grad
-        low = (torch.float32, torch.bfloat16)
-        if self.packs and not differentiated and takes_onednn(x, self.weight, dtypes=low):
-            # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
-            return torch.ops.mkldnn._convolution_pointwise(x, self._packed(x), self.bias, *settings, "none", [], "")
-        if takes_onednn(x, self.weight):
-            # Clip and weight must share a layout. Deep in a network there is less of the clip to rearrange.
-            heavy = math.prod(self.kernel_size) > 1 and self.weight.numel() > x.numel()
-            # Not in torch's documentation, but in its namespace since 0.4; the gradient is that of conv3d.
-            out = torch.mkldnn_convolution(x.contiguous() if heavy else x, self.weight, self.bias, *settings)
-            return clip_layout(out) if heavy else out
-        return super().forward(x)
-
-
-@register_flop_formula(torch.ops.aten.mkldnn_convolution)
-def _count_convolution(x_shape: Any, w_shape: Any, bias: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Tells torch's FlopCounterMode what `Conv3d` does on CPUs."""
-    return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
-
-
-class Linear(nn.Linear):
-    """torch's linear layer, by oneDNN where it is computed in bfloat16 on a CPU and no gradient is wanted.
-
-    torch's own first copies the bias to every row of the output, and a GELU after it is one more pass: together a tenth
-    of a transformer's time.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
-        return self.by_onednn(x) if self.takes_onednn(x) else super().forward(x)
-
-    def takes_onednn(self, x: Tensor) -> bool:
-        """Returns whether `by_onednn` computes what `forward` should."""
-        if not _eager_on_cpu(x) or type(self.weight) is not nn.Parameter or not x.numel():
-            return False
-        dtypes = [torch.bfloat16]
-        if torch.is_autocast_enabled("cpu"):
-            dtypes = [torch.bfloat16, torch.float32] if torch.get_autocast_dtype("cpu") == torch.bfloat16 else []
-        differentiated = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        return (
-            x.dtype in dtypes
-            and self.weight.dtype in dtypes
-            and not differentiated
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-
-    def by_onednn(self, x: Tensor, *, gelu: Literal["none", "tanh"] | None = None) -> Tensor:
-        """Computes the layer in bfloat16, and torch's GELU of that name of it.
-
-        The operator is one of torch.compile's; it has no gradient.
-        """
-        x, weight = x.bfloat16(), self.weight.bfloat16()
-        bias = None if self.bias is None else self.bias.bfloat16()
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], gelu or "")
-
-
-if torch.backends.mkldnn.is_available():
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _count_linear(x_shape: Any, w_shape: Any, *args: Any, **kwargs: Any) -> int:
-        """Tells torch's FlopCounterMode what `Linear` does on CPUs."""
-        return 2 * math.prod(x_shape) * w_shape[0]
+_LOW = (torch.float32, torch.bfloat16)
 
 
 def channels_last(model: nn.Module) -> None:
@@ -153,3 +40,137 @@ def clip_layout(clip: Tensor) -> Tensor:
     other devices the clip stays as it is: there the format is the caller's choice (`channels_last`, `stvid.optimize`).
     """
     return clip.contiguous(memory_format=torch.channels_last_3d) if clip.device.type == "cpu" else clip
+
+
+def remade(module: nn.Module, kind: type[nn.Module]) -> Any:
+    """Returns a module of another class with the same parameters, layers, hooks and settings, which both share."""
+    new = kind.__new__(kind)
+    new.__dict__.update(module.__dict__)
+    return new
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether oneDNN may be called directly: eager, on a CPU, for inference, on torch's own kind of tensor."""
+    return (
+        not torch.compiler.is_compiling()  # first: torch.compile stops here, and cannot look into what follows
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
+        and x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    )
+
+
+class FastConv3d(nn.Conv3d):
+    """torch's 3D convolution for inference, by oneDNN on CPUs, with the weight in oneDNN's own layout.
+
+    Else the weight is brought into that layout in every pass, which takes as long as the convolution where maps are
+    small and channels many. It is kept for one shape of input, since the layout for another can cost a multiple. The
+    weight must not change any more; moving or copying the layer ends it.
+    """
+
+    packed: tuple[torch.Size, Tensor] | None = None
+
+    def _packed(self, x: Tensor) -> Tensor:
+        kept = self.packed  # once: other threads may replace it
+        if kept is None or kept[0] != x.shape:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
+            settings = (self.padding, self.stride, self.dilation, self.groups)
+            kept = (x.shape, reorder(self.weight.detach().to_mkldnn(), *settings, x.shape))
+            self.packed = kept
+        return kept[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.packed = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "packed"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        if _plain(x) and x.dtype == self.weight.dtype and x.dtype in _LOW:
+            settings: Any = (self.padding, self.stride, self.dilation, self.groups)
+            # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
+            return torch.ops.mkldnn._convolution_pointwise(x, self._packed(x), self.bias, *settings, "none", [], "")
+        return super().forward(x)
+
+
+class PatchConv3d(nn.Conv3d):
+    """A convolution whose stride is its kernel, as a matrix product of the patches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        t, h, w = self.kernel_size
+        time, height, width = (length // step for length, step in zip(x.shape[2:], (t, h, w), strict=True))
+        x = x[:, :, : time * t, : height * h, : width * w]
+        patches = x.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class FastLinear(nn.Linear):
+    """torch's linear layer for inference in bfloat16 on a CPU, by oneDNN, with a GELU in the same pass if there is one.
+
+    torch's own first copies the bias to every row of the output, and a GELU after it is one more pass: together a tenth
+    of a transformer's time.
+
+    Attributes:
+        gelu: torch's name of the GELU that follows; None if there is none.
+    """
+
+    gelu: Literal["none", "tanh"] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        if _plain(x) and x.dtype == self.weight.dtype == torch.bfloat16 and x.numel():
+            act = "gelu" if self.gelu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, act, [], self.gelu or "")
+        out = super().forward(x)
+        return out if self.gelu is None else F.gelu(out, approximate=self.gelu)
+
+
+def speed_up(model: nn.Module) -> list[str]:
+    """Replaces layers of a model for inference on CPUs by those of this module, in place.
+
+    Layers of other classes than torch's own, with hooks, or with parametrised weights stay as they are.
+
+    Returns:
+        One line for each kind of replacement that was made.
+    """
+    counts = {"convolutions packed for oneDNN": 0, "patch embeddings as matrix products": 0}
+    counts["linear layers through oneDNN"] = 0
+    low = next(model.parameters()).dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is None or _has_hooks(child):
+                continue
+            if type(child) is nn.Conv3d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+                patches = isinstance(module, TubeletEmbed)
+                module._modules[name] = remade(child, PatchConv3d if patches else FastConv3d)
+                counts["patch embeddings as matrix products" if patches else "convolutions packed for oneDNN"] += 1
+            elif low and type(child) is nn.Linear:
+                module._modules[name] = remade(child, FastLinear)
+                counts["linear layers through oneDNN"] += 1
+        if low and isinstance(module, Mlp) and type(module.fc1) is FastLinear and type(module.act) is nn.GELU:
+            module.fc1.gelu = "tanh" if module.act.approximate == "tanh" else "none"
+            module._modules["act"] = nn.Identity()
+    return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _count_convolution(x_shape: Any, w_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        """Tells torch's FlopCounterMode what `FastConv3d` does."""
+        return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _count_linear(x_shape: Any, w_shape: Any, *args: Any, **kwargs: Any) -> int:
+        """Tells torch's FlopCounterMode what `FastLinear` does."""
+        return 2 * math.prod(x_shape) * w_shape[0]

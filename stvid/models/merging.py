@@ -29,6 +29,7 @@ from stvid.errors import ConfigError
 from stvid.models.attention import attend
 from stvid.models.base import VideoModel
 from stvid.models.blocks import Block
+from stvid.models.kernels import remade
 
 __all__ = ["draw_sources", "merge_as_built", "merge_schedule", "merge_tokens", "token_sources"]
 
@@ -60,18 +61,19 @@ def merge_tokens(
     Raises:
         ConfigError: If the model has no such blocks, or `r` cannot be read.
     """
-    blocks, protected = _plain_blocks(model)
+    blocks, protected = _mergeable(model)
     schedule = merge_schedule(r, len(blocks))
     last = max((number for number, count in enumerate(schedule) if count), default=-1)
-    for number, block in enumerate(blocks):
+    for number, (name, block) in enumerate(blocks.items()):
         merging_class, plain_class = _CLASSES[type(block)]
-        if last < 0:
-            block.__class__ = plain_class
-            block.__dict__.pop("step", None)
-            continue
-        block.__class__ = merging_class
-        final = number == len(blocks) - 1
-        block.step = MergeStep(schedule[number], protected, prop_attn, final, trace_source and final)  # type: ignore[assignment]
+        kind = plain_class if last < 0 else merging_class
+        new = block if type(block) is kind else remade(block, kind)
+        new.__dict__.pop("step", None)
+        if last >= 0:
+            final = number == len(blocks) - 1
+            new.step = MergeStep(schedule[number], protected, prop_attn, final, trace_source and final)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
     if isinstance(model, VideoModel):
         recipe = model.recipe
         options = {key: value for key, value in recipe.get("hyperparameters", {}).items() if key != "token_merging"}
@@ -136,8 +138,8 @@ def token_sources(model: nn.Module) -> Tensor:
     Raises:
         ConfigError: If the model does not merge with ``trace_source=True``, or has not run since.
     """
-    blocks, _ = _plain_blocks(model)
-    place = blocks[-1].__dict__.get("traced")
+    blocks, _ = _mergeable(model)
+    place = list(blocks.values())[-1].__dict__.get("traced")
     if place is None:
         raise ConfigError("no sources of tokens: call merge_tokens(model, ..., trace_source=True), then run the model")
     return place
@@ -181,21 +183,23 @@ def draw_sources(
     return drawn
 
 
-def _plain_blocks(model: nn.Module) -> tuple[Sequence[nn.Module], int]:
-    """Returns the blocks that can merge, and how many tokens in front of a sequence are not patches."""
+def _mergeable(model: nn.Module) -> tuple[dict[str, nn.Module], int]:
+    """Returns the blocks that can merge, by name, and how many tokens in front of a sequence are not patches."""
     if isinstance(model, VideoModel):
-        found = model.plain_blocks()
+        found = model.mergeable_blocks()
+        prefix = 1  # a class token in front of each sequence
     elif isinstance(model, timm_vit.VisionTransformer):
-        found = (list(model.blocks), model.num_prefix_tokens)
+        found = {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
+        prefix = model.num_prefix_tokens
     else:
-        found = None
-    if not found or not all(_supported(block) for block in found[0]):
+        found, prefix = {}, 0
+    if not found or not all(_supported(block) for block in found.values()):
         raise ConfigError(
             f"{type(model).__name__}: its tokens cannot be merged; that takes blocks in which each token sees all "
             "others of its sequence (ViViT joint, factorised_encoder, average_pool; TimeSformer joint_space_time, "
             "space_only; timm's VisionTransformer)"
         )
-    return found
+    return found, prefix
 
 
 def _supported(block: nn.Module) -> bool:

@@ -1,62 +1,50 @@
-"""Names to models: `register_model`, `create_model`, `list_models`.
+"""The table of native models: which there are, what was published of them, and the class that builds each.
 
-Each family's file registers its variants at its bottom. A variant is a function of keyword arguments that calls the
-family's class; the entry beside it says what was published: the protocol, the parameters and the multiply-adds.
+Every file of `stvid/models/families` is a family and says so itself (``FAMILY``, see `stvid.models.family`). The table
+is made from the sources of these files, so that listing and describing models needs neither torch nor timm; the file of
+a family is imported when one of its models is built. A family that lives elsewhere is added with `register_family`.
 
-A name with a slash, ``<library>/<name>``, is a model of another library behind the same API; see `LIBRARIES`.
+`stvid.zoo` stands above this module: there are `create_model` and `list_models`, which know the models of other
+libraries too.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.errors import UnknownNameError, nearest
-from stvid.models.base import VideoModel
+from stvid.models.family import Family, Variant, read_family
 from stvid.protocol import Protocol
 
-__all__ = ["ModelInfo", "create_model", "list_models", "model_info", "register_model"]
+if TYPE_CHECKING:
+    from stvid.models.base import VideoModel
 
-# The files that hold the families; importing one registers its variants.
-FAMILIES = (
-    "c3d",
-    "i3d",
-    "i3d_resnet",
-    "p3d",
-    "resnet3d",
-    "timesformer",
-    "uniformer",
-    "video_resnet",
-    "video_swin",
-    "vivit",
-    "xvit",
-)
+HeadName = Literal["default", "attentive"]
 
-# The modules that know the models of a library, asked in this order and imported at first use. Each has two functions:
-# `library_models(library)` lists the names behind the slash, `library_model_info(library, name)` returns a `ModelInfo`.
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "pytorchvideo": ("stvid.models.external",),
-    "timm": ("stvid.inflation.inflate",),
-    "torchvision": ("stvid.models.external", "stvid.inflation.inflate"),
-}
+__all__ = ["HeadName", "ModelInfo", "build_model", "family_of", "model_info", "native_models", "register_family"]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a variant before it is built.
+    """What is known of a model before it is built.
 
     Attributes:
-        name: As `create_model` takes it.
-        build: The variant's function.
+        name: As `stvid.create_model` takes it.
+        build: Makes the model: a function of ``num_classes``, ``num_frames``, ``img_size`` and hyperparameters.
         protocol: The published protocol.
         params: Published parameters in millions; None if none were published.
         gflops: Published multiply-adds of one view in 1e9; None if none were published.
-        paper: Authors, year and arXiv number.
+        paper: Authors, year and arXiv number; empty if there is none.
         formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them; stvid's own besides.
-        note: Where the published numbers and the official code disagree, how.
+        note: Where the published numbers and the official code disagree, and how.
+        about: One line that says which model it is.
     """
 
     name: str
@@ -67,145 +55,162 @@ class ModelInfo:
     paper: str
     formats: tuple[str, ...] = ()
     note: str = ""
+    about: str = ""
 
 
-_REGISTRY: dict[str, ModelInfo] = {}
-Builder = TypeVar("Builder", bound=Callable[..., VideoModel])
+@dataclass(frozen=True)
+class _Entry:
+    """A variant, its family, and the module that holds both."""
+
+    variant: Variant
+    family: Family
+    module: str
 
 
-def register_model(
-    *,
-    protocol: Protocol,
-    params: float | None = None,
-    gflops: float | None = None,
-    paper: str = "",
-    formats: tuple[str, ...] = (),
-    note: str = "",
-) -> Callable[[Builder], Builder]:
-    """Registers the decorated function under its own name; see `ModelInfo` for the arguments.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-
-    def register(build: Builder) -> Builder:
-        name = build.__name__
-        if name in _REGISTRY:
-            raise ValueError(f"a model named {name} is registered already")
-        _REGISTRY[name] = ModelInfo(name, build, protocol, params, gflops, paper, formats, note)
-        return build
-
-    return register
+_registered: dict[str, tuple[Family, ModuleType]] = {}  # families outside the package, by the name of their module
 
 
-def _load_families() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"stvid.models.families.{family}")
+@functools.cache
+def _native() -> Mapping[str, _Entry]:
+    """Returns the models of the package by name."""
+    table: dict[str, _Entry] = {}
+    for path in sorted((Path(__file__).parent / "families").glob("*.py")):
+        family = read_family(path)
+        if family is not None:
+            _add(table, family, f"stvid.models.families.{path.stem}")
+    return table
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names of the models that match a shell pattern.
+def _add(table: dict[str, _Entry], family: Family, module: str) -> None:
+    for variant in family.variants:
+        if variant.name in table:
+            raise ValueError(f"a model named {variant.name} exists already, in {table[variant.name].module}")
+        table[variant.name] = _Entry(variant, family, module)
+
+
+def _table() -> Mapping[str, _Entry]:
+    if not _registered:
+        return _native()
+    table = dict(_native())
+    for name, (family, _) in _registered.items():
+        _add(table, family, name)
+    return table
+
+
+def register_family(module: ModuleType) -> None:
+    """Adds the models of a module outside stvid, for this process.
 
     Args:
-        pattern: ``uniformer_*`` matches models of stvid itself. A pattern with a slash matches models of other
-            libraries, whether those are installed or not: ``pytorchvideo/*``, ``*/mvit_*``.
+        module: A module with a ``FAMILY`` and the class that it names.
+
+    Raises:
+        ValueError: If the module has no ``FAMILY``, or one of its names is taken.
     """
-    if "/" in pattern:
-        libraries, _, names = pattern.partition("/")
-        matching = fnmatch.filter(LIBRARIES, libraries)
-        return sorted(
-            f"{library}/{name}" for library in matching for name in fnmatch.filter(_library_names(library), names)
-        )
-    _load_families()
-    return sorted(fnmatch.filter(_REGISTRY, pattern))
+    family = getattr(module, "FAMILY", None)
+    if not isinstance(family, Family) or not hasattr(module, family.model):
+        raise ValueError(f"{module.__name__}: needs FAMILY = Family(...), and the class that its field `model` names")
+    others = {name: entry for name, entry in _table().items() if entry.module != module.__name__}
+    _add(others, family, module.__name__)
+    _registered[module.__name__] = (family, module)
 
 
-def model_info(name: str) -> ModelInfo:
-    """Returns the registry entry of a name.
+def native_models() -> list[str]:
+    """Returns the sorted names of the models that stvid defines itself."""
+    return sorted(_table())
+
+
+def _entry(name: str) -> _Entry:
+    table = _table()
+    if name not in table:
+        raise UnknownNameError(f"model {name!r}: no such model{nearest(name, table)} (see: stvid models)")
+    return table[name]
+
+
+def family_of(name: str) -> tuple[Family, Variant]:
+    """Returns the family of a native model, and the model's own entry in it.
 
     Raises:
         UnknownNameError: If there is no such model; the message lists the nearest names.
     """
-    if "/" in name:
-        return _library_model_info(name)
-    _load_families()
-    try:
-        return _REGISTRY[name]
-    except KeyError:
-        elsewhere = [f"{library}/{name}" for library in LIBRARIES if name in _library_names(library)]
-        hint = f"; there is {', '.join(elsewhere)}" if elsewhere else nearest(name, _REGISTRY)
-        raise UnknownNameError(f"model {name!r}: no such model{hint} (see: stvid models)") from None
+    entry = _entry(name)
+    return entry.family, entry.variant
 
 
-def _library_names(library: str) -> set[str]:
-    modules = (importlib.import_module(module) for module in LIBRARIES[library])
-    return {name for module in modules for name in module.library_models(library)}
+def model_info(name: str) -> ModelInfo:
+    """Returns what is known of a native model.
+
+    Raises:
+        UnknownNameError: If there is no such model; the message lists the nearest names.
+    """
+    entry = _entry(name)
+    variant, family = entry.variant, entry.family
+    return ModelInfo(
+        name=name,
+        build=functools.partial(_build, entry),
+        protocol=variant.protocol,
+        params=variant.params,
+        gflops=variant.gflops,
+        paper=family.paper if variant.paper is None else variant.paper,
+        formats=family.formats if variant.formats is None else variant.formats,
+        note=variant.note,
+        about=variant.about,
+    )
 
 
-def _library_model_info(name: str) -> ModelInfo:
-    library, _, own_name = name.partition("/")
-    if library not in LIBRARIES:
-        known = ", ".join(f"{library}/..." for library in LIBRARIES)
-        raise UnknownNameError(f"model {name!r}: no library {library!r}; there are {known}")
-    for module in map(importlib.import_module, LIBRARIES[library]):
-        if own_name in module.library_models(library):
-            return module.library_model_info(library, own_name)
-    from stvid.models.external import NATIVE
-
-    if native := NATIVE.get(library, {}).get(own_name):
-        raise UnknownNameError(f"{name}: is native here: {native}")
-    hint = nearest(own_name, _library_names(library))
-    raise UnknownNameError(f"model {name!r}: {library} has no {own_name!r}{hint} (see: stvid models '{library}/*')")
+def _build(entry: _Entry, **arguments: Any) -> VideoModel:
+    """Calls the family's class with the variant's options and the caller's, which win."""
+    module = _registered[entry.module][1] if entry.module in _registered else importlib.import_module(entry.module)
+    kind = getattr(module, entry.family.model)
+    known = inspect.signature(kind).parameters
+    for key in arguments:
+        if key not in known:
+            raise TypeError(f"{entry.variant.name} has no argument {key!r}{nearest(key, known)}")
+    return kind(**{**entry.variant.options, **arguments})
 
 
-def create_model(
-    name: str,
+def build_model(
+    info: ModelInfo,
     *,
     num_classes: int = 400,
     num_frames: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    checkpoint: Any = None,
-    **hyperparameters: Any,
+    head: HeadName = "default",
+    hyperparameters: Mapping[str, Any] | None = None,
 ) -> VideoModel:
-    """Builds a model by name.
+    """Builds a model with fresh weights, and tells it how it was built.
 
     Args:
-        name: One of `list_models`; ``<library>/<name>`` is a model of another library.
-        num_classes: Number of logits.
-        num_frames: Frames of a clip; None takes the variant's own.
-        img_size: Side of the square input in pixels, or (height, width); None takes the variant's own.
-        checkpoint: A path or mapping of weights for `stvid.load_checkpoint`.
-        **hyperparameters: Further arguments of the family's constructor, for example ``drop_path_rate``.
+        info: Which model.
+        num_classes: Number of logits; 0 gives features.
+        num_frames: Frames of a clip; None takes the model's own.
+        img_size: Side of the square input in pixels, or (height, width); None takes the model's own.
+        head: ``default``, or ``attentive`` for a head that pools by attention (V-JEPA 2's probe).
+        hyperparameters: Further arguments of the family's class.
 
     Returns:
-        A model in training mode: ``forward(clip)`` takes (B, C, T, H, W) and returns logits (B, num_classes). Its
-        ``default_protocol`` is the published one at these frames and this size.
+        The model in training mode. Its ``default_protocol`` is the published one at these frames and this size.
 
     Raises:
-        UnknownNameError: If there is no such model; the message lists the nearest names.
         ValueError: If `num_classes` is negative, or the model cannot be built at these frames or this size.
         TypeError: If the model has no such hyperparameter; the message names it.
-        CheckpointError: If the checkpoint cannot be read or does not fit.
     """
-    info = model_info(name)
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}: 0 gives features, otherwise the number of classes")
+    options = dict(hyperparameters or {})
     frames = info.protocol.frames if num_frames is None else int(num_frames)
     size = info.protocol.crop if img_size is None else img_size
     height_width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    model = info.build(num_classes=num_classes, num_frames=frames, img_size=height_width, **hyperparameters)
+    model = info.build(num_classes=num_classes, num_frames=frames, img_size=height_width, **options)
     crop = min(height_width)  # a protocol has square crops; a model built for a wider input is fed by its short side
     short_side = max(crop, round(crop * info.protocol.short_side / info.protocol.crop))
     model.default_protocol = info.protocol.replace(frames=frames, crop=crop, short_side=short_side)
     model.recipe = {
-        "name": name,
+        "name": info.name,
         "num_classes": num_classes,
         "num_frames": frames,
         "img_size": list(height_width),
-        "hyperparameters": dict(hyperparameters),
+        "hyperparameters": options,
     }
-    if checkpoint is not None:
-        from stvid.checkpoints import load_checkpoint
-
-        load_checkpoint(model, checkpoint)
+    if head != "default":
+        model.reset_classifier(num_classes, head=head)
     return model

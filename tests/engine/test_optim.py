@@ -50,7 +50,7 @@ def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
     model = tiny()
     optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5), lr=0.1)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
-    assert rate[id(model.head.weight)] == 0.1
+    assert rate[id(model.head.fc.weight)] == 0.1
     depths = [
         model.patch_embed1.proj.weight,
         model.blocks1[0].conv1.weight,
@@ -58,7 +58,7 @@ def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
         model.blocks3[0].attn.qkv.weight,
         model.blocks3[1].attn.qkv.weight,
         model.blocks4[0].attn.qkv.weight,
-        model.head.weight,
+        model.head.fc.weight,
     ]
     rates = [rate[id(parameter)] for parameter in depths]
     assert rates == sorted(rates) and len(set(rates)) == len(rates)

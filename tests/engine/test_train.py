@@ -217,15 +217,15 @@ def test_init_keeps_or_replaces_the_head(
     def head_after(*options: str, output: str) -> torch.Tensor:
         # no step changes the weights: the learning rate is 0
         result = train(configure(f"init={first.output}", "optim.lr=1e-30", *options, output=output))
-        return weights(result)["model.head.weight"]
+        return weights(result)["model.head.fc.weight"]
 
-    assert torch.equal(head_after(output="same"), weights_before["model.head.weight"])
+    assert torch.equal(head_after(output="same"), weights_before["model.head.fc.weight"])
     two = make_dataset(tmp_path / "data2", classes=("left", "right"))
     assert head_after(f"data.train={two}", f"data.val={two}", output="two").shape[0] == 2
     other = make_dataset(tmp_path / "data3", classes=("a", "b", "c"))
     renamed = head_after(f"data.train={other}", f"data.val={other}", output="other")
-    assert renamed.shape == weights_before["model.head.weight"].shape
-    assert not torch.equal(renamed, weights_before["model.head.weight"])
+    assert renamed.shape == weights_before["model.head.fc.weight"].shape
+    assert not torch.equal(renamed, weights_before["model.head.fc.weight"])
 
 
 def test_init_from_another_model_names_it(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
@@ -445,9 +445,9 @@ def test_weights_that_fit_no_longer_leave_the_config(configure: Callable[..., Tr
     first = train(configure("data.val=null"))
     before = (first.output / "config.yaml").read_text()
     content = torch.load(first.last, weights_only=True)
-    del content["state_dict"]["model.head.weight"]
+    del content["state_dict"]["model.head.fc.weight"]
     torch.save(content, first.last)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: does not fit this config: .*head\.weight"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: does not fit this config: .*head\.fc\.weight"):
         train(resume_config(first.output, ["--trainer.max_epochs", "2"]))
     assert (first.output / "config.yaml").read_text() == before
 

@@ -222,7 +222,7 @@ def test_the_task_comes_with_the_weights(files, tmp_path):
     protocol = model.default_protocol.replace(views="1x1", class_names=("x", "y", "z"))
     model.default_protocol, model.task = protocol, "multilabel"
     with torch.no_grad():
-        model.head.bias += 3.0  # softmax does not see it, sigmoid does
+        model.head.fc.bias += 3.0  # softmax does not see it, sigmoid does
     save_model(model, tmp_path / "model.safetensors")
     (found,) = predict(tmp_path / "model.safetensors", files[0])
     (single,) = predict(tmp_path / "model.safetensors", files[0], task="multiclass")

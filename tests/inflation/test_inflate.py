@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -519,7 +520,7 @@ def test_features_and_layer_groups() -> None:
     layers = {key: treatment.layer for key, treatment in plan.items()}
     assert layers["network.patch_embed.proj.weight"] < layers["network.blocks.0.attn.qkv.weight"]
     assert layers["network.blocks.1.attn.qkv.weight"] == layers["temporal.blocks-1.attn.qkv.weight"]
-    assert layers["network.blocks.5.mlp.fc1.weight"] < layers["network.norm.weight"] < layers["head.weight"]
+    assert layers["network.blocks.5.mlp.fc1.weight"] < layers["network.norm.weight"] < layers["head.fc.weight"]
     assert not plan["temporal.blocks-0.time_embed"].decayed
     convs = small("conv").forward_features(torch.randn(1, 3, 4, 64, 64))
     assert convs.shape[2:] == (4, 2, 2)
@@ -528,10 +529,10 @@ def test_features_and_layer_groups() -> None:
 def test_new_and_kept_classifiers() -> None:
     network = fill(Tiny())
     kept = inflate_with_report(network, num_frames=2, img_size=16)
-    assert torch.equal(kept.model.head.weight, network.fc.weight)
+    assert torch.equal(kept.model.get_classifier().weight, network.fc.weight)
     new = inflate_with_report(network, num_frames=2, num_classes=3, img_size=16)
     rules = {rule.source or rule.target: rule.rule for rule in new.report.rules}
-    assert rules["fc.weight"].startswith("dropped") and rules["head.weight"].startswith("initialised")
+    assert rules["fc.weight"].startswith("dropped") and rules["head.fc.weight"].startswith("initialised")
     assert new.report.exact and new.model(torch.randn(1, 3, 2, 16, 16)).shape == (1, 3)
     squeeze = stvid.inflate("torchvision:squeezenet1_1", num_frames=2, num_classes=3, img_size=64)  # a ReLU behind it
     assert squeeze(torch.randn(1, 3, 2, 64, 64)).shape == (1, 3)
@@ -542,7 +543,7 @@ def test_two_classifiers_become_one() -> None:
     network = fill(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4, img_size=32))
     result = inflate_with_report(network, num_frames=2, img_size=32, temporal="none")
     assert result.report.exact
-    assert result.model.head.weight.shape == (4, 2 * 192)
+    assert result.model.get_classifier().weight.shape == (4, 2 * 192)
     sources = [rule.source for rule in result.report.rules]
     assert "head.weight + head_dist.weight" in sources
 
@@ -619,7 +620,7 @@ def test_weights_from_files(tmp_path: Path) -> None:
     assert torch.allclose(made.eval()(clip), network(still), rtol=1e-4, atol=1e-4)
     other = stvid.create_model("timm/test_resnet", num_classes=4, num_frames=2, img_size=64)
     report = stvid.load_checkpoint(other, tmp_path / "w.pth", reset_head=True)
-    assert report.reset == ["head.bias", "head.weight"]
+    assert report.reset == ["head.fc.bias", "head.fc.weight"]
     with pytest.raises(CheckpointError, match="no classifier of timm:test_vit"):
         inflate_with_report("timm:test_vit", num_frames=2, img_size=64, weights=tmp_path / "w.pth")
 
@@ -631,7 +632,7 @@ def test_weights_without_a_classifier(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="num_classes"):
         inflate_with_report("timm:test_vit", **options)
     result = inflate_with_report("timm:test_vit", num_classes=4, **options)
-    assert [rule.rule for rule in result.report.rules if rule.target == "head.weight"] == [
+    assert [rule.rule for rule in result.report.rules if rule.target == "head.fc.weight"] == [
         "initialised: a new classifier"
     ]
     assert torch.equal(result.model.network.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
@@ -816,3 +817,43 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the report cannot be written" in capsys.readouterr().err
     assert main(["inflate", "--help"]) == 0
     assert "--kernel_size" in capsys.readouterr().out
+
+
+# --- what the model says of itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("torchvision:resnet18", {}),
+        ("torchvision:resnet18", {"temporal": "head"}),
+        ("timm:test_resnet", {"temporal": "shift"}),
+        ("timm:test_convnext", {"temporal_strides": {r"^stages\.1\.downsample": 2}}),
+        ("timm:test_vit", {"temporal": "attention"}),
+        ("timm:swin_tiny_patch4_window7_224", {"temporal": "none", "img_size": 64, "embed_dim": 16, "depths": (1, 1)}),
+    ],
+)
+def test_contract(source: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = stvid.inflate(source, num_frames=4, **{"temporal": "conv", "img_size": 64, "num_classes": 5, **options})
+    size = model.img_size
+    clip = torch.randn(2, 3, 4, *size)
+    with torch.no_grad():
+        logits = model(clip)
+        features, found = model.forward_intermediates(clip)
+        torch.testing.assert_close(model(clip), logits, rtol=0, atol=0)  # watching changes nothing
+        assert torch.equal(features, model.forward_features(clip))
+        torch.testing.assert_close(model.forward_head(features), logits, rtol=1e-4, atol=1e-5)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, model.head_features)
+        torch.testing.assert_close(model.get_classifier()(pooled), logits, rtol=1e-4, atol=1e-5)
+    assert len(found) == len(model.feature_info) == len(model.stages()) == 2
+    for info, maps in zip(model.feature_info, found, strict=True):
+        cells = tuple(-(-length // step) for length, step in zip((4, *size), info.reduction, strict=True))
+        assert maps.shape[1] == info.channels and maps.shape[3:] == cells[1:]
+    last = found[-1].flatten(2).transpose(1, 2)
+    if model.gives_maps:
+        assert features.dim() == 5 and torch.equal(features, found[-1])
+    else:
+        assert features.shape[1] == model.num_prefix_tokens + math.prod(model.token_grid(clip.shape))
+        assert torch.equal(features[:, model.num_prefix_tokens :], last)

@@ -18,11 +18,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import stvid
-from stvid.checkpoints import load_model, save_model
+from stvid.checkpoints import save_model
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.inflation.parents import InflatedParent, inflate_parent, models_with_parent
 from stvid.inflation.uniformer_image import UniFormerImage
 from stvid.models.families.uniformer import UniFormer
+from stvid.zoo import load_model
 
 ONES = {"depth": (1, 1, 1, 1), "img_size": 64, "num_frames": 4}
 TOKENS = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "num_frames": 4}
@@ -190,7 +191,7 @@ def test_transformers_over_frames_are_new_and_the_frames_features_are_the_parent
     inflated = inflate_parent(parent, name, **{**TOKENS, **sizes})
     assert inflated.report.compared.startswith("features of each frame")
     rules = {rule.target: rule.rule for rule in inflated.report.rules}
-    assert rules["head.weight"].startswith("initialised")
+    assert rules["head.fc.weight"].startswith("initialised")
     if name == "vivit_b16x2_fe":
         assert inflated.report.exact
     else:
@@ -236,7 +237,7 @@ def test_a_mean_kernel_adds_up() -> None:
 def test_other_classes_get_a_new_head() -> None:
     parent = resnet()
     inflated = inflate_parent(parent, "i3d_r50", num_classes=5, **ONES)
-    assert inflated.model.head.weight.shape[0] == 5
+    assert inflated.model.head.fc.weight.shape[0] == 5
     assert inflated.report.exact  # in the features before it
     rules = {rule.source: rule.rule for rule in inflated.report.rules}
     assert rules["fc.weight"] == "dropped: a classifier of 7 classes"
@@ -383,7 +384,7 @@ def test_the_image_uniformer_is_the_video_one_of_one_frame() -> None:
     video = UniFormer(depth=(2, 2, 1, 1), embed_dim=(16, 32, 64, 128), head_dim=32, num_classes=7).double().eval()
     state = {}
     for key, value in video.state_dict().items():
-        source = parent.state_dict()[key]
+        source = parent.state_dict()[key.replace("head.fc.", "head.")]
         state[key] = value.clone().normal_() if source.dim() == 4 else source
         if source.dim() == 4:
             state[key][:, :, value.shape[2] // 2] = source

@@ -23,9 +23,10 @@ from stvid.cli import main
 from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
-from stvid.models.external import NATIVE, LibraryModel, library_models
+from stvid.models.external import LibraryModel
 from stvid.models.kernels import channels_last
-from stvid.models.registry import model_info
+from stvid.models.libraries import NATIVE, library_models
+from stvid.zoo import model_info
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 needs_pytorchvideo = pytest.mark.skipif(
@@ -294,7 +295,7 @@ def test_slowfast_takes_the_slow_clip_from_the_fast_one() -> None:
 def test_logits_are_not_probabilities() -> None:
     model = stvid.create_model("pytorchvideo/x3d_xs", num_classes=7, width_factor=0.5).eval()
     with torch.no_grad():
-        model.head.bias.copy_(torch.arange(7.0) - 3)
+        model.head.fc.bias.copy_(torch.arange(7.0) - 3)
         logits = model(torch.randn(2, 3, 4, 64, 64))
     assert (logits < 0).any() and ((logits.exp().sum(1) - 1).abs() > 0.5).all()
 
@@ -377,20 +378,20 @@ def test_recomputing_frees_activations() -> None:
 def test_methods_that_training_relies_on(name: str) -> None:
     model, clip = small_model(name)
     features = model.forward_features(clip)
-    assert features.shape[0] == 2 and (model.num_features in features.shape or "x3d" in name)
-    assert model.get_classifier().weight.shape == (7, model.num_features)
+    assert features.shape[0] == 2 and model.num_features in features.shape
+    assert model.get_classifier().weight.shape == (7, model.head_features)
     plan = plan_parameters(model, OptimConfig(layer_decay=0.5))
     assert plan.keys() == dict(model.named_parameters()).keys()
     scales = sorted({treatment.lr_scale for treatment in plan.values()}, reverse=True)
     assert scales[0] == 1.0 and len(scales) > 4
-    assert plan["head.weight"].lr_scale == 1.0 and plan[next(iter(plan))].lr_scale == scales[-1]
+    assert plan["head.fc.weight"].lr_scale == 1.0 and plan[next(iter(plan))].lr_scale == scales[-1]
     assert model.no_weight_decay() <= plan.keys()
     model.train()
     assert model(clip).shape == (2, 7)
     model.reset_classifier(3)
     assert model(clip).shape == (2, 3)
     model.reset_classifier(0)
-    assert model(clip).shape == (2, model.num_features)
+    assert model(clip).shape == (2, model.head_features)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -474,11 +475,11 @@ def test_a_published_file_and_a_head_of_another_size(tmp_path: Path) -> None:
     network = library_network("pytorchvideo/x3d_xs", model_num_class=5, width_factor=0.5).float()
     torch.save({"model_state": network.state_dict(), "epoch": 3}, tmp_path / "X3D_XS.pyth")
     model = stvid.create_model("pytorchvideo/x3d_xs", num_classes=7, width_factor=0.5)
-    before = model.head.weight.clone()
+    before = model.head.fc.weight.clone()
     with pytest.raises(CheckpointError, match="its head has 5 classes, the model 7"):
         stvid.load_checkpoint(model, tmp_path / "X3D_XS.pyth")
     report = stvid.load_checkpoint(model, tmp_path / "X3D_XS.pyth", reset_head=True)
-    assert report.reset == ["head.bias", "head.weight"] and torch.equal(model.head.weight, before)
+    assert report.reset == ["head.fc.bias", "head.fc.weight"] and torch.equal(model.head.fc.weight, before)
     torch.testing.assert_close(model.network.blocks[0].conv.conv_t.weight, network.blocks[0].conv.conv_t.weight)
 
 
@@ -487,7 +488,7 @@ def test_torchvisions_file_tells_the_number_of_classes(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "mvit.pth")
     model = stvid.load_model(tmp_path / "mvit.pth", name="torchvision/mvit_v2_s")
     assert model.num_classes == 5 and model.recipe["name"] == "torchvision/mvit_v2_s"
-    torch.testing.assert_close(model.head.weight, network.head[1].weight)
+    torch.testing.assert_close(model.head.fc.weight, network.head[1].weight)
 
 
 @needs_pytorchvideo

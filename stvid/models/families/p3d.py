@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.models.base import StagedModel
-from stvid.models.blocks import init_conv_weights, rename_keys, shortcut
-from stvid.models.kernels import Conv3d, clip_layout
-from stvid.models.registry import register_model
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["P3D"]
@@ -40,20 +41,22 @@ class Block(nn.Module):
         stride: In space.
     """
 
+    norm_neighbours = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("conv4", "bn4"))
+
     def __init__(self, in_dim: int, middle: int, *, kind: str, stride: int) -> None:
         super().__init__()
         if kind not in ("A", "B", "C", "2D"):
             raise ValueError(f"block kind {kind!r}: must be A, B, C or 2D")
         self.kind = kind
         dim = 4 * middle
-        self.conv1 = Conv3d(in_dim, middle, 1, stride=(1, stride, stride), bias=False)
+        self.conv1 = nn.Conv3d(in_dim, middle, 1, stride=(1, stride, stride), bias=False)
         self.bn1 = nn.BatchNorm3d(middle)
-        self.conv2 = Conv3d(middle, middle, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.conv2 = nn.Conv3d(middle, middle, (1, 3, 3), padding=(0, 1, 1), bias=False)
         self.bn2 = nn.BatchNorm3d(middle)
         if kind != "2D":
-            self.conv3 = Conv3d(middle, middle, (3, 1, 1), padding=(1, 0, 0), bias=False)
+            self.conv3 = nn.Conv3d(middle, middle, (3, 1, 1), padding=(1, 0, 0), bias=False)
             self.bn3 = nn.BatchNorm3d(middle)
-        self.conv4 = Conv3d(middle, dim, 1, bias=False)
+        self.conv4 = nn.Conv3d(middle, dim, 1, bias=False)
         self.bn4 = nn.BatchNorm3d(dim)
         self.downsample = shortcut(in_dim, dim, (1, stride, stride))
 
@@ -86,12 +89,16 @@ class P3D(StagedModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip; the published flow model has 2.
         depth: Blocks of the four stages.
         block_kinds: The kinds of the blocks of stages 1 to 3, by turns.
         drop_rate: Dropout before the classifier.
+
+    The features are (B, 2048, floor(T/16), ceil(H/32), ceil(W/32)). A clip has at least 16 frames of 32x32 pixels.
     """
+
+    norm_neighbours = (("conv1", "bn1"),)
 
     def __init__(
         self,
@@ -108,7 +115,7 @@ class P3D(StagedModel):
         self.num_classes = num_classes
         self.num_features = 2048
         self.in_chans = in_chans
-        self.conv1 = Conv3d(in_chans, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
+        self.conv1 = nn.Conv3d(in_chans, 64, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
 
         def make_block(stage: int, block: int) -> Block:
@@ -122,32 +129,23 @@ class P3D(StagedModel):
             )
 
         self.build_stages(depth, make_block)
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.describe_stages(256, [(2 * 2**stage, 4 * 2**stage, 4 * 2**stage) for stage in range(4)])
+        self.head = LinearHead(self.num_features, num_classes, drop_rate=drop_rate)
         self.apply(init_conv_weights)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), at least 16 frames of 32x32 pixels.
-
-        Returns:
-            (B, 2048, floor(T/16), ceil(H/32), ceil(W/32)).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(16, 32, 32))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stem and the stages; a pool in time follows each of the first three."""
+        self._check_clip(clip, minimum=(16, 32, 32))
         x = F.relu(self.bn1(self.conv1(clip_layout(clip))), inplace=True)
         x = F.max_pool3d(x, (2, 3, 3), stride=2, padding=(0, 1, 1))
-        for layer in (self.layer1, self.layer2, self.layer3):
-            x = F.max_pool3d(self.run_stages(x, layer), (2, 1, 1))
-        return self.run_stages(x, self.layer4)
+        for number in (1, 2, 3):
+            x = F.max_pool3d(self.run_stage(number, x, tap), (2, 1, 1))
+        return self.run_stage(4, x, tap)
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
-        return self.head(self.drop(self.forward_features(clip).mean((2, 3, 4))))
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features; the pools drop frames at the end."""
+        _, height, width = super().token_grid(clip_shape)
+        return clip_shape[-3] // 16, height, width
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Renames the keys of qijiezhao/pseudo-3d-pytorch, whose last stage has 2D kernels."""
@@ -169,25 +167,28 @@ PUBLISHED_RULES = (
     (r"^conv1_custom\.", "conv1."),
     (r"\.conv_normal\.", ".conv2."),
     (r"\.bn_normal\.", ".bn2."),
-    (r"^fc\.", "head."),
+    (r"^fc\.", "head.fc."),
 )
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_PAPER = "Qiu et al. 2017, arXiv:1711.10305"
 # The paper: 16 frames in a row, scaled to 182x242, crop 160; 20 clips of the centre crop. Mean and std of
 # qijiezhao/pseudo-3d-pytorch. The paper prints neither parameters nor operations.
 _KINETICS = Protocol(frames=16, stride=1, short_side=182, crop=160, mean=IMAGENET_MEAN, std=IMAGENET_STD, views="20x1")
 
 
-@register_model(protocol=_KINETICS, paper=_PAPER, formats=("qijiezhao/pseudo-3d-pytorch",))
-def p3d_63(**kwargs: Any) -> P3D:
-    """P3D of 63 layers, from a ResNet-50."""
-    return P3D(**{"depth": (3, 4, 6, 3), **kwargs})
-
-
-@register_model(protocol=_KINETICS, paper=_PAPER, formats=("qijiezhao/pseudo-3d-pytorch",))
-def p3d_199(**kwargs: Any) -> P3D:
-    """P3D of 199 layers, from a ResNet-152."""
-    return P3D(**{"depth": (3, 8, 36, 3), **kwargs})
+FAMILY = Family(
+    model="P3D",
+    paper="Qiu et al. 2017, arXiv:1711.10305",
+    small_clip=(16, 32, 32),
+    min_clip=(16, 32, 32),
+    formats=("qijiezhao/pseudo-3d-pytorch",),
+    tiny={"depth": (1, 2, 1, 1)},
+    variants=(
+        Variant("p3d_63", "P3D of 63 layers, from a ResNet-50.", _KINETICS),
+        Variant(
+            "p3d_199", "P3D of 199 layers, from a ResNet-152.", _KINETICS, {"depth": (3, 8, 36, 3)}, same_as="p3d_63"
+        ),
+    ),
+)

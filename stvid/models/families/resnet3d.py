@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from stvid.errors import CheckpointError
 from stvid.models.base import StagedModel
-from stvid.models.blocks import init_conv_weights, rename_keys, shortcut
-from stvid.models.kernels import Conv3d, clip_layout
-from stvid.models.registry import register_model
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
 from stvid.protocol import Protocol
 
 __all__ = ["ResNet3d"]
@@ -58,6 +59,8 @@ class Block(nn.Module):
         shortcut_type: ``A`` or ``B``; see above.
     """
 
+    norm_neighbours = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+
     def __init__(
         self,
         in_dim: int,
@@ -72,13 +75,13 @@ class Block(nn.Module):
         super().__init__()
         self.bottleneck = bottleneck
         if bottleneck:
-            self.conv1 = Conv3d(in_dim, middle, 1, bias=False)
-            self.conv2 = Conv3d(middle, middle, 3, stride=stride, padding=1, groups=groups, bias=False)
-            self.conv3 = Conv3d(middle, dim, 1, bias=False)
+            self.conv1 = nn.Conv3d(in_dim, middle, 1, bias=False)
+            self.conv2 = nn.Conv3d(middle, middle, 3, stride=stride, padding=1, groups=groups, bias=False)
+            self.conv3 = nn.Conv3d(middle, dim, 1, bias=False)
             self.bn3 = nn.BatchNorm3d(dim)
         else:
-            self.conv1 = Conv3d(in_dim, middle, 3, stride=stride, padding=1, bias=False)
-            self.conv2 = Conv3d(middle, dim, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv3d(in_dim, middle, 3, stride=stride, padding=1, bias=False)
+            self.conv2 = nn.Conv3d(middle, dim, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm3d(middle)
         self.bn2 = nn.BatchNorm3d(middle)
         if shortcut_type == "A" and (stride != 1 or in_dim != dim):
@@ -102,7 +105,7 @@ class ResNet3d(StagedModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         depth: Blocks of the four stages.
         bottleneck: Whether the blocks are bottlenecks.
@@ -112,7 +115,12 @@ class ResNet3d(StagedModel):
         conv1_t_stride: Stride of the stem in time.
         no_max_pool: Leaves out the pool after the stem.
         drop_rate: Dropout before the classifier.
+
+    The features are (B, num_features, T/16, H/32, W/32), rounded up; without the pool T/8, H/16, W/16. A clip has at
+    least as many pixels as the stride in space.
     """
+
+    norm_neighbours = (("conv1", "bn1"),)
 
     def __init__(
         self,
@@ -139,7 +147,7 @@ class ResNet3d(StagedModel):
         self.num_features = 2048 if bottleneck else 512
         self.in_chans = in_chans
         self.shortcut_type = shortcut_type
-        self.conv1 = Conv3d(
+        self.conv1 = nn.Conv3d(
             in_chans,
             64,
             (conv1_t_size, 7, 7),
@@ -169,28 +177,16 @@ class ResNet3d(StagedModel):
             )
 
         self.build_stages(depth, make_block)
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        pooled = 1 if no_max_pool else 2
+        time, space = conv1_t_stride * pooled, 2 * pooled
+        self.describe_stages(width, [(time * 2**stage, space * 2**stage, space * 2**stage) for stage in range(4)])
+        self.head = LinearHead(self.num_features, num_classes, drop_rate=drop_rate)
         self.apply(init_conv_weights)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least the stride in space (32; 16 without the pool).
-
-        Returns:
-            (B, num_features, T/16, H/32, W/32), rounded up; without the pool T/8, H/16, W/16.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.min_size, self.min_size))
-        return self.run_stages(self.pool(F.relu(self.bn1(self.conv1(clip_layout(clip))), inplace=True)))
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
-        return self.head(self.drop(self.forward_features(clip).mean((2, 3, 4))))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stem and the stages."""
+        self._check_clip(clip, minimum=(1, self.min_size, self.min_size))
+        return self.run_stages(self.pool(F.relu(self.bn1(self.conv1(clip_layout(clip))), inplace=True)), tap)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Renames the classifier of kenshohara/3D-ResNets-PyTorch.
@@ -206,7 +202,7 @@ class ResNet3d(StagedModel):
                 f"the checkpoint has shortcuts of type {found}, the model of type {self.shortcut_type}: build the "
                 f"model with shortcut_type={found!r}"
             )
-        return "kenshohara/3D-ResNets-PyTorch", rename_keys(state, [(r"^fc\.", "head.")])
+        return "kenshohara/3D-ResNets-PyTorch", rename_keys(state, [(r"^fc\.", "head.fc.")])
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns the shortcut type of the published weights: A for the 18 and 34 layers of 2018."""
@@ -219,8 +215,8 @@ def _shortcut_type(state: Mapping[str, Tensor]) -> Literal["A", "B"]:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_PAPER = "Hara et al. 2018, arXiv:1711.09577"
-_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_D34 = (3, 4, 6, 3)
+_D101 = (3, 4, 23, 3)
 # opts.py, mean.py and main.py of master: the centre crop of all clips of 16 frames in a row, here 10 of them. The paper
 # prints neither parameters nor operations.
 _K400 = Protocol(
@@ -235,38 +231,37 @@ _K400 = Protocol(
 # The branch CVPR2018 subtracts the mean of ActivityNet from values in 0..255 and does not divide.
 _CVPR2018 = _K400.replace(mean=(114.7748 / 255, 107.7354 / 255, 99.4750 / 255), std=(1 / 255, 1 / 255, 1 / 255))
 
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnet3d_18(**kwargs: Any) -> ResNet3d:
-    """3D ResNet of 18 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[18], **kwargs})
-
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnet3d_34(**kwargs: Any) -> ResNet3d:
-    """3D ResNet of 34 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[34], **kwargs})
-
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnet3d_50(**kwargs: Any) -> ResNet3d:
-    """3D ResNet of 50 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[50], "bottleneck": True, **kwargs})
-
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnet3d_101(**kwargs: Any) -> ResNet3d:
-    """3D ResNet of 101 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[101], "bottleneck": True, **kwargs})
-
-
-@register_model(protocol=_CVPR2018, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnext3d_50(**kwargs: Any) -> ResNet3d:
-    """3D ResNeXt of 50 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[50], "bottleneck": True, "cardinality": 32, **kwargs})
-
-
-@register_model(protocol=_CVPR2018, paper=_PAPER, formats=("kenshohara/3D-ResNets-PyTorch",))
-def resnext3d_101(**kwargs: Any) -> ResNet3d:
-    """3D ResNeXt of 101 layers."""
-    return ResNet3d(**{"depth": _DEPTHS[101], "bottleneck": True, "cardinality": 32, **kwargs})
+FAMILY = Family(
+    model="ResNet3d",
+    paper="Hara et al. 2018, arXiv:1711.09577",
+    small_clip=(4, 32, 32),
+    min_clip=(1, 32, 32),
+    formats=("kenshohara/3D-ResNets-PyTorch",),
+    parent="resnet",
+    tiny={"depth": (1, 2, 1, 1)},
+    variants=(
+        Variant("resnet3d_18", "3D ResNet of 18 layers.", _K400),
+        Variant("resnet3d_34", "3D ResNet of 34 layers.", _K400, {"depth": _D34}, same_as="resnet3d_18"),
+        Variant("resnet3d_50", "3D ResNet of 50 layers.", _K400, {"depth": _D34, "bottleneck": True}),
+        Variant(
+            "resnet3d_101",
+            "3D ResNet of 101 layers.",
+            _K400,
+            {"depth": _D101, "bottleneck": True},
+            same_as="resnet3d_50",
+        ),
+        Variant(
+            "resnext3d_50",
+            "3D ResNeXt of 50 layers.",
+            _CVPR2018,
+            {"depth": _D34, "bottleneck": True, "cardinality": 32},
+        ),
+        Variant(
+            "resnext3d_101",
+            "3D ResNeXt of 101 layers.",
+            _CVPR2018,
+            {"depth": _D101, "bottleneck": True, "cardinality": 32},
+            same_as="resnext3d_50",
+        ),
+    ),
+)

@@ -4,10 +4,11 @@ Bertasius et al., "Is Space-Time Attention All You Need for Video Understanding?
 code: facebookresearch/TimeSformer, timesformer/models/vit.py.
 
 Shapes, for a clip (B, 3, T, H, W): frames are cut into S = H/16 * W/16 patches, which gives a sequence
-(B, 1 + S*T, embed_dim) with the class token in front and time running fastest. `attention_type` decides what a token
-sees: with ``divided_space_time`` (the paper's proposal) the patches at its place in the other frames, and then the
-patches of its frame; with ``joint_space_time`` all; with ``space_only`` its frame, and the frames are averaged at the
-end. The class token takes part in the attention over space only: each frame has a copy, and the copies are averaged.
+(B, 1 + T*S, embed_dim) with the class token in front; between the blocks of divided attention time runs fastest.
+`attention_type` decides what a token sees: with ``divided_space_time`` (the paper's proposal) the patches at its place
+in the other frames, and then the patches of its frame; with ``joint_space_time`` all; with ``space_only`` its frame,
+and the frames are averaged at the end. The class token takes part in the attention over space only: each frame has a
+copy, and the copies are averaged.
 
 The variants differ in frames and size: base 8 x 224, HR 16 x 448, L 96 x 224. The tables of positions and times are
 resized to any other clip (nearest neighbour, as in the official forward), when a checkpoint is loaded or at run time.
@@ -22,12 +23,15 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from stvid.models.base import VideoModel
+from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import (
     Attention,
+    Axes,
     Block,
+    Tap,
     TubeletEmbed,
     drop_path_rates,
     init_transformer_weights,
@@ -35,9 +39,9 @@ from stvid.models.blocks import (
     resize_grid,
     run_blocks,
 )
-from stvid.models.kernels import Linear
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
-from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
 __all__ = ["TimeSformer"]
@@ -57,7 +61,7 @@ class DividedBlock(Block):
         super().__init__(dim, attention=attention, **options)
         self.temporal_norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.temporal_attn = temporal_attention
-        self.temporal_fc = Linear(dim, dim)
+        self.temporal_fc = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         """(B, 1 + S * frames, dim) to the same."""
@@ -84,7 +88,7 @@ class TimeSformer(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip: entries of the table of times. Other clips are taken, with the table resized.
-        img_size: (height, width) in pixels, which decides the table of positions, likewise.
+        img_size: (height, width) in pixels, which decides the table of positions; other sizes are taken, too.
         in_chans: Channels of the clip.
         patch_size: Side of a patch in pixels.
         attention_type: ``divided_space_time``, ``joint_space_time`` or ``space_only``.
@@ -97,7 +101,13 @@ class TimeSformer(VideoModel):
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
+
+    The features are the normalised tokens (B, 1 + T*S, embed_dim), the class token first, then frame by frame; with
+    ``space_only`` the mean of the frames, (B, 1 + S, embed_dim). A clip has at least one patch.
     """
+
+    gives_maps = False
+    num_prefix_tokens = 1
 
     def __init__(
         self,
@@ -145,16 +155,22 @@ class TimeSformer(VideoModel):
             attn_drop_rate=attn_drop_rate,
         )
 
+        axes: Axes = "clip" if attention_type == "joint_space_time" else "space"
+
         def block(rate: float) -> Block:
             options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
-            options |= {"attention": attention(), "norm_eps": NORM_EPS}
+            options |= {"attention": attention(axes=axes), "norm_eps": NORM_EPS}
             if attention_type == "divided_space_time":
-                return DividedBlock(embed_dim, temporal_attention=attention(), **options)
+                return DividedBlock(embed_dim, temporal_attention=attention(axes="time"), **options)
             return Block(embed_dim, **options)
 
         self.blocks = nn.ModuleList(block(rate) for rate in drop_path_rates(drop_path_rate, depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = LinearHead(embed_dim, num_classes, pool="token")
+        frames = num_frames if attention_type == "space_only" else 1
+        names = [*(f"blocks.{number}" for number in range(depth - 1)), "norm"]
+        self.feature_info = [FeatureInfo(name, embed_dim, (1, patch_size, patch_size)) for name in names[:-1]]
+        self.feature_info.append(FeatureInfo("norm", embed_dim, (frames, patch_size, patch_size)))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_transformer_weights)
@@ -164,43 +180,52 @@ class TimeSformer(VideoModel):
         if token_merging is not None:
             merge_as_built(self, token_merging)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised tokens.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least one patch.
-
-        Returns:
-            (B, 1 + S*T, embed_dim), the class token first; with ``space_only`` the frames' mean, (B, 1 + S, embed_dim).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.patch_size, self.patch_size))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Embeds the patches and runs the blocks."""
+        self._check_clip(clip, minimum=(1, self.patch_size, self.patch_size))
         x = self.patch_embed(clip)
         batch, frames, height, width, _ = x.shape
+        last = len(self.blocks) - 1
+        taps: Tap = lambda number, x: x if number == last else tap(number, x)  # noqa: E731
         positions = resize_grid(self.pos_embed[:, 1:], self.grid, (height, width), mode="nearest")
         patches = self.pos_drop(x.flatten(2, 3) + positions.unsqueeze(1))
         cls = self.pos_drop(self.cls_token + self.pos_embed[:, :1])
         if self.attention_type == "space_only":
             x = torch.cat((cls.expand(batch * frames, -1, -1), patches.flatten(0, 1)), dim=1)
-            x = run_blocks(self.blocks, x, recompute=self.grad_checkpointing)
-            return self.norm(x.unflatten(0, (batch, frames)).mean(1))
+            x = run_blocks(self.blocks, x, recompute=self.grad_checkpointing, tap=taps)
+            return tap(last, self.norm(x.unflatten(0, (batch, frames)).mean(1)))
         times = resize_grid(self.time_embed, (self.num_frames,), (frames,), mode="nearest")
-        patches = self.pos_drop(patches.transpose(1, 2) + times.unsqueeze(1))
-        x = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 2)), dim=1)
+        patches = self.pos_drop(patches + times.unsqueeze(2))
         if self.attention_type == "joint_space_time":
-            return self.norm(run_blocks(self.blocks, x, recompute=self.grad_checkpointing))
+            x = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 2)), dim=1)
+            return tap(last, self.norm(run_blocks(self.blocks, x, recompute=self.grad_checkpointing, tap=taps)))
+        x = torch.cat((cls.expand(batch, -1, -1), rearrange(patches, "b t s c -> b (s t) c")), dim=1)
         blocks = [partial(block, frames=frames) for block in self.blocks]
-        return self.norm(run_blocks(blocks, x, recompute=self.grad_checkpointing))
+        x = run_blocks(blocks, x, recompute=self.grad_checkpointing, tap=taps)
+        patches = rearrange(x[:, 1:], "b (s t) c -> b (t s) c", t=frames)
+        return tap(last, self.norm(torch.cat((x[:, :1], patches), dim=1)))
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes), of the class token."""
-        return self.head(self.forward_features(clip)[:, 0])
+    def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
+        """Returns an intermediate result as a map; between the blocks the sequence has another order."""
+        frames, height, width = clip_size[0], clip_size[1] // self.patch_size, clip_size[2] // self.patch_size
+        if place == len(self.feature_info) - 1:
+            return super().to_map(x, place, clip_size)
+        if self.attention_type == "space_only":
+            return rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=frames, h=height)
+        order = "b (h w t) c" if self.attention_type == "divided_space_time" else "b (t h w) c"
+        return rearrange(x[:, 1:], f"{order} -> b c t h w", t=frames, h=height, w=width)
 
-    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features: one a frame and patch."""
+        time, height, width = clip_shape[-3:]
+        frames = 1 if self.attention_type == "space_only" else time
+        return frames, height // self.patch_size, width // self.patch_size
+
+    def mergeable_blocks(self) -> dict[str, nn.Module]:
         """Returns the blocks, unless they divide attention between time and space."""
-        return None if self.attention_type == "divided_space_time" else (list(self.blocks), 1)
+        if self.attention_type == "divided_space_time":
+            return {}
+        return {f"blocks.{number}": block for number, block in enumerate(self.blocks)}
 
     def no_weight_decay(self) -> set[str]:
         """Returns the tables and the class token (official code)."""
@@ -222,7 +247,7 @@ class TimeSformer(VideoModel):
         if patches is not None and patches.dim() == 4:
             own["patch_embed.proj.weight"] = patches.unsqueeze(2)
             name = "facebookresearch/TimeSformer" if name == "stvid" else name
-        return name, own
+        return name, rename_keys(own, [(r"^head\.(weight|bias)$", r"head.fc.\1")])
 
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
         """Resizes the tables of positions (of a square grid, unless stvid wrote it) and times."""
@@ -259,39 +284,52 @@ _TRANSFORMERS = (
     (r"^(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"^timesformer\.layernorm\.", "norm."),
-    (r"^classifier\.", "head."),
+    (r"^classifier\.", "head.fc."),
 )
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_ALL: dict[str, Any] = {
-    "params": 121.4,
-    "paper": "Bertasius et al. 2021, arXiv:2102.05095",
-    "formats": ("facebookresearch/TimeSformer", "transformers Timesformer"),
-    "note": "the paper prints one number for all, that of 174 classes",
-}
 # Official code: configs/Kinetics/TimeSformer_divST_*.yaml (1 clip of 3 crops; DATA.TARGET_FPS is 30), and
 # timesformer/datasets/kinetics.py, which scales the short side to TEST_CROP_SIZE when there are several crops.
+_K400 = Protocol(frames=8, stride=32, fps=30, short_side=224, crop=224, views="1x3")
+_NOTE = "the paper prints one number for all, that of 174 classes"
 
-
-def _k400(frames: int, stride: int, crop: int) -> Protocol:
-    return Protocol(frames=frames, stride=stride, fps=30, short_side=crop, crop=crop, views="1x3")
-
-
-@register_model(protocol=_k400(8, 32, 224), gflops=196.7, **_ALL)
-def timesformer_base(**kwargs: Any) -> TimeSformer:
-    """TimeSformer, 8 x 224."""
-    return TimeSformer(**kwargs)
-
-
-@register_model(protocol=_k400(16, 16, 448), gflops=1703, **_ALL)
-def timesformer_hr(**kwargs: Any) -> TimeSformer:
-    """TimeSformer-HR, 16 x 448."""
-    return TimeSformer(**kwargs)
-
-
-@register_model(protocol=_k400(96, 4, 224), gflops=2380, **_ALL)
-def timesformer_l(**kwargs: Any) -> TimeSformer:
-    """TimeSformer-L, 96 x 224."""
-    return TimeSformer(**kwargs)
+FAMILY = Family(
+    model="TimeSformer",
+    paper="Bertasius et al. 2021, arXiv:2102.05095",
+    small_clip=(4, 32, 32),
+    min_clip=(1, 16, 16),
+    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
+    parent="vit",
+    tiny={"depth": 2, "embed_dim": 48, "num_heads": 4},
+    variants=(
+        Variant(
+            "timesformer_base",
+            "TimeSformer, 8 x 224.",
+            _K400,
+            params=121.4,
+            gflops=196.7,
+            note=_NOTE,
+            params_tolerance=0.7,
+        ),
+        Variant(
+            "timesformer_hr",
+            "TimeSformer-HR, 16 x 448.",
+            _K400.replace(frames=16, stride=16, short_side=448, crop=448),
+            params=121.4,
+            gflops=1703,
+            note=_NOTE,
+            params_tolerance=0.7,
+        ),
+        Variant(
+            "timesformer_l",
+            "TimeSformer-L, 96 x 224.",
+            _K400.replace(frames=96, stride=4),
+            params=121.4,
+            gflops=2380,
+            note=_NOTE,
+            params_tolerance=0.7,
+        ),
+    ),
+)

@@ -16,15 +16,17 @@ at three frames).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from stvid.models.base import VideoModel
-from stvid.models.blocks import Attention, Mlp, drop_path_rates, init_transformer_weights, run_blocks
-from stvid.models.registry import register_model
+from stvid.models.base import FeatureInfo, VideoModel
+from stvid.models.blocks import Attention, Mlp, Tap, drop_path_rates, init_transformer_weights, rename_keys, run_blocks
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
 from stvid.protocol import Protocol
 
 __all__ = ["UniFormer"]
@@ -63,6 +65,8 @@ class ConvMlp(nn.Module):
 
 class LocalBlock(nn.Module):
     """Local relation aggregator (section 3.2, equation 5): a learned 5x5x5 affinity, the same at every position."""
+
+    norm_neighbours = (("norm1", "conv1"), ("norm2", "mlp.fc1"))
 
     def __init__(self, dim: int, *, mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -103,17 +107,16 @@ class GlobalBlock(nn.Module):
         split: bool,
     ) -> None:
         super().__init__()
+        attention = partial(
+            Attention, dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
+        )
         self.pos_embed = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
         self.split = split
         if split:
             self.t_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
-            self.t_attn = Attention(
-                dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
-            )
+            self.t_attn = attention(axes="time")
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
-        self.attn = Attention(
-            dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
-        )
+        self.attn = attention(axes="space" if split else "clip")
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
@@ -145,7 +148,7 @@ class UniFormer(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         depth: Blocks of the four stages.
         embed_dim: Channels of the four stages.
@@ -157,6 +160,9 @@ class UniFormer(VideoModel):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         split_attention: Attention over time and then over space, instead of both at once.
         temporal_embed: Later patch embeddings with a kernel of three frames.
+
+    The features are the normalised last stage, (B, embed_dim[3], ceil(T/2), H/32, W/32). A clip has at least 32 pixels
+    in height and width.
     """
 
     def __init__(
@@ -220,7 +226,12 @@ class UniFormer(VideoModel):
         self.blocks3 = global_stage(2)
         self.blocks4 = global_stage(3)
         self.norm = nn.BatchNorm3d(embed_dim[-1])
-        self.head = nn.Linear(embed_dim[-1], num_classes) if num_classes else nn.Identity()
+        self.head = LinearHead(embed_dim[-1], num_classes)
+        names = ("blocks1", "blocks2", "blocks3", "norm")
+        self.feature_info = [
+            FeatureInfo(name, dim, (2, 4 * 2**stage, 4 * 2**stage))
+            for stage, (name, dim) in enumerate(zip(names, embed_dim, strict=True))
+        ]
         self.apply(init_transformer_weights)
         if split_attention:
             self._init_temporal_attention()
@@ -231,29 +242,26 @@ class UniFormer(VideoModel):
             nn.init.zeros_(block.t_attn.qkv.weight)
             nn.init.ones_(block.t_attn.proj.weight)  # biases are zero already
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least 32.
-
-        Returns:
-            (B, embed_dim[3], ceil(T/2), H/32, W/32).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, 32, 32))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the four stages."""
+        self._check_clip(clip, minimum=(1, 32, 32))
         x = self.pos_drop(self.patch_embed1(clip))
-        x = run_blocks(self.blocks1, x, recompute=self.grad_checkpointing)
-        x = run_blocks(self.blocks2, self.patch_embed2(x), recompute=self.grad_checkpointing)
-        x = run_blocks(self.blocks3, self.patch_embed3(x), recompute=self.grad_checkpointing)
+        x = tap(0, run_blocks(self.blocks1, x, recompute=self.grad_checkpointing))
+        x = tap(1, run_blocks(self.blocks2, self.patch_embed2(x), recompute=self.grad_checkpointing))
+        x = tap(2, run_blocks(self.blocks3, self.patch_embed3(x), recompute=self.grad_checkpointing))
         x = run_blocks(self.blocks4, self.patch_embed4(x), recompute=self.grad_checkpointing)
-        return self.norm(x)
+        return tap(3, self.norm(x))
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
-        return self.head(self.forward_features(clip).flatten(2).mean(-1))
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features: the first embedding pads time, none pads space."""
+        time, height, width = clip_shape[-3:]
+        return (time + 1) // 2, height // 32, width // 32
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Renames the classifier of Sense-X/UniFormer, whose other keys are this file's own."""
+        if "head.weight" not in state:
+            return "stvid", dict(state)
+        return "Sense-X/UniFormer", rename_keys(state, [(r"^head\.", "head.fc.")])
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the stem, then every patch embedding and block in order."""
@@ -269,30 +277,38 @@ class UniFormer(VideoModel):
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_PAPER = "Li et al. 2022, arXiv:2201.04676"
 # Official code: DATA.TARGET_FPS, DATA.MEAN and DATA.STD of slowfast/config/defaults.py; the tests scale the short side
 # to 224 (README, "Testing": TRAIN_JITTER_SCALES [224, 224]) and average 4 clips of 1 crop on Kinetics.
 _K400 = Protocol(frames=16, stride=4, fps=30, short_side=224, crop=224, views="4x1")
 
-
-@register_model(protocol=_K400, params=21.4, gflops=41.8, paper=_PAPER, formats=("Sense-X/UniFormer",))
-def uniformer_s(**kwargs: Any) -> UniFormer:
-    """UniFormer-S."""
-    return UniFormer(**{"depth": (3, 4, 8, 3), "embed_dim": (64, 128, 320, 512), "drop_path_rate": 0.1, **kwargs})
-
-
-@register_model(protocol=_K400, params=49.8, gflops=97.0, paper=_PAPER, formats=("Sense-X/UniFormer",))
-def uniformer_b(**kwargs: Any) -> UniFormer:
-    """UniFormer-B."""
-    return UniFormer(**{"depth": (5, 8, 20, 7), "embed_dim": (64, 128, 320, 512), "drop_path_rate": 0.3, **kwargs})
-
-
-@register_model(protocol=Protocol(frames=16, stride=1, short_side=64, crop=64))
-def uniformer_xxs(**kwargs: Any) -> UniFormer:
-    """A UniFormer small enough to train on two CPU cores, of this project.
-
-    It is not the authors' lightweight UniFormer-XXS (10.2 M parameters, a convolutional stem, token shrinking).
-    """
-    return UniFormer(
-        **{"depth": (2, 2, 1, 1), "embed_dim": (16, 32, 64, 128), "head_dim": 32, "drop_path_rate": 0.0, **kwargs}
-    )
+FAMILY = Family(
+    model="UniFormer",
+    paper="Li et al. 2022, arXiv:2201.04676",
+    small_clip=(4, 64, 64),
+    min_clip=(1, 32, 32),
+    formats=("Sense-X/UniFormer",),
+    parent="uniformer",
+    golden_options={
+        "uniformer_s_split__16x64": {"name": "uniformer_s", "split_attention": True},
+        "uniformer_s_std__16x64": {"name": "uniformer_s", "temporal_embed": True},
+    },
+    variants=(
+        Variant("uniformer_s", "UniFormer-S.", _K400, {"depth": (3, 4, 8, 3)}, params=21.4, gflops=41.8),
+        Variant(
+            "uniformer_b",
+            "UniFormer-B.",
+            _K400,
+            {"depth": (5, 8, 20, 7), "drop_path_rate": 0.3},
+            params=49.8,
+            gflops=97.0,
+        ),
+        Variant(
+            "uniformer_xxs",
+            "Small enough to train on two CPU cores; this project's own, not the authors' lightweight UniFormer-XXS.",
+            Protocol(frames=16, stride=1, short_side=64, crop=64),
+            {"depth": (2, 2, 1, 1), "embed_dim": (16, 32, 64, 128), "head_dim": 32, "drop_path_rate": 0.0},
+            paper="",
+            formats=(),
+        ),
+    ),
+)

@@ -27,7 +27,7 @@ VMZ also sets its norms' momentum to 0.9, which is Caffe2's meaning of torch's 0
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -35,9 +35,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from stvid.models.base import StagedModel
-from stvid.models.blocks import init_conv_weights, mean_of_windows, rename_keys, shortcut
-from stvid.models.kernels import Conv3d, clip_layout
-from stvid.models.registry import register_model
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
 from stvid.protocol import Protocol
 
 __all__ = ["TORCHVISION", "VideoResNet"]
@@ -56,28 +57,28 @@ def make_conv(conv: ConvName, in_planes: int, planes: int, stride: Size3d, middl
     """Builds the convolution of a block; see the top of this file. `middle` is used by ``2+1d`` alone."""
     time, space = (stride[0], 1, 1), (1, stride[1], stride[2])
     if conv == "3d":
-        return Conv3d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        return nn.Conv3d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
     if conv == "2d":
-        return Conv3d(in_planes, planes, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
+        return nn.Conv3d(in_planes, planes, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
     if conv == "2+1d":
         return nn.Sequential(
-            Conv3d(in_planes, middle, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+            nn.Conv3d(in_planes, middle, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
             nn.BatchNorm3d(middle),
             nn.ReLU(inplace=True),
-            Conv3d(middle, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+            nn.Conv3d(middle, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
         )
     if conv == "1+2d":
         return nn.Sequential(
-            Conv3d(in_planes, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
+            nn.Conv3d(in_planes, planes, (3, 1, 1), stride=time, padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(planes),
             nn.ReLU(inplace=True),
-            Conv3d(planes, planes, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
+            nn.Conv3d(planes, planes, (1, 3, 3), stride=space, padding=(0, 1, 1), bias=False),
         )
-    depthwise = Conv3d(planes, planes, 3, stride=stride, padding=1, groups=planes, bias=False)
+    depthwise = nn.Conv3d(planes, planes, 3, stride=stride, padding=1, groups=planes, bias=False)
     if conv == "ir":
         return depthwise
     if conv == "ip":
-        return nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), depthwise)
+        return nn.Sequential(nn.Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), depthwise)
     raise ValueError(f"conv {conv!r}: must be one of 3d, 2d, 2+1d, 1+2d, ir, ip")
 
 
@@ -85,13 +86,13 @@ def make_stem(stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool) -
     """Builds the stem: 3x7x7, 1x7x7, or 1x7x7 and 3x1x1, with stride 2 in space; then, with `pool`, a max pool."""
     first, kernel = (STEM_MIDPLANES, 1) if stem == "2+1d" else (64, 3 if stem == "3d" else 1)
     layers: list[nn.Module] = [
-        Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
+        nn.Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
         nn.BatchNorm3d(first),
         nn.ReLU(inplace=True),
     ]
     if stem == "2+1d":
         layers += [
-            Conv3d(first, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.Conv3d(first, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(64),
             nn.ReLU(inplace=True),
         ]
@@ -118,9 +119,11 @@ class Block(nn.Module):
         out_planes = planes * 4 if bottleneck else planes
         if bottleneck:
             middle = mid_planes(planes, planes)
-            self.conv1 = nn.Sequential(Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), relu)
+            self.conv1 = nn.Sequential(nn.Conv3d(in_planes, planes, 1, bias=False), nn.BatchNorm3d(planes), relu)
             self.conv2 = nn.Sequential(make_conv(conv, planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
-            self.conv3: nn.Module = nn.Sequential(Conv3d(planes, out_planes, 1, bias=False), nn.BatchNorm3d(out_planes))
+            self.conv3: nn.Module = nn.Sequential(
+                nn.Conv3d(planes, out_planes, 1, bias=False), nn.BatchNorm3d(out_planes)
+            )
         else:
             middle = mid_planes(in_planes, planes)
             second = middle if block_midplanes else mid_planes(planes, planes)
@@ -137,13 +140,17 @@ class Block(nn.Module):
         return self.relu(out)
 
 
+def _times(first: Size3d, second: Size3d) -> Size3d:
+    return first[0] * second[0], first[1] * second[1], first[2] * second[2]
+
+
 class VideoResNet(StagedModel):
     """R3D, MC3, R(2+1)D or CSN.
 
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         depth: Blocks of the four stages.
         conv: The convolution of the blocks, of all stages or of each.
@@ -153,8 +160,12 @@ class VideoResNet(StagedModel):
         stage_strides: (time, height, width) of the first block of each stage.
         block_midplanes: Whether both convolutions of a ``2+1d`` block have the mid planes of the first (torchvision).
         norm_eps: Epsilon of the norms; loading a published format sets that format's.
-        pool_size: Window (T, H, W) of the head's average; None takes the plain mean. Loading sets it likewise.
+        pool_size: Window (T, H, W) of the head's average; None takes the plain mean. Loading a published format sets
+            that format's.
         drop_rate: Dropout before the classifier.
+
+    The features are (B, num_features, T/8, H/16, W/16), rounded up; with the stem's pool H/32 and W/32. A clip has at
+    least as many pixels as the stride in space (16; 32 with the stem's pool).
     """
 
     def __init__(
@@ -187,8 +198,8 @@ class VideoResNet(StagedModel):
             (1 if kind == "2d" else time, height, width)
             for kind, (time, height, width) in zip(convs, stage_strides, strict=True)
         ]
-        stem_stride = 4 if stem_pool else 2
-        self.min_size = [stem_stride * math.prod(step[axis] for step in strides) for axis in (1, 2)]
+        reductions = list(itertools.accumulate(strides, _times, initial=(1, *(4 if stem_pool else 2,) * 2)))[1:]
+        self.min_size = reductions[-1][1:]
         expansion = 4 if bottleneck else 1
 
         def make_block(stage: int, block: int) -> Block:
@@ -207,43 +218,31 @@ class VideoResNet(StagedModel):
             )
 
         self.build_stages(depth, make_block)
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.describe_stages(64 * expansion, reductions)
+        self.head = LinearHead(self.num_features, num_classes, drop_rate=drop_rate)
         self.apply(init_conv_weights)
         self._configure(norm_eps, pool_size)
 
     def _configure(self, norm_eps: float, pool_size: Size3d | None) -> None:
         self.norm_eps = norm_eps
         self.pool_size = None if pool_size is None else (pool_size[0], pool_size[1], pool_size[2])
+        if isinstance(self.head, LinearHead):  # a head that pools by attention has no window
+            self.head.window = self.pool_size
         for module in self.modules():
             if isinstance(module, nn.BatchNorm3d):
                 module.eps = norm_eps
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least the stride in space (16; 32 with the stem's pool).
-
-        Returns:
-            (B, num_features, T/8, H/16, W/16), rounded up; with the stem's pool H/32 and W/32.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.min_size[0], self.min_size[1]))
-        return self.run_stages(self.stem(clip_layout(clip)))
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
-        return self.head(self.drop(mean_of_windows(self.forward_features(clip), self.pool_size)))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stem and the stages."""
+        self._check_clip(clip, minimum=(1, self.min_size[0], self.min_size[1]))
+        return self.run_stages(self.stem(clip_layout(clip)), tap)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns the layouts of torchvision, VMZ (the same keys) and PyTorchVideo into our keys."""
         if "blocks.0.conv.weight" in state:
             return "PyTorchVideo", rename_keys(state, PYTORCHVIDEO_RULES)
         if "fc.weight" in state:
-            own = {re.sub(r"^fc\.", "head.", key): value for key, value in state.items()}
+            own = {re.sub(r"^fc\.", "head.fc.", key): value for key, value in state.items()}
             return "VMZ" if is_vmz(state) else "torchvision", own
         return "stvid", dict(state)
 
@@ -268,7 +267,7 @@ class VideoResNet(StagedModel):
 PYTORCHVIDEO_RULES = (
     (r"^blocks\.0\.conv\.", "stem.0."),
     (r"^blocks\.0\.norm\.", "stem.1."),
-    (r"^blocks\.5\.proj\.", "head."),
+    (r"^blocks\.5\.proj\.", "head.fc."),
     (r"^blocks\.(\d)\.res_blocks\.(\d+)\.", r"layer\1.\2."),
     (r"\.branch1_conv\.", ".downsample.0."),
     (r"\.branch1_norm\.", ".downsample.1."),
@@ -295,9 +294,7 @@ def is_vmz(state: Mapping[str, Tensor]) -> bool:
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 _NORMS = "the zoo's GFLOPs count the norms too"
-_PAPER = "Tran et al. 2018, arXiv:1711.11248"
 _CSN_PAPER = "Tran et al. 2019, arXiv:1904.02811"
-_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # torchvision: transforms of the weights (resize 128x171, crop 112, mean and std in transforms/_presets.py), 16 frames
 # at 15 frames per second, 5 clips of a video (_docs of the weights).
 TORCHVISION = Protocol(
@@ -313,98 +310,152 @@ TORCHVISION = Protocol(
 # VMZ: the weights named 32frms; the R(2+1)D paper averages 10 clips of the centre crop. The CSN paper takes every
 # second of 64 frames and averages 10 clips of three 256-pixel crops, for which its multiply-adds are counted.
 _VMZ = TORCHVISION.replace(frames=32, fps=None, views="10x1")
-_CSN = _VMZ.replace(stride=2, short_side=256, crop=256, views="10x3")
+_CSN_PROTOCOL = _VMZ.replace(stride=2, short_side=256, crop=256, views="10x3")
 # PyTorchVideo: SlowFast's configs/Kinetics/pytorchvideo/{R2PLUS1D_16x4_R50,CSN_32x2_R101}.yaml, tested in 10x3 views of
 # 256 pixels. The zoo's multiply-adds count the norms too (2 to 3% more than convolutions alone).
 _PYTORCHVIDEO = Protocol(frames=16, stride=4, fps=30, short_side=256, crop=256, views="10x3")
 
 
-def _r2plus1d(depth: int, options: dict[str, Any]) -> VideoResNet:
-    defaults = {"depth": _DEPTHS[depth], "conv": "2+1d", "stem": "2+1d", "bottleneck": depth >= 50}
-    return VideoResNet(**{**defaults, **options})
+_D50 = (3, 4, 6, 3)
+_D101 = (3, 4, 23, 3)
+_D152 = (3, 8, 36, 3)
+_R2PLUS1D = {"conv": "2+1d", "stem": "2+1d"}
+_CSN = {"bottleneck": True, "stem_pool": True, "norm_eps": 1e-3}
 
-
-def _csn(depth: int, conv: ConvName, options: dict[str, Any]) -> VideoResNet:
-    defaults = {"depth": _DEPTHS[depth], "conv": conv, "bottleneck": True, "stem_pool": True, "norm_eps": 1e-3}
-    return VideoResNet(**{**defaults, **options})
-
-
-@register_model(protocol=TORCHVISION, params=33.37, gflops=40.7, paper=_PAPER, formats=("torchvision",))
-def r3d_18(**kwargs: Any) -> VideoResNet:
-    """R3D of 18 layers (torchvision)."""
-    return VideoResNet(**kwargs)
-
-
-@register_model(protocol=TORCHVISION, params=11.7, gflops=43.34, paper=_PAPER, formats=("torchvision",))
-def mc3_18(**kwargs: Any) -> VideoResNet:
-    """MC3 of 18 layers (torchvision): 3x3x3 in the first stage, 1x3x3 in the others."""
-    return VideoResNet(**{"conv": ("3d", "2d", "2d", "2d"), **kwargs})
-
-
-@register_model(protocol=TORCHVISION, params=31.5, gflops=40.52, paper=_PAPER, formats=("torchvision",))
-def r2plus1d_18(**kwargs: Any) -> VideoResNet:
-    """R(2+1)D of 18 layers (torchvision)."""
-    return _r2plus1d(18, kwargs)
-
-
-@register_model(protocol=_VMZ, params=63.7, gflops=152.0, paper=_PAPER, formats=("VMZ",))
-def r2plus1d_34(**kwargs: Any) -> VideoResNet:
-    """R(2+1)D of 34 layers (VMZ)."""
-    return _r2plus1d(34, {"block_midplanes": False, "norm_eps": 1e-3, **kwargs})
-
-
-@register_model(protocol=_PYTORCHVIDEO, params=28.1, gflops=76.45, paper=_PAPER, formats=("PyTorchVideo",), note=_NORMS)
-def r2plus1d_50(**kwargs: Any) -> VideoResNet:
-    """R(2+1)D of 50 layers (PyTorchVideo): time before space, no mid planes, space halved in stage 1 too."""
-    strides = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
-    options = {"conv": "1+2d", "stem": "2d", "stage_strides": strides, "pool_size": (4, 7, 7), "drop_rate": 0.5}
-    return _r2plus1d(50, {**options, **kwargs})
-
-
-@register_model(protocol=_VMZ, params=118.2, paper=_PAPER, formats=("VMZ",))
-def r2plus1d_152(**kwargs: Any) -> VideoResNet:
-    """R(2+1)D of 152 layers (VMZ)."""
-    return _r2plus1d(152, {"stem_pool": True, "norm_eps": 1e-3, **kwargs})
-
-
-@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
-def ir_csn_50(**kwargs: Any) -> VideoResNet:
-    """Interaction-reduced CSN of 50 layers."""
-    return _csn(50, "ir", kwargs)
-
-
-@register_model(
-    protocol=_PYTORCHVIDEO.replace(frames=32, stride=2),
-    params=22.21,
-    gflops=75.62,
-    paper=_CSN_PAPER,
-    formats=("VMZ", "PyTorchVideo"),
-    note=_NORMS,
+FAMILY = Family(
+    model="VideoResNet",
+    paper="Tran et al. 2018, arXiv:1711.11248",
+    small_clip=(4, 32, 32),
+    min_clip=(1, 16, 16),
+    formats=("VMZ",),
+    parent="resnet",
+    parent_of=("r3d_18", "mc3_18"),  # the others split their convolutions or separate their channels
+    tiny={"depth": (1, 2, 1, 1)},
+    variants=(
+        Variant(
+            "r3d_18",
+            "R3D of 18 layers (torchvision).",
+            TORCHVISION,
+            params=33.37,
+            gflops=40.7,
+            formats=("torchvision",),
+        ),
+        Variant(
+            "mc3_18",
+            "MC3 of 18 layers (torchvision): 3x3x3 in the first stage, 1x3x3 in the others.",
+            TORCHVISION,
+            {"conv": ("3d", "2d", "2d", "2d")},
+            params=11.7,
+            gflops=43.34,
+            formats=("torchvision",),
+        ),
+        Variant(
+            "r2plus1d_18",
+            "R(2+1)D of 18 layers (torchvision).",
+            TORCHVISION,
+            _R2PLUS1D,
+            params=31.5,
+            gflops=40.52,
+            formats=("torchvision",),
+        ),
+        Variant(
+            "r2plus1d_34",
+            "R(2+1)D of 34 layers (VMZ).",
+            _VMZ,
+            {**_R2PLUS1D, "depth": _D50, "block_midplanes": False, "norm_eps": 1e-3},
+            params=63.7,
+            gflops=152.0,
+        ),
+        Variant(
+            "r2plus1d_50",
+            "R(2+1)D of 50 layers (PyTorchVideo): time before space, no mid planes, space halved in stage 1 too.",
+            _PYTORCHVIDEO,
+            {
+                "depth": _D50,
+                "conv": "1+2d",
+                "stem": "2d",
+                "bottleneck": True,
+                "stage_strides": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+                "pool_size": (4, 7, 7),
+                "drop_rate": 0.5,
+            },
+            params=28.1,
+            gflops=76.45,
+            formats=("PyTorchVideo",),
+            note=_NORMS,
+            gflops_tolerance=0.02,
+            min_clip=(1, 32, 32),
+        ),
+        Variant(
+            "r2plus1d_152",
+            "R(2+1)D of 152 layers (VMZ).",
+            _VMZ,
+            {**_R2PLUS1D, "depth": _D152, "bottleneck": True, "stem_pool": True, "norm_eps": 1e-3},
+            params=118.2,
+            min_clip=(1, 32, 32),
+        ),
+        Variant(
+            "ir_csn_50",
+            "Interaction-reduced CSN of 50 layers.",
+            _CSN_PROTOCOL,
+            {**_CSN, "conv": "ir", "depth": _D50},
+            paper=_CSN_PAPER,
+            formats=("VMZ", "PyTorchVideo"),
+            min_clip=(1, 32, 32),
+        ),
+        Variant(
+            "ir_csn_101",
+            "Interaction-reduced CSN of 101 layers (PyTorchVideo's csn_r101).",
+            _PYTORCHVIDEO.replace(frames=32, stride=2),
+            {**_CSN, "conv": "ir", "depth": _D101},
+            params=22.21,
+            gflops=75.62,
+            paper=_CSN_PAPER,
+            formats=("VMZ", "PyTorchVideo"),
+            note=_NORMS,
+            gflops_tolerance=0.03,
+            min_clip=(1, 32, 32),
+            same_as="ir_csn_50",
+        ),
+        Variant(
+            "ir_csn_152",
+            "Interaction-reduced CSN of 152 layers (VMZ).",
+            _CSN_PROTOCOL,
+            {**_CSN, "conv": "ir", "depth": _D152},
+            params=29.7,
+            gflops=97.0,
+            paper=_CSN_PAPER,
+            formats=("VMZ", "PyTorchVideo"),
+            min_clip=(1, 32, 32),
+            same_as="ir_csn_50",
+        ),
+        Variant(
+            "ip_csn_50",
+            "Interaction-preserved CSN of 50 layers.",
+            _CSN_PROTOCOL,
+            {**_CSN, "conv": "ip", "depth": _D50},
+            paper=_CSN_PAPER,
+            min_clip=(1, 32, 32),
+        ),
+        Variant(
+            "ip_csn_101",
+            "Interaction-preserved CSN of 101 layers.",
+            _CSN_PROTOCOL,
+            {**_CSN, "conv": "ip", "depth": _D101},
+            paper=_CSN_PAPER,
+            min_clip=(1, 32, 32),
+            same_as="ip_csn_50",
+        ),
+        Variant(
+            "ip_csn_152",
+            "Interaction-preserved CSN of 152 layers (VMZ).",
+            _CSN_PROTOCOL,
+            {**_CSN, "conv": "ip", "depth": _D152},
+            params=33.0,
+            gflops=108.8,
+            paper=_CSN_PAPER,
+            min_clip=(1, 32, 32),
+            same_as="ip_csn_50",
+        ),
+    ),
 )
-def ir_csn_101(**kwargs: Any) -> VideoResNet:
-    """Interaction-reduced CSN of 101 layers (PyTorchVideo's csn_r101)."""
-    return _csn(101, "ir", kwargs)
-
-
-@register_model(protocol=_CSN, params=29.7, gflops=97.0, paper=_CSN_PAPER, formats=("VMZ", "PyTorchVideo"))
-def ir_csn_152(**kwargs: Any) -> VideoResNet:
-    """Interaction-reduced CSN of 152 layers (VMZ)."""
-    return _csn(152, "ir", kwargs)
-
-
-@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
-def ip_csn_50(**kwargs: Any) -> VideoResNet:
-    """Interaction-preserved CSN of 50 layers."""
-    return _csn(50, "ip", kwargs)
-
-
-@register_model(protocol=_CSN, paper=_CSN_PAPER, formats=("VMZ",))
-def ip_csn_101(**kwargs: Any) -> VideoResNet:
-    """Interaction-preserved CSN of 101 layers."""
-    return _csn(101, "ip", kwargs)
-
-
-@register_model(protocol=_CSN, params=33.0, gflops=108.8, paper=_CSN_PAPER, formats=("VMZ",))
-def ip_csn_152(**kwargs: Any) -> VideoResNet:
-    """Interaction-preserved CSN of 152 layers (VMZ)."""
-    return _csn(152, "ip", kwargs)

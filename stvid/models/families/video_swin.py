@@ -33,18 +33,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.base import VideoModel
+from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import (
     Attention,
     FeedForward,
+    Tap,
     TubeletEmbed,
     drop_path_rates,
     init_transformer_weights,
     resize_grid,
     run_blocks,
 )
-from stvid.models.kernels import Linear
-from stvid.models.registry import register_model
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
 from stvid.protocol import Protocol
 
 __all__ = ["VideoSwin"]
@@ -157,7 +158,7 @@ class WindowAttention(Attention):
     """Multi-head self-attention inside windows, with a bias for the distance of two tokens."""
 
     def __init__(self, dim: int, *, window_size: Sequence[int], num_heads: int, **options: Any) -> None:
-        super().__init__(dim, num_heads=num_heads, **options)
+        super().__init__(dim, num_heads=num_heads, axes="window", **options)
         rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1) * (2 * window_size[2] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -200,6 +201,7 @@ class Block(FeedForward):
         super().__init__(dim, norm_eps=NORM_EPS, **options)
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = attention
+        self.hidden_dim = self.mlp.fc1.out_features
 
     def forward(self, x: Tensor, windows: Windows, rows: Sequence[Tensor], index: Tensor) -> Tensor:
         """Applies the block.
@@ -234,7 +236,7 @@ class Block(FeedForward):
         the allocator has at hand; fresh pages from the kernel are dear (set MALLOC_MMAP_THRESHOLD_ and
         MALLOC_TRIM_THRESHOLD_ to a gigabyte to see what they cost).
         """
-        at_once = max(1, PIECE // (windows.tokens * self.mlp.fc1.out_features))
+        at_once = max(1, PIECE // (windows.tokens * self.hidden_dim))
         out = x.new_empty(len(x) + windows.padded, x.shape[1])  # padded tokens go to a last row
         for rows, mask in groups:
             for some in rows.split(at_once):
@@ -269,7 +271,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Joins neighbours; the channels hold the columns, and within a column the rows."""
@@ -288,7 +290,7 @@ class PatchEmbed(TubeletEmbed):
 
     def forward(self, clip: Tensor) -> Tensor:
         """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
-        padding = end_padding(clip.shape[2:], self.proj.stride)[2:]
+        padding = end_padding(clip.shape[2:], self.tubelet_size)[2:]
         return self.norm(super().forward(F.pad(clip, padding) if any(padding) else clip))
 
 
@@ -301,12 +303,12 @@ class Stage(nn.Module):
         self.downsample = nn.Identity() if downsample is None else downsample
 
     def forward(self, x: Tensor, window: Sequence[int], index: Tensor, *, recompute: bool) -> Tensor:
-        """Applies the blocks, every second one with shifted windows."""
+        """Applies the blocks, every second one with shifted windows; the merging is called by the model."""
         size = (x.shape[1], x.shape[2], x.shape[3])
         cuts = [Windows.fit(size, window, shifted=shifted) for shifted in (False, True)]
         layouts = [{"windows": cut, "rows": cut.rows(x.shape[0], x.device), "index": index} for cut in cuts]
         blocks = [partial(block, **layouts[n % 2]) for n, block in enumerate(self.blocks)]
-        return self.downsample(run_blocks(blocks, x, recompute=recompute))
+        return run_blocks(blocks, x, recompute=recompute)
 
 
 class VideoSwin(VideoModel):
@@ -315,7 +317,7 @@ class VideoSwin(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         patch_size: Frames, height and width of a patch.
         window_size: Tokens of a window in time, height and width.
@@ -328,6 +330,9 @@ class VideoSwin(VideoModel):
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         head_drop_rate: Dropout before the classifier.
+
+    The features are the normalised last stage, (B, num_features, ceil(T/2), ceil(H/32), ceil(W/32)). Clips of any size
+    are taken.
     """
 
     def __init__(
@@ -379,32 +384,31 @@ class VideoSwin(VideoModel):
             ]
             self.layers.append(Stage(layers, PatchMerging(dim) if stage + 1 < len(depth) else None))
         self.norm = nn.LayerNorm(self.num_features)
-        self.head_drop = nn.Dropout(head_drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = LinearHead(self.num_features, num_classes, drop_rate=head_drop_rate)
+        time, height, width = patch_size
+        self.feature_info = [
+            FeatureInfo(
+                f"layers.{stage}.blocks.{blocks - 1}", embed_dim * 2**stage, (time, height * 2**stage, width * 2**stage)
+            )
+            for stage, blocks in enumerate(depth[:-1])
+        ]
+        step = 2 ** (len(depth) - 1)
+        self.feature_info.append(FeatureInfo("norm", self.num_features, (time, height * step, width * step)))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
         self.apply(init_transformer_weights)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised last stage.
-
-        Args:
-            clip: (B, in_chans, T, H, W), of any size.
-
-        Returns:
-            (B, num_features, ceil(T/2), ceil(H/32), ceil(W/32)).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans)
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stages, with the merging between them."""
+        self._check_clip(clip)
         x = self.pos_drop(self.patch_embed(clip))
-        for layer in self.layers:
+        last = len(self.layers) - 1
+        for stage in range(last + 1):
+            layer: Any = self.layers[stage]
             x = layer(x, self.window_size, self.relative_position_index, recompute=self.grad_checkpointing)
-        return self.norm(x).permute(0, 4, 1, 2, 3)
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes): the mean over time and space, then the classifier."""
-        return self.head(self.head_drop(self.forward_features(clip).flatten(2).mean(-1)))
+            if stage < last:
+                tap(stage, x.permute(0, 4, 1, 2, 3))
+            x = layer.downsample(x)
+        return tap(last, self.norm(x).permute(0, 4, 1, 2, 3))
 
     def no_weight_decay(self) -> set[str]:
         """Returns the bias tables (official code)."""
@@ -427,7 +431,9 @@ class VideoSwin(VideoModel):
         if any(key.startswith("features.") for key in state):
             return "torchvision", {_from_torchvision(key): value for key, value in state.items()}
         if any(key.startswith(("backbone.", "cls_head.")) for key in state):
-            own = {re.sub(r"^cls_head\.fc_cls\.", "head.", key.removeprefix("backbone.")): state[key] for key in state}
+            own = {
+                re.sub(r"^cls_head\.fc_cls\.", "head.fc.", key.removeprefix("backbone.")): state[key] for key in state
+            }
             return "Video-Swin-Transformer", own
         return super().convert_checkpoint(state)
 
@@ -453,7 +459,7 @@ def _from_torchvision(key: str) -> str:
     """features.{0,2,4,6} are the stages, features.{1,3,5} the mergings."""
     match = re.match(r"features\.(\d+)\.(.*)", key)
     if match is None:
-        return key
+        return re.sub(r"^head\.", "head.fc.", key)
     position, rest = int(match[1]), match[2]
     if position % 2:
         return f"layers.{position // 2}.downsample.{rest}"
@@ -463,7 +469,6 @@ def _from_torchvision(key: str) -> str:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_PAPER = "Liu et al. 2022, arXiv:2106.13230"
 # Official code: configs/recognition/swin/swin_*_patch244_window877_kinetics400_*.py (clip_len 32, frame_interval 2,
 # Resize (-1, 224), ThreeCrop 224, num_clips 4; img_norm_cfg is ImageNet's).
 _K400 = Protocol(
@@ -478,33 +483,31 @@ _K400 = Protocol(
 _DEEP = (2, 2, 18, 2)
 
 
-@register_model(protocol=_K400, params=28.2, gflops=88, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision"))
-def swin3d_t(**kwargs: Any) -> VideoSwin:
-    """Video Swin-T."""
-    return VideoSwin(**{"embed_dim": 96, "num_heads": (3, 6, 12, 24), "drop_path_rate": 0.1, **kwargs})
-
-
-@register_model(
-    protocol=_K400, params=49.8, gflops=166, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
+FAMILY = Family(
+    model="VideoSwin",
+    paper="Liu et al. 2022, arXiv:2106.13230",
+    small_clip=(4, 64, 64),
+    formats=("Video-Swin-Transformer", "torchvision"),
+    parent="swin",
+    tiny={"depth": (2, 2, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)},
+    variants=(
+        Variant("swin3d_t", "Video Swin-T.", _K400, params=28.2, gflops=88),
+        Variant("swin3d_s", "Video Swin-S.", _K400, {"depth": _DEEP}, params=49.8, gflops=166),
+        Variant(
+            "swin3d_b",
+            "Video Swin-B.",
+            _K400,
+            {"depth": _DEEP, "embed_dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.2},
+            params=88.1,
+            gflops=282,
+        ),
+        Variant(
+            "swin3d_l",
+            "Video Swin-L.",
+            _K400,
+            {"depth": _DEEP, "embed_dim": 192, "num_heads": (6, 12, 24, 48), "drop_path_rate": 0.2},
+            params=197.0,
+            gflops=604,
+        ),
+    ),
 )
-def swin3d_s(**kwargs: Any) -> VideoSwin:
-    """Video Swin-S."""
-    return VideoSwin(**{"depth": _DEEP, "num_heads": (3, 6, 12, 24), "drop_path_rate": 0.1, **kwargs})
-
-
-@register_model(
-    protocol=_K400, params=88.1, gflops=282, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
-)
-def swin3d_b(**kwargs: Any) -> VideoSwin:
-    """Video Swin-B."""
-    return VideoSwin(**{"depth": _DEEP, "embed_dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.2, **kwargs})
-
-
-@register_model(
-    protocol=_K400, params=197.0, gflops=604, paper=_PAPER, formats=("Video-Swin-Transformer", "torchvision")
-)
-def swin3d_l(**kwargs: Any) -> VideoSwin:
-    """Video Swin-L."""
-    return VideoSwin(
-        **{"depth": _DEEP, "embed_dim": 192, "num_heads": (6, 12, 24, 48), "drop_path_rate": 0.2, **kwargs}
-    )

@@ -28,22 +28,27 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvid.models.attention import attend
-from stvid.models.base import VideoModel
+from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import (
     Attention,
+    Axes,
     Block,
     FeedForward,
+    Tap,
     TubeletEmbed,
     drop_path_rates,
+    keep_visible,
     rename_keys,
     resize_grid,
     run_blocks,
 )
+from stvid.models.family import Family, Variant
+from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
-from stvid.models.registry import register_model
 from stvid.protocol import Protocol
 
 __all__ = ["ViViT", "tubelet_weight"]
@@ -85,20 +90,21 @@ class DotProductAttention(Attention):
         columns = (part[..., : self.num_heads // 2, :].transpose(1, 2).flatten(0, 1) for part in by_place)
         rows = (part[..., self.num_heads // 2 :, :].flatten(0, 1) for part in by_place)
         drop_rate = self.attn_drop_rate if self.training else 0.0
-        over_time = attend(*columns, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, -1)).transpose(1, 2)
-        over_space = attend(*rows, drop_rate=drop_rate, layout="BMHK").unflatten(0, (batch, frames))
+        attend_to = partial(attend, drop_rate=drop_rate, layout="BMHK")
+        over_time = attend_to(*columns, source=(self, "time")).unflatten(0, (batch, -1)).transpose(1, 2)
+        over_space = attend_to(*rows, source=(self, "space")).unflatten(0, (batch, frames))
         return self.proj_drop(self.proj(torch.cat((over_time, over_space), dim=3).reshape(x.shape)))
 
 
 class SelfAttentionBlock(FeedForward):
     """Attention over space, attention over time, MLP, each with its residual (model 3)."""
 
-    def __init__(self, dim: int, *, attention: Callable[[], Attention], **options: Any) -> None:
+    def __init__(self, dim: int, *, attention: Callable[..., Attention], **options: Any) -> None:
         super().__init__(dim, **options)
         self.norm_space = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn_space = attention()
+        self.attn_space = attention(axes="space")
         self.norm_time = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn_time = attention()
+        self.attn_time = attention(axes="time")
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B, frames * S, dim) to the same."""
@@ -138,13 +144,36 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         nn.init.normal_(self.pos_embed, std=0.02)
 
-    def forward(self, x: Tensor, grid: Sequence[int], *, recompute: bool, layout: Mapping[str, int]) -> Tensor:
-        """Encodes tokens (B, cells of `grid`, dim), to the same with the class token in front."""
+    def forward(
+        self,
+        x: Tensor,
+        grid: Sequence[int],
+        *,
+        recompute: bool,
+        tap: Tap,
+        layout: Mapping[str, int] | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Encodes tokens.
+
+        Args:
+            x: (B, cells of `grid`, dim).
+            grid: Cells along each axis.
+            recompute: Whether activations are recomputed in the backward pass.
+            tap: Is shown the output of each block but the last.
+            layout: What the blocks ask for besides the tokens.
+            visible: bool (B, cells), True for the tokens that are kept; None keeps all.
+
+        Returns:
+            (B, tokens, dim), the class token in front if there is one.
+        """
         if self.class_token:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = self.pos_drop(x + self.resized(self.pos_embed, self.grid, grid))
+        if visible is not None:
+            x = keep_visible(x, visible, prefix=int(self.class_token))
         blocks = [partial(block, **layout) for block in self.blocks] if layout else self.blocks
-        return self.norm(run_blocks(blocks, x, recompute=recompute))
+        return self.norm(run_blocks(blocks, x, recompute=recompute, tap=tap))
 
     def resized(self, table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
         """Returns a table of positions of grid `old` at grid `new`."""
@@ -159,7 +188,7 @@ class ViViT(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, which decide the table of positions; other clips are taken, with it resized.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, which decide the table, too.
         in_chans: Channels of the clip.
         tubelet_size: Frames, height and width of a tubelet.
         tubelet_init: How the embedding starts, ``central_frame`` or ``average``; see `tubelet_weight`.
@@ -175,7 +204,13 @@ class ViViT(VideoModel):
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
+
+    The features are normalised tokens. ``joint``: (B, 1 + t*s, embed_dim), the class token first.
+    ``factorised_encoder``: those of the second transformer, (B, 1 + t, embed_dim). ``average_pool``: the class token of
+    each frame, (B, t, embed_dim). Otherwise (B, t*s, embed_dim). A clip has at least one tubelet.
     """
+
+    gives_maps = False
 
     def __init__(
         self,
@@ -227,16 +262,16 @@ class ViViT(VideoModel):
             kind, embed_dim, num_heads=num_heads, qkv_bias=qkv_bias, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
         )
 
-        def block(rate: float) -> FeedForward:
+        def block(rate: float, axes: Axes) -> FeedForward:
             options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
             options |= {"norm_eps": NORM_EPS, "gelu": "tanh"}
             if attention_type != "factorised_self_attention":
-                return Block(embed_dim, attention=attention(), **options)
+                return Block(embed_dim, attention=attention(axes=axes), **options)
             order = SelfAttentionBlock if attention_order == "space_time" else TimeSpaceBlock
             return order(embed_dim, attention=attention, **options)
 
-        def encoder(grid: Sequence[int], blocks: int) -> Encoder:
-            layers = (block(rate) for rate in drop_path_rates(drop_path_rate, blocks))
+        def encoder(grid: Sequence[int], blocks: int, axes: Axes) -> Encoder:
+            layers = (block(rate, axes) for rate in drop_path_rates(drop_path_rate, blocks))
             return Encoder(
                 embed_dim,
                 grid=grid,
@@ -245,13 +280,34 @@ class ViViT(VideoModel):
                 drop_rate=drop_rate,
             )
 
-        self.encoder = encoder((height, width) if self.by_frame else (time, height, width), depth)
+        if self.by_frame:
+            self.encoder = encoder((height, width), depth, "space")
+        else:
+            self.encoder = encoder((time, height, width), depth, "clip")
         if attention_type == "factorised_encoder":
-            self.temporal_encoder = encoder((time,), temporal_depth)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+            self.temporal_encoder = encoder((time,), temporal_depth, "time")
+        with_token = attention_type in ("joint", "factorised_encoder")
+        self.num_prefix_tokens = int(with_token)
+        self.takes_mask = attention_type == "joint"
+        self.head = LinearHead(embed_dim, num_classes, pool="token" if with_token else "mean")
+        self._describe(depth, temporal_depth, img_size)
         self._init_weights(tubelet_init)
         if token_merging is not None:
             merge_as_built(self, token_merging)
+
+    def _describe(self, depth: int, temporal_depth: int, img_size: tuple[int, int]) -> None:
+        """Sets `feature_info`; one entry for each block, of which the last is taken after the norm."""
+        names = [f"encoder.blocks.{number}" for number in range(depth)]
+        info = [FeatureInfo(name, self.num_features, self.tubelet_size) for name in names]
+        frames = (self.tubelet_size[0], *img_size)
+        if self.attention_type == "factorised_encoder":
+            names = [f"temporal_encoder.blocks.{number}" for number in range(temporal_depth - 1)]
+            info += [FeatureInfo(name, self.num_features, frames) for name in (*names, "temporal_encoder.norm")]
+        elif self.attention_type == "average_pool":
+            info.append(FeatureInfo("encoder.norm", self.num_features, frames))
+        else:
+            info[-1] = FeatureInfo("encoder.norm", self.num_features, self.tubelet_size)
+        self.feature_info = info
 
     def _init_weights(self, tubelet_init: TubeletInit) -> None:
         """Xavier for each matrix, zeros for the classifier (official code)."""
@@ -261,8 +317,8 @@ class ViViT(VideoModel):
                     nn.init.xavier_uniform_(matrix)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.weight)
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.zeros_(self.head.fc.weight)
         proj = self.patch_embed.proj
         with torch.no_grad():
             image = nn.init.trunc_normal_(proj.weight[:, :, 0].clone(), std=proj.weight[0, :, 0].numel() ** -0.5)
@@ -270,41 +326,50 @@ class ViViT(VideoModel):
             if proj.bias is not None:
                 proj.bias.zero_()
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the normalised tokens.
-
-        Args:
-            clip: (B, in_chans, T, H, W), at least one tubelet.
-
-        Returns:
-            ``joint``: (B, 1 + t*s, embed_dim), the class token first. ``factorised_encoder``: the second transformer's
-            (B, 1 + t, embed_dim). ``average_pool``: the class token of each frame, (B, t, embed_dim). Otherwise
-            (B, t*s, embed_dim).
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=self.tubelet_size)
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Embeds the tubelets and runs one transformer, or two."""
+        self._check_clip(clip, minimum=self.tubelet_size)
         x = self.patch_embed(clip)
         batch, time, height, width, _ = x.shape
-        recompute = self.grad_checkpointing
+        recompute, depth, last = self.grad_checkpointing, len(self.encoder.blocks), len(self.feature_info) - 1
+        before_norm: Tap = lambda number, x: x if number == last else tap(number, x)  # noqa: E731
         if not self.by_frame:
-            layout = {} if self.attention_type == "joint" else {"frames": time}
-            return self.encoder(x.flatten(1, 3), (time, height, width), recompute=recompute, layout=layout)
-        x = self.encoder(x.flatten(2, 3).flatten(0, 1), (height, width), recompute=recompute, layout={})
+            layout = None if self.attention_type == "joint" else {"frames": time}
+            grid = (time, height, width)
+            x = self.encoder(x.flatten(1, 3), grid, recompute=recompute, tap=before_norm, layout=layout)
+            return tap(last, x)
+        x = self.encoder(rearrange(x, "b t h w c -> (b t) (h w) c"), (height, width), recompute=recompute, tap=tap)
         x = x[:, 0].unflatten(0, (batch, time))
-        if self.attention_type == "average_pool":
-            return x
-        return self.temporal_encoder(x, (time,), recompute=recompute, layout={})
+        if self.attention_type == "factorised_encoder":
+            shifted: Tap = lambda number, x: before_norm(number + depth, x)  # noqa: E731
+            x = self.temporal_encoder(x, (time,), recompute=recompute, tap=shifted)
+        return tap(last, x)
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes), of the class token or of the mean token."""
-        x = self.forward_features(clip)
-        return self.head(x[:, 0] if self.attention_type in ("joint", "factorised_encoder") else x.mean(1))
+    def encode_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
+        """Runs the transformer over some tokens alone; ``joint`` only."""
+        self._check_clip(clip, minimum=self.tubelet_size)
+        x = self.patch_embed(clip)
+        grid = (x.shape[1], x.shape[2], x.shape[3])
+        leave: Tap = lambda number, x: x  # noqa: E731
+        return self.encoder(x.flatten(1, 3), grid, recompute=self.grad_checkpointing, tap=leave, visible=visible)
 
-    def plain_blocks(self) -> tuple[Sequence[nn.Module], int] | None:
+    def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
+        """Returns an intermediate result as a map: tubelets, or one cell a frame."""
+        if self.by_frame and place < len(self.encoder.blocks):
+            frames, height = clip_size[0] // self.tubelet_size[0], clip_size[1] // self.tubelet_size[1]
+            return rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=frames, h=height)
+        return super().to_map(x, place, clip_size)
+
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features: tubelets, or one a frame where those of a frame are pooled."""
+        time, height, width = (size // step for size, step in zip(clip_shape[-3:], self.tubelet_size, strict=True))
+        return (time, 1, 1) if self.by_frame else (time, height, width)
+
+    def mergeable_blocks(self) -> dict[str, nn.Module]:
         """Returns the blocks of joint attention, or of a frame's; models 3 and 4 attend along axes of the grid."""
-        return (list(self.encoder.blocks), 1) if self.by_frame or self.attention_type == "joint" else None
+        if not self.by_frame and self.attention_type != "joint":
+            return {}
+        return {f"encoder.blocks.{number}": block for number, block in enumerate(self.encoder.blocks)}
 
     def no_weight_decay(self) -> set[str]:
         """Returns the tables of positions and the class tokens."""
@@ -369,7 +434,7 @@ class ViViT(VideoModel):
 
 _SCENIC = (
     (r"^embedding/", "patch_embed.proj/"),
-    (r"^output_projection/", "head/"),
+    (r"^output_projection/", "head.fc/"),
     (r"^cls(?:_SpatialTransformer)?$", "encoder.cls_token"),
     (r"^cls_TemporalTransformer$", "temporal_encoder.cls_token"),
     (r"^(?:Spatial)?Transformer/", "encoder."),
@@ -404,7 +469,7 @@ _TRANSFORMERS = (
     (r"^(encoder\.blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"^(encoder\.blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"^vivit\.layernorm\.", "encoder.norm."),
-    (r"^classifier\.", "head."),
+    (r"^classifier\.", "head.fc."),
 )
 
 
@@ -434,7 +499,6 @@ def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-_PAPER = "Arnab et al. 2021, arXiv:2103.15691"
 # Official code: scenic/projects/vivit/configs/kinetics400 (32 frames at stride 2, min_resize 256, crop 224, values in
 # -1..1 by zero_centering; 4 clips x 3 crops in the test). There a video of Kinetics has 250 frames in 10 seconds: 25 a
 # second.
@@ -445,49 +509,59 @@ _LARGE = {"depth": 24, "embed_dim": 1024, "num_heads": 16}
 _HUGE = {"depth": 32, "embed_dim": 1280, "num_heads": 16}
 
 
-@register_model(protocol=_K400, params=88.9, gflops=455.2, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
-def vivit_b16x2(**kwargs: Any) -> ViViT:
-    """ViViT-B/16x2, model 1: joint attention."""
-    return ViViT(**{"attention_type": "joint", **kwargs})
+_BOTH = ("scenic ViViT", "transformers Vivit")
 
-
-@register_model(protocol=_K400, params=115.1, gflops=284.4, paper=_PAPER, formats=("scenic ViViT",))
-def vivit_b16x2_fe(**kwargs: Any) -> ViViT:
-    """ViViT-B/16x2, model 2: factorised encoder."""
-    return ViViT(**{"attention_type": "factorised_encoder", **kwargs})
-
-
-@register_model(protocol=_K400, params=117.3, gflops=372.3, paper=_PAPER, formats=("scenic ViViT",))
-def vivit_b16x2_fsa(**kwargs: Any) -> ViViT:
-    """ViViT-B/16x2, model 3: factorised self-attention."""
-    return ViViT(**{"attention_type": "factorised_self_attention", **kwargs})
-
-
-@register_model(protocol=_K400, params=88.9, gflops=277.1, paper=_PAPER, formats=("scenic ViViT",))
-def vivit_b16x2_fdp(**kwargs: Any) -> ViViT:
-    """ViViT-B/16x2, model 4: factorised dot-product attention."""
-    return ViViT(**{"attention_type": "factorised_dot_product", **kwargs})
-
-
-@register_model(protocol=_K400, params=86.7, gflops=283.9, paper=_PAPER, formats=("scenic ViViT",))
-def vivit_b16x2_avgpool(**kwargs: Any) -> ViViT:
-    """ViViT-B/16x2, the baseline that averages frames."""
-    return ViViT(**{"attention_type": "average_pool", **kwargs})
-
-
-@register_model(protocol=_K400, gflops=1446, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
-def vivit_l16x2(**kwargs: Any) -> ViViT:
-    """ViViT-L/16x2, model 1."""
-    return ViViT(**{"attention_type": "joint", **_LARGE, **kwargs})
-
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT",))
-def vivit_l16x2_fe(**kwargs: Any) -> ViViT:
-    """ViViT-L/16x2, model 2, with 4 temporal blocks; the official configuration file has 24 (``temporal_depth=24``)."""
-    return ViViT(**{"attention_type": "factorised_encoder", "temporal_depth": 4, **_LARGE, **kwargs})
-
-
-@register_model(protocol=_K400, paper=_PAPER, formats=("scenic ViViT", "transformers Vivit"))
-def vivit_h16x2(**kwargs: Any) -> ViViT:
-    """ViViT-H/16x2, model 1."""
-    return ViViT(**{"attention_type": "joint", **_HUGE, **kwargs})
+FAMILY = Family(
+    model="ViViT",
+    paper="Arnab et al. 2021, arXiv:2103.15691",
+    small_clip=(4, 32, 32),
+    min_clip=(2, 16, 16),
+    formats=("scenic ViViT",),
+    parent="vit",
+    tiny={"depth": 2, "embed_dim": 48, "num_heads": 4, "temporal_depth": 2},
+    variants=(
+        Variant(
+            "vivit_b16x2", "ViViT-B/16x2, model 1: joint attention.", _K400, params=88.9, gflops=455.2, formats=_BOTH
+        ),
+        Variant(
+            "vivit_b16x2_fe",
+            "ViViT-B/16x2, model 2: factorised encoder.",
+            _K400,
+            {"attention_type": "factorised_encoder"},
+            params=115.1,
+            gflops=284.4,
+        ),
+        Variant(
+            "vivit_b16x2_fsa",
+            "ViViT-B/16x2, model 3: factorised self-attention.",
+            _K400,
+            {"attention_type": "factorised_self_attention"},
+            params=117.3,
+            gflops=372.3,
+        ),
+        Variant(
+            "vivit_b16x2_fdp",
+            "ViViT-B/16x2, model 4: factorised dot-product attention.",
+            _K400,
+            {"attention_type": "factorised_dot_product"},
+            params=88.9,
+            gflops=277.1,
+        ),
+        Variant(
+            "vivit_b16x2_avgpool",
+            "ViViT-B/16x2, the baseline that averages frames.",
+            _K400,
+            {"attention_type": "average_pool"},
+            params=86.7,
+            gflops=283.9,
+        ),
+        Variant("vivit_l16x2", "ViViT-L/16x2, model 1.", _K400, _LARGE, gflops=1446, formats=_BOTH),
+        Variant(
+            "vivit_l16x2_fe",
+            "ViViT-L/16x2, model 2, with 4 temporal blocks; the official configuration has 24 (temporal_depth=24).",
+            _K400,
+            {**_LARGE, "attention_type": "factorised_encoder"},
+        ),
+        Variant("vivit_h16x2", "ViViT-H/16x2, model 1.", _K400, _HUGE, formats=_BOTH),
+    ),
+)

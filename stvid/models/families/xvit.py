@@ -17,26 +17,29 @@ Kinetics models of 8 or 16 frames have groups of 8 and `shift_div` 8, those of S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError
-from stvid.models.base import VideoModel
+from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import (
     Attention,
     Block,
+    Tap,
     TubeletEmbed,
     drop_path_rates,
     init_transformer_weights,
     rename_keys,
     run_blocks,
 )
-from stvid.models.registry import register_model
+from stvid.models.family import Family, Variant
+from stvid.models.heads import MlpHead
 from stvid.protocol import Protocol
 
 __all__ = ["XViT"]
@@ -92,7 +95,7 @@ class XViT(VideoModel):
     Args:
         num_classes: Number of logits.
         num_frames: Frames of a clip, for the protocol only: the weights do not depend on it.
-        img_size: (height, width) in pixels, likewise.
+        img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         patch_size: Side of a patch in pixels.
         num_segments: Frames of a group, between which no channels are exchanged.
@@ -108,7 +111,13 @@ class XViT(VideoModel):
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         head_drop_rate: Dropout of the frames' class tokens, and before the last layer.
+
+    The features are the tokens of the temporal transformer, (B, 1 + T, embed_dim), the class token first. A clip has
+    at least one patch.
     """
+
+    gives_maps = False
+    num_prefix_tokens = 1
 
     def __init__(
         self,
@@ -152,7 +161,12 @@ class XViT(VideoModel):
         self.blocks = nn.ModuleList(
             block(
                 attention=MixingAttention(
-                    embed_dim, num_segments=num_segments, shift_div=shift_div, qkv_bias=qkv_bias, **options
+                    embed_dim,
+                    num_segments=num_segments,
+                    shift_div=shift_div,
+                    qkv_bias=qkv_bias,
+                    axes="space",
+                    **options,
                 ),
                 drop_path_rate=rate,
                 norm_eps=BACKBONE_EPS,
@@ -163,14 +177,25 @@ class XViT(VideoModel):
         self.frame_drop = nn.Dropout(head_drop_rate)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.temporal_blocks = nn.ModuleList(
-            block(attention=Attention(embed_dim, qkv_bias=False, **options), drop_path_rate=0.0, norm_eps=1e-5)
+            block(
+                attention=Attention(embed_dim, qkv_bias=False, axes="time", **options),
+                drop_path_rate=0.0,
+                norm_eps=1e-5,
+            )
             for _ in range(temporal_depth)
         )
-        self.head_norm = nn.LayerNorm(embed_dim)
-        self.head_fc = nn.Linear(embed_dim, embed_dim)
-        self.head_act = nn.GELU()
-        self.head_drop = nn.Dropout(head_drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = MlpHead(
+            embed_dim,
+            num_classes,
+            hidden_features=embed_dim,
+            pool="token",
+            norm=True,
+            act=nn.GELU,
+            drop_rate=head_drop_rate,
+        )
+        frame, sides = (1, patch_size, patch_size), (1, *img_size)
+        self.feature_info = [FeatureInfo(f"blocks.{number}", embed_dim, frame) for number in range(depth)]
+        self.feature_info += [FeatureInfo(f"temporal_blocks.{n}", embed_dim, sides) for n in range(temporal_depth)]
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_transformer_weights)
@@ -186,9 +211,9 @@ class XViT(VideoModel):
         )
         self.new_fc.apply(init_transformer_weights).requires_grad_(False)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer by a freshly initialised one; 0 classes returns what it would see."""
-        super().reset_classifier(num_classes)
+    def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
+        """Replaces the last layer, and the classifier that is not used, by freshly initialised ones."""
+        super().reset_classifier(num_classes, head=head)
         self._make_unused_head()
 
     def _positions(self, height: int, width: int) -> Tensor:
@@ -208,19 +233,9 @@ class XViT(VideoModel):
             grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
         return torch.cat((self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Returns the tokens of the temporal transformer.
-
-        Args:
-            clip: (B, in_chans, T, H, W), H and W at least one patch.
-
-        Returns:
-            (B, 1 + T, embed_dim), the class token first.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, channels=self.in_chans, minimum=(1, self.patch_size, self.patch_size))
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the blocks over each frame, and then those over the frames' class tokens."""
+        self._check_clip(clip, minimum=(1, self.patch_size, self.patch_size))
         x = self.patch_embed(clip).flatten(2, 3)
         batch, frames = x.shape[:2]
         x = torch.cat((self.cls_token.unsqueeze(1).expand(batch, frames, -1, -1), x), dim=2)
@@ -228,15 +243,21 @@ class XViT(VideoModel):
         times = self.time_embed.repeat(1, -(-frames // self.time_embed.shape[1]), 1)[:, :frames]
         x = (x + times.unsqueeze(2)).flatten(0, 1)
         blocks = [partial(block, frames=frames) for block in self.blocks]
-        x = run_blocks(blocks, x, recompute=self.grad_checkpointing)
+        x = run_blocks(blocks, x, recompute=self.grad_checkpointing, tap=tap)
         x = self.frame_drop(self.norm(x[:, 0])).unflatten(0, (batch, frames))
         x = torch.cat((self.temporal_cls_token.expand(batch, -1, -1), x), dim=1)
-        return run_blocks(self.temporal_blocks, x, recompute=self.grad_checkpointing)
+        return run_blocks(self.temporal_blocks, x, recompute=self.grad_checkpointing, tap=tap, first=len(self.blocks))
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes), of the temporal class token."""
-        x = self.head_norm(self.forward_features(clip)[:, 0])
-        return self.head(self.head_drop(self.head_act(self.head_fc(x))))
+    def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
+        """Returns an intermediate result as a map: patches of all frames, or one cell a frame."""
+        if place >= len(self.blocks):
+            return super().to_map(x, place, clip_size)
+        height = clip_size[1] // self.patch_size
+        return rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=clip_size[0], h=height)
+
+    def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the cells of the features: one a frame."""
+        return clip_shape[-3], 1, 1
 
     def no_weight_decay(self) -> set[str]:
         """Returns the tables and class tokens."""
@@ -250,7 +271,7 @@ class XViT(VideoModel):
             "temporal_blocks": [
                 (r"^temporal_cls_token", (0,)),
                 (r"^temporal_blocks\.(\d+)", None),
-                (r"^head_norm|^head_fc|^new_fc", (99999,)),
+                (r"^head\.norm|^head\.hidden|^new_fc", (99999,)),
             ],
         }
 
@@ -281,9 +302,9 @@ _OFFICIAL = (
     (r"^base_model\.", ""),
     (r"^consensus\.cls_token$", "temporal_cls_token"),
     (r"^consensus\.temporal_encoder\.", "temporal_blocks."),
-    (r"^consensus\.mlp_head\.0\.", "head_norm."),
-    (r"^consensus\.mlp_head\.1\.", "head_fc."),
-    (r"^consensus\.mlp_head\.4\.", "head."),
+    (r"^consensus\.mlp_head\.0\.", "head.norm."),
+    (r"^consensus\.mlp_head\.1\.", "head.hidden."),
+    (r"^consensus\.mlp_head\.4\.", "head.fc."),
 )
 
 
@@ -303,14 +324,23 @@ _K400 = Protocol(
 )
 
 
-@register_model(
-    protocol=_K400,
-    params=92,
-    gflops=141.7,
+FAMILY = Family(
+    model="XViT",
     paper="Bulat et al. 2021, arXiv:2106.05968",
+    small_clip=(4, 32, 32),
+    min_clip=(1, 16, 16),
     formats=("1adrianb/video-transformers",),
-    note="the paper prints 92M; the code has 94.1M with Kinetics-400's classes",
+    parent="vit",
+    tiny={"depth": 2, "embed_dim": 48, "num_heads": 4, "num_segments": 3},
+    variants=(
+        Variant(
+            "xvit_base",
+            "X-ViT of ViT-B/16.",
+            _K400,
+            params=92,
+            gflops=141.7,
+            note="the paper prints 92M; the code has 94.1M with Kinetics-400's classes",
+            params_tolerance=2.2,
+        ),
+    ),
 )
-def xvit_base(**kwargs: Any) -> XViT:
-    """X-ViT of ViT-B/16."""
-    return XViT(**kwargs)

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
 from stvid.errors import CheckpointError
-from stvid.models.blocks import mean_of_windows
 from stvid.models.families.i3d_resnet import NonLocal
+from stvid.models.heads import mean_of_windows
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 TINY = {"depth": (1, 1, 1, 1)}
 TINY_INFLATED = {"depth": (1, 2, 2, 1), "embed_dim": 32}
 ANY_SIZE: list[tuple[str, dict[str, Any], tuple[int, int, int]]] = [
@@ -71,7 +71,7 @@ def to_pytorchvideo(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     rules = [
         (r"^stem\.0\.", "blocks.0.conv."),
         (r"^stem\.1\.", "blocks.0.norm."),
-        (r"^head\.", "blocks.5.proj."),
+        (r"^head\.fc\.", "blocks.5.proj."),
         (r"^layer(\d)\.(\d+)\.downsample\.0\.", r"blocks.\1.res_blocks.\2.branch1_conv."),
         (r"^layer(\d)\.(\d+)\.downsample\.1\.", r"blocks.\1.res_blocks.\2.branch1_norm."),
         *(
@@ -93,12 +93,12 @@ def test_a_layout_brings_its_epsilon_and_window(tmp_path: Path) -> None:
     state = stvid.create_model("ir_csn_50", **options).state_dict()
     clip = torch.randn(1, 3, 4, 288, 288)  # a map larger than PyTorchVideo's window
     model = stvid.create_model("ir_csn_50", **options).eval()
-    assert model.norm_eps == 1e-3 and model.pool_size is None
-    stvid.load_checkpoint(model, {re.sub(r"^head", "fc", key): value for key, value in state.items()})
+    assert model.norm_eps == 1e-3 and model.head.window is None
+    stvid.load_checkpoint(model, {re.sub(r"^head\.fc", "fc", key): value for key, value in state.items()})
     with torch.no_grad():
         vmz = model(clip)
     assert stvid.load_checkpoint(model, {"model_state": to_pytorchvideo(state)}).format == "PyTorchVideo"
-    assert model.norm_eps == model.layer1[0].conv1[1].eps == 1e-5 and model.pool_size == (4, 7, 7)
+    assert model.norm_eps == model.layer1[0].conv1[1].eps == 1e-5 and model.head.window == (4, 7, 7)
     with torch.no_grad():
         pytorchvideo = model(clip)
     assert not torch.allclose(vmz, pytorchvideo)
@@ -110,7 +110,7 @@ def test_a_layout_brings_its_epsilon_and_window(tmp_path: Path) -> None:
         with torch.no_grad():
             torch.testing.assert_close(again(clip), pytorchvideo, rtol=0, atol=0)
 
-    report = stvid.load_checkpoint(model, {re.sub(r"^head", "fc", key): value for key, value in state.items()})
+    report = stvid.load_checkpoint(model, {re.sub(r"^head\.fc", "fc", key): value for key, value in state.items()})
     assert report.format == "VMZ"
     with torch.no_grad():
         torch.testing.assert_close(model(clip), vmz, rtol=0, atol=0)
@@ -122,15 +122,15 @@ def test_a_failed_load_changes_no_setting() -> None:
     state.pop("blocks.0.norm.weight")
     with pytest.raises(CheckpointError, match=r"stem\.1\.weight"):
         stvid.load_checkpoint(model, state)
-    assert model.norm_eps == 1e-3 and model.pool_size is None
+    assert model.norm_eps == 1e-3 and model.head.window is None
 
 
 def test_window_of_the_inflated_resnets() -> None:
     with torch.device("meta"):
-        assert stvid.create_model("i3d_r50").pool_size == (4, 7, 7)  # 256 pixels: trained at 224
-        assert stvid.create_model("i3d_r50", num_frames=16, img_size=112).pool_size == (8, 3, 3)
-        assert stvid.create_model("slow_r50", num_frames=4, img_size=(112, 160)).pool_size == (4, 3, 3)
-        assert stvid.create_model("slow_r50", pool_size=(1, 2, 2)).pool_size == (1, 2, 2)
+        assert stvid.create_model("i3d_r50").head.window == (4, 7, 7)  # 256 pixels: trained at 224
+        assert stvid.create_model("i3d_r50", num_frames=16, img_size=112).head.window == (8, 3, 3)
+        assert stvid.create_model("slow_r50", num_frames=4, img_size=(112, 160)).head.window == (4, 3, 3)
+        assert stvid.create_model("slow_r50", pool_size=(1, 2, 2)).head.window == (1, 2, 2)
 
 
 @pytest.mark.parametrize("mode", ["softmax", "dot_product"])
@@ -157,7 +157,7 @@ def test_mean_of_windows() -> None:
 @pytest.mark.parametrize(("built", "loaded"), [("A", "B"), ("B", "A")])
 def test_shortcuts_of_the_other_type_are_named(built: str, loaded: str) -> None:
     source = stvid.create_model("resnet3d_18", num_classes=5, shortcut_type=loaded, **TINY).state_dict()
-    source = {re.sub(r"^head", "fc", key): value for key, value in source.items()}
+    source = {re.sub(r"^head\.fc", "fc", key): value for key, value in source.items()}
     model = stvid.create_model("resnet3d_18", num_classes=5, shortcut_type=built, **TINY)
     with pytest.raises(CheckpointError, match=f"shortcut_type='{loaded}'"):
         stvid.load_checkpoint(model, source)
@@ -166,7 +166,7 @@ def test_shortcuts_of_the_other_type_are_named(built: str, loaded: str) -> None:
 @pytest.mark.parametrize("shortcut_type", ["A", "B"])
 def test_published_weights_bring_their_shortcuts(shortcut_type: Any, tmp_path: Path) -> None:
     source = stvid.create_model("resnet3d_18", num_classes=5, shortcut_type=shortcut_type).eval()
-    state = {"module." + re.sub(r"^head", "fc", key): value for key, value in source.state_dict().items()}
+    state = {"module." + re.sub(r"^head\.fc", "fc", key): value for key, value in source.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "published.pth")
     model = stvid.load_model(tmp_path / "published.pth", name="resnet3d_18")
     assert model.shortcut_type == shortcut_type and model.num_classes == 5

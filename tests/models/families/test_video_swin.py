@@ -180,6 +180,6 @@ def test_official_index_buffers_are_dropped() -> None:
     model = stvid.create_model("swin3d_t", **TINY)
     official: dict[str, torch.Tensor] = {}
     for key, value in model.state_dict().items():
-        official[key.replace("head.", "cls_head.fc_cls.") if key.startswith("head.") else f"backbone.{key}"] = value
+        official[key.replace("head.fc.", "cls_head.fc_cls.") if key.startswith("head.") else f"backbone.{key}"] = value
     official["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(392, 392, dtype=torch.long)
     assert stvid.load_checkpoint(model, {"state_dict": official}).format == "Video-Swin-Transformer"

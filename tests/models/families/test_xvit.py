@@ -60,7 +60,7 @@ def test_a_new_head_takes_the_unused_one_along() -> None:
     with pytest.raises(CheckpointError, match="5 classes"):
         stvid.load_checkpoint(target, source.state_dict())
     report = stvid.load_checkpoint(target, source.state_dict(), reset_head=True)
-    assert report.reset == ["head.bias", "head.weight"]
+    assert report.reset == ["head.fc.bias", "head.fc.weight"]
     source.reset_classifier(3)
     stvid.load_checkpoint(target, source.state_dict())
 

@@ -1,0 +1,186 @@
+"""Where a 2D network gives its features, and how those of the frames of a clip are arranged as the contract wants them.
+
+A network of timm is asked: its `forward_features` and `forward_head` are used if the two together are its `forward`.
+Of other networks the features are what the classifier sees of each frame, a map with one place; the last map with more
+places, which tools draw, is found by watching one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stvid.inflation.anatomy import Anatomy, no_training
+
+__all__ = ["Layout", "ReadOut", "find_read_out"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor of a 2D network holds the places of its frames.
+
+    Attributes:
+        kind: ``vector`` (N, C), ``first`` (N, C, H, W), ``last`` (N, H, W, C), or ``tokens`` (N, prefix + H * W, C).
+        grid: Height and width.
+        channels: Number of channels.
+        prefix: Tokens in front of those of the grid.
+    """
+
+    kind: Literal["vector", "first", "last", "tokens"]
+    grid: tuple[int, int]
+    channels: int
+    prefix: int = 0
+
+    def to_map(self, frames: Tensor, batch: int) -> Tensor:
+        """(B*T, ...) to (B, C, T, H, W), without the prefix."""
+        x = frames.unflatten(0, (batch, -1))
+        if self.kind == "vector":
+            return x.transpose(1, 2)[..., None, None]
+        if self.kind == "first":
+            return x.transpose(1, 2)
+        if self.kind == "tokens":
+            x = x[:, :, self.prefix :].unflatten(2, self._grid_of(x.shape[2] - self.prefix))
+        return x.movedim(-1, 1)
+
+    def from_map(self, maps: Tensor, frames: Tensor) -> Tensor:
+        """Puts a map back to where `to_map` took it from; the prefix is that of `frames`."""
+        if self.kind == "vector":
+            return maps[..., 0, 0].transpose(1, 2).flatten(0, 1)
+        if self.kind == "first":
+            return maps.transpose(1, 2).flatten(0, 1)
+        x = maps.movedim(1, -1).flatten(0, 1)
+        return torch.cat((frames[:, : self.prefix], x.flatten(1, 2)), dim=1) if self.kind == "tokens" else x
+
+    def _grid_of(self, places: int) -> tuple[int, int]:
+        """Returns the grid of so many places: the known one, or one of its shape."""
+        height, width = self.grid
+        if places == height * width:
+            return self.grid
+        rows = round(math.sqrt(places * height / width))
+        return rows, places // rows
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """Where the features of a 2D network are.
+
+    Attributes:
+        splits: Whether `forward_head` of `forward_features` is the network.
+        features: Layout of the features.
+        watched: Name of the module with the last map before the features, and whether its input is meant; None if
+            there is none.
+        map: Layout of that map.
+    """
+
+    splits: bool
+    features: Layout
+    watched: tuple[str, bool] | None
+    map: Layout | None
+
+    @contextmanager
+    def watching(self, network: nn.Module, show: Callable[[Tensor], Tensor], batch: int) -> Iterator[None]:
+        """Shows the last map of each run as (B, C, T, H, W), and lets the network go on with what `show` returns."""
+        if self.watched is None or self.map is None:
+            yield
+            return
+        layout, (name, is_input) = self.map, self.watched
+
+        def put(frames: Tensor) -> Tensor:
+            return layout.from_map(show(layout.to_map(frames, batch)), frames)
+
+        module = network.get_submodule(name)
+        if is_input:
+            handle: Any = module.register_forward_pre_hook(lambda _, inputs: (put(inputs[0]), *inputs[1:]))
+        else:
+            handle = module.register_forward_hook(lambda _, inputs, output: put(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadOut:
+    """Runs a 2D network whose classifier was taken out, and finds its features.
+
+    Args:
+        network: Takes (N, C, H, W).
+        anatomy: What is known of it.
+        images: As it takes them.
+    """
+    size = (images.shape[2], images.shape[3])
+    with no_training(network):
+        watched, layout = _find_map(network, anatomy, images, size)
+        whole = network(images)
+        own: Any = network
+        if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
+            features = own.forward_features(images)
+            found = _layout_of(network, features, size) if isinstance(features, Tensor) else None
+            if found is not None and _equal(own.forward_head(features), whole):
+                return ReadOut(True, found, watched, layout)
+    return ReadOut(False, Layout("vector", (1, 1), whole.shape[1]), watched, layout)
+
+
+def _equal(found: Any, whole: Tensor) -> bool:
+    if not isinstance(found, Tensor) or found.shape != whole.shape:
+        return False
+    return whole.is_meta or torch.allclose(found, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
+def _find_map(
+    network: nn.Module, anatomy: Anatomy, images: Tensor, size: tuple[int, int]
+) -> tuple[tuple[str, bool] | None, Layout | None]:
+    """Finds the tokens that enter the last block, or else the last map that a module makes."""
+    if anatomy.blocks and len(anatomy.blocks[-1].shape) == 3:
+        last = anatomy.blocks[-1]
+        tokens = _layout_of(network, torch.empty(last.shape, device="meta"), size)
+        return ((last.name, True), tokens) if tokens is not None else (None, None)
+    found: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, output: Any) -> None:
+        # Behind the pooling, maps have one place.
+        if isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[1] > 1:
+            found.append((name, output))
+
+    handles = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found or found[-1][1].shape[0] != images.shape[0]:
+        return None, None
+    name, output = found[-1]
+    return (name, False), _layout_of(network, output, size)
+
+
+def _layout_of(network: nn.Module, x: Tensor, size: tuple[int, int]) -> Layout | None:
+    """Tells how a tensor holds the places of an image; None if its tokens are no grid."""
+    ratio = size[0] / size[1]
+    if x.dim() == 2:
+        return Layout("vector", (1, 1), x.shape[1])
+    if x.dim() == 4:
+        first, second, third = x.shape[1:]
+        off_if_first = abs(math.log(second / third / ratio))
+        off_if_last = abs(math.log(first / second / ratio))
+        if off_if_last < off_if_first or (off_if_last == off_if_first and first < third):
+            return Layout("last", (first, second), third)
+        return Layout("first", (second, third), first)
+    if x.dim() != 3:
+        return None
+    known = getattr(network, "num_prefix_tokens", None)  # timm's
+    tokens = x.shape[1]
+    for prefix in range(tokens) if known is None else [int(known)]:
+        height = round(math.sqrt((tokens - prefix) * ratio))
+        if height and (tokens - prefix) % height == 0 and round(height / ratio) == (tokens - prefix) // height:
+            return Layout("tokens", (height, (tokens - prefix) // height), x.shape[2], prefix)
+    return None
