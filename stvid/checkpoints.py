@@ -253,16 +253,7 @@ def load_checkpoint(
 
     head = head_keys(model)
     absent_head = head if reset_head and not head & state.keys() else set()  # weights of a backbone alone
-    missing = [
-        key for key in own if key not in state and not key.endswith("num_batches_tracked") and key not in absent_head
-    ]
-    left_over = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
-    if missing or left_over:
-        known = len(own) - len(missing)
-        parts = [f"missing {_listed(missing)}"] if missing else []
-        parts += [f"left over {_listed(left_over)}"] if left_over else []
-        hint = "" if known > len(own) // 2 else f" (it is a checkpoint of another architecture than {model_name})"
-        raise CheckpointError(f"{name}: does not fit {model_name}{hint}: {'; '.join(parts)}")
+    _check_fit(f"{name}: does not fit {model_name}", state, own, absent_head)
 
     resized = _resize_tables(model, state, own, head, _stored_recipe(content))
     differing = [key for key in state if key in own and state[key].shape != own[key].shape]
@@ -290,6 +281,19 @@ def load_checkpoint(
         model.default_protocol = model.default_protocol if protocol is None else protocol
         model.task = model.task if task is None else task
     return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, protocol=protocol)
+
+
+def _check_fit(what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: set[str]) -> None:
+    """Raises CheckpointError, with the keys, unless a state has all keys of a model and no others."""
+    counts = "num_batches_tracked"
+    missing = [key for key in own if key not in state and not key.endswith(counts) and key not in may_miss]
+    left_over = [key for key in state if key not in own and not key.endswith(counts)]
+    if missing or left_over:
+        parts = [f"missing {_listed(missing)}"] if missing else []
+        parts += [f"left over {_listed(left_over)}"] if left_over else []
+        other = len(own) - len(missing) <= len(own) // 2
+        hint = f" (it is a checkpoint of another architecture than {what.rpartition(' ')[2]})" if other else ""
+        raise CheckpointError(f"{what}{hint}: {'; '.join(parts)}")
 
 
 def _resize_tables(

@@ -146,14 +146,8 @@ class TimeSformer(VideoModel):
         if attention_type != "space_only":
             self.time_embed = nn.Parameter(torch.zeros(1, num_frames, embed_dim))
         self.pos_drop = nn.Dropout(drop_rate)
-        attention = partial(
-            Attention,
-            embed_dim,
-            num_heads=num_heads,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-        )
+        rates: dict[str, Any] = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
+        attention = partial(Attention, embed_dim, num_heads=num_heads, qkv_bias=qkv_bias, **rates)
 
         axes: Axes = "clip" if attention_type == "joint_space_time" else "space"
 
@@ -168,17 +162,20 @@ class TimeSformer(VideoModel):
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.head = LinearHead(embed_dim, num_classes, pool="token")
         frames = num_frames if attention_type == "space_only" else 1
-        names = [*(f"blocks.{number}" for number in range(depth - 1)), "norm"]
-        self.feature_info = [FeatureInfo(name, embed_dim, (1, patch_size, patch_size)) for name in names[:-1]]
+        names = [f"blocks.{number}" for number in range(depth - 1)]
+        self.feature_info = [FeatureInfo(name, embed_dim, (1, patch_size, patch_size)) for name in names]
         self.feature_info.append(FeatureInfo("norm", embed_dim, (frames, patch_size, patch_size)))
+        self._init_weights()
+        if token_merging is not None:
+            merge_as_built(self, token_merging)
+
+    def _init_weights(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_transformer_weights)
         for module in self.blocks:
             if isinstance(module, DividedBlock):  # attention over time starts as the identity (official code)
                 nn.init.zeros_(module.temporal_fc.weight)
-        if token_merging is not None:
-            merge_as_built(self, token_merging)
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Embeds the patches and runs the blocks."""

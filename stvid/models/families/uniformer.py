@@ -199,11 +199,11 @@ class UniFormer(VideoModel):
         self.patch_embed4 = PatchEmbed(embed_dim[2], embed_dim[3], kernel=(later, 2, 2), stride=(1, 2, 2))
         self.pos_drop = nn.Dropout(drop_rate)
         rates = iter(drop_path_rates(drop_path_rate, sum(depth)))
+        common = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate}
 
         def local_stage(stage: int) -> nn.ModuleList:
             return nn.ModuleList(
-                LocalBlock(embed_dim[stage], mlp_ratio=mlp_ratio, drop_rate=drop_rate, drop_path_rate=next(rates))
-                for _ in range(depth[stage])
+                LocalBlock(embed_dim[stage], drop_path_rate=next(rates), **common) for _ in range(depth[stage])
             )
 
         def global_stage(stage: int) -> nn.ModuleList:
@@ -211,12 +211,11 @@ class UniFormer(VideoModel):
                 GlobalBlock(
                     embed_dim[stage],
                     num_heads=embed_dim[stage] // head_dim,
-                    mlp_ratio=mlp_ratio,
                     qkv_bias=qkv_bias,
-                    drop_rate=drop_rate,
                     attn_drop_rate=attn_drop_rate,
-                    drop_path_rate=next(rates),
                     split=split_attention,
+                    drop_path_rate=next(rates),
+                    **common,
                 )
                 for _ in range(depth[stage])
             )
@@ -227,14 +226,18 @@ class UniFormer(VideoModel):
         self.blocks4 = global_stage(3)
         self.norm = nn.BatchNorm3d(embed_dim[-1])
         self.head = LinearHead(embed_dim[-1], num_classes)
+        self._describe(embed_dim)
+        self.apply(init_transformer_weights)
+        if split_attention:
+            self._init_temporal_attention()
+
+    def _describe(self, embed_dim: Sequence[int]) -> None:
+        """Sets `feature_info`: one entry for each stage, of which the last is taken after the norm."""
         names = ("blocks1", "blocks2", "blocks3", "norm")
         self.feature_info = [
             FeatureInfo(name, dim, (2, 4 * 2**stage, 4 * 2**stage))
             for stage, (name, dim) in enumerate(zip(names, embed_dim, strict=True))
         ]
-        self.apply(init_transformer_weights)
-        if split_attention:
-            self._init_temporal_attention()
 
     def _init_temporal_attention(self) -> None:
         """Starts the temporal branch as the identity (official code: zero queries, keys and values)."""

@@ -385,15 +385,12 @@ class VideoSwin(VideoModel):
             self.layers.append(Stage(layers, PatchMerging(dim) if stage + 1 < len(depth) else None))
         self.norm = nn.LayerNorm(self.num_features)
         self.head = LinearHead(self.num_features, num_classes, drop_rate=head_drop_rate)
+        names = [f"layers.{stage}.blocks.{blocks - 1}" for stage, blocks in enumerate(depth[:-1])]
         time, height, width = patch_size
         self.feature_info = [
-            FeatureInfo(
-                f"layers.{stage}.blocks.{blocks - 1}", embed_dim * 2**stage, (time, height * 2**stage, width * 2**stage)
-            )
-            for stage, blocks in enumerate(depth[:-1])
+            FeatureInfo(name, embed_dim * 2**stage, (time, height * 2**stage, width * 2**stage))
+            for stage, name in enumerate([*names, "norm"])
         ]
-        step = 2 ** (len(depth) - 1)
-        self.feature_info.append(FeatureInfo("norm", self.num_features, (time, height * step, width * step)))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
         self.apply(init_transformer_weights)
 

@@ -182,6 +182,16 @@ class Encoder(nn.Module):
         return torch.cat((cls, cells), dim=1) if tuple(old) != tuple(new) else table
 
 
+def _check_choices(attention_type: str, attention_order: str, tubelet_init: str) -> None:
+    for name, value, choices in (
+        ("attention_type", attention_type, get_args(AttentionType)),
+        ("attention_order", attention_order, ("space_time", "time_space")),
+        ("tubelet_init", tubelet_init, get_args(TubeletInit)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+
+
 class ViViT(VideoModel):
     """ViViT.
 
@@ -235,18 +245,11 @@ class ViViT(VideoModel):
         token_merging: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("attention_type", attention_type, get_args(AttentionType)),
-            ("attention_order", attention_order, ("space_time", "time_space")),
-            ("tubelet_init", tubelet_init, get_args(TubeletInit)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+        _check_choices(attention_type, attention_order, tubelet_init)
         if attention_type == "factorised_dot_product" and num_heads % 2:
             raise ValueError(f"factorised_dot_product halves the heads: num_heads {num_heads} must be even")
-        time, height, width = (
-            size // tubelet for size, tubelet in zip((num_frames, *img_size), tubelet_size, strict=True)
-        )
+        clip_size = (num_frames, *img_size)
+        time, height, width = (size // tubelet for size, tubelet in zip(clip_size, tubelet_size, strict=True))
         if min(time, height, width) < 1:
             raise ValueError(f"{num_frames} frames of {img_size} pixels hold no tubelet of {tuple(tubelet_size)}")
         self.num_classes = num_classes
@@ -272,13 +275,8 @@ class ViViT(VideoModel):
 
         def encoder(grid: Sequence[int], blocks: int, axes: Axes) -> Encoder:
             layers = (block(rate, axes) for rate in drop_path_rates(drop_path_rate, blocks))
-            return Encoder(
-                embed_dim,
-                grid=grid,
-                class_token=self.by_frame or attention_type == "joint",
-                blocks=nn.ModuleList(layers),
-                drop_rate=drop_rate,
-            )
+            with_token, stack = self.by_frame or attention_type == "joint", nn.ModuleList(layers)
+            return Encoder(embed_dim, grid=grid, class_token=with_token, blocks=stack, drop_rate=drop_rate)
 
         if self.by_frame:
             self.encoder = encoder((height, width), depth, "space")
@@ -286,10 +284,9 @@ class ViViT(VideoModel):
             self.encoder = encoder((time, height, width), depth, "clip")
         if attention_type == "factorised_encoder":
             self.temporal_encoder = encoder((time,), temporal_depth, "time")
-        with_token = attention_type in ("joint", "factorised_encoder")
-        self.num_prefix_tokens = int(with_token)
+        self.num_prefix_tokens = int(attention_type in ("joint", "factorised_encoder"))
         self.takes_mask = attention_type == "joint"
-        self.head = LinearHead(embed_dim, num_classes, pool="token" if with_token else "mean")
+        self.head = LinearHead(embed_dim, num_classes, pool="token" if self.num_prefix_tokens else "mean")
         self._describe(depth, temporal_depth, img_size)
         self._init_weights(tubelet_init)
         if token_merging is not None:

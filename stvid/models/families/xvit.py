@@ -158,41 +158,21 @@ class XViT(VideoModel):
         self.pos_drop = nn.Dropout(drop_rate)
         options: dict[str, Any] = {"num_heads": num_heads, "drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
         block = partial(Block, embed_dim, mlp_ratio=mlp_ratio, drop_rate=drop_rate)
+        exchange = {"num_segments": num_segments, "shift_div": shift_div}
+        mixing = partial(MixingAttention, embed_dim, qkv_bias=qkv_bias, axes="space", **exchange, **options)
         self.blocks = nn.ModuleList(
-            block(
-                attention=MixingAttention(
-                    embed_dim,
-                    num_segments=num_segments,
-                    shift_div=shift_div,
-                    qkv_bias=qkv_bias,
-                    axes="space",
-                    **options,
-                ),
-                drop_path_rate=rate,
-                norm_eps=BACKBONE_EPS,
-            )
+            block(attention=mixing(), drop_path_rate=rate, norm_eps=BACKBONE_EPS)
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=BACKBONE_EPS)
         self.frame_drop = nn.Dropout(head_drop_rate)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        over_time = partial(Attention, embed_dim, qkv_bias=False, axes="time", **options)
         self.temporal_blocks = nn.ModuleList(
-            block(
-                attention=Attention(embed_dim, qkv_bias=False, axes="time", **options),
-                drop_path_rate=0.0,
-                norm_eps=1e-5,
-            )
-            for _ in range(temporal_depth)
+            block(attention=over_time(), drop_path_rate=0.0, norm_eps=1e-5) for _ in range(temporal_depth)
         )
-        self.head = MlpHead(
-            embed_dim,
-            num_classes,
-            hidden_features=embed_dim,
-            pool="token",
-            norm=True,
-            act=nn.GELU,
-            drop_rate=head_drop_rate,
-        )
+        hidden: dict[str, Any] = {"hidden_features": embed_dim, "norm": True, "act": nn.GELU}
+        self.head = MlpHead(embed_dim, num_classes, pool="token", drop_rate=head_drop_rate, **hidden)
         frame, sides = (1, patch_size, patch_size), (1, *img_size)
         self.feature_info = [FeatureInfo(f"blocks.{number}", embed_dim, frame) for number in range(depth)]
         self.feature_info += [FeatureInfo(f"temporal_blocks.{n}", embed_dim, sides) for n in range(temporal_depth)]
