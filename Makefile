@@ -23,8 +23,8 @@ setup: $(STAMP)  ## Make .venv and install stvid into it
 test: $(STAMP)  ## Run the tests (minutes)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-test-slow: $(STAMP)  ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "slow or not slow"
+test-slow: $(STAMP)  ## Run all tests that need no GPU, the slow ones too
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not gpu"
 
 demo: $(STAMP)  ## Train on the embedded demo set, test, and predict a file (about 5 minutes on 2 cores, after set-up)
 	$(BIN)/python tools/demo.py
