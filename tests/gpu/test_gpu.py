@@ -1,11 +1,8 @@
-"""What a GPU computes agrees with the CPU: every native model in a tiny size, and the kernels of attention."""
+"""A GPU computes what the CPU does: every native model in a tiny size, and the kernels of attention."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,23 +12,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import stvid
 from stvid.models.attention import attend, attention_backends
+from stvid.models.registry import family_of, native_models
 
 pytestmark = pytest.mark.gpu
 
 
-def load_model_tests() -> ModuleType:
-    """Loads tests/models/test_models.py, which knows the tiny sizes of every family."""
-    path = Path(__file__).parent.parent / "models" / "test_models.py"
-    spec = importlib.util.spec_from_file_location("test_models_of_gpu", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+MODELS = [name for name in native_models() if not family_of(name)[1].same_as]  # the others equal one of these when tiny
 
 
-model_tests = load_model_tests()
-small_model = model_tests.small_model
-MODELS = [name for name in model_tests.MODELS if isinstance(name, str)]  # the others equal one of these when tiny
+def small_model(name: str) -> tuple[nn.Module, Tensor]:
+    """Builds the tiny variant of a model, always with the same weights, and two clips."""
+    family, variant = family_of(name)
+    frames, height, width = family.small_clip
+    torch.manual_seed(0)
+    options = {**family.tiny, **variant.tiny}
+    model = stvid.create_model(name, num_classes=7, num_frames=frames, img_size=(height, width), **options)
+    return model, torch.randn(2, 3, frames, height, width)
 
 
 def assert_close_to_bf16(found: Tensor, expected: Tensor) -> None:
