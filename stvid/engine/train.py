@@ -26,7 +26,7 @@ from stvid.engine.model import build_model, initialise
 from stvid.engine.optim import scaled_learning_rate
 from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks
 from stvid.engine.task import VideoTask
-from stvid.engine.trainers import make_trainer, quiet_lightning
+from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
 from stvid.errors import CheckpointError, Interrupted, ManifestError, StvidError
 from stvid.machine import usable_cores
 from stvid.runs import (
@@ -288,6 +288,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     has_val = val_videos is not None
     callbacks = [begun, *_callbacks(config, output, videos=len(train_videos), has_val=has_val), stop]
     trainer = _build_trainer(config, output, callbacks, has_val=has_val)
+    check_precision(trainer, model)
     lines = initialise(model, config, train_videos.class_names)
     if trainer.is_global_zero and lines:
         print("\n".join(lines), flush=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from stvid.errors import ConfigError
 
-__all__ = ["make_trainer", "quiet_lightning"]
+__all__ = ["check_precision", "make_trainer", "quiet_lightning"]
 
 
 def quiet_lightning() -> None:
@@ -39,3 +40,22 @@ def make_trainer(*, devices: int | str, **options: Any) -> Trainer:
         return Trainer(devices=count, enable_model_summary=False, use_distributed_sampler=False, **options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def check_precision(trainer: Trainer, model: nn.Module) -> None:
+    """Refuses a training in which torch computes wrong gradients.
+
+    On CPUs, in bfloat16, torch (2.14 among others) gives wrong weight gradients of depthwise 3D convolutions over
+    fewer frames than their kernel has, in the memory format that the models use; sometimes they are not finite.
+
+    Raises:
+        ConfigError: If the training would run into this.
+    """
+    if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
+        return
+    depthwise = [name for name, part in model.named_modules() if isinstance(part, nn.Conv3d) and part.groups > 1]
+    if depthwise:
+        raise ConfigError(
+            f"trainer.precision {trainer.precision}: torch computes wrong gradients of depthwise 3D convolutions in "
+            f"bfloat16 on CPUs, and this model has them ({depthwise[0]}); take 32-true"
+        )

@@ -355,6 +355,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., TrainC
         (("output=",), ConfigError, r"^output: is empty"),
         (("trainer.strategy=ddd",), ConfigError, "trainer: .*ddd"),
         (("trainer.precision=8-bit",), ConfigError, "trainer: .*8-bit"),
+        (("trainer.precision=bf16-mixed",), ConfigError, r"trainer\.precision bf16-mixed: .*wrong gradients.*32-true"),
         (("augment.hflip_pairs=[[left, wright]]",), ConfigError, "wright"),
         (("init=nowhere.ckpt",), CheckpointError, "nowhere.ckpt"),
         (("resume=nowhere.ckpt",), CheckpointError, "nowhere.ckpt"),
