@@ -82,15 +82,18 @@ class VideoModel(nn.Module):
     """Base class of the models.
 
     A family's class sets `num_classes`, `num_features`, `in_chans`, `head` and `feature_info`, and implements `encode`.
-    A model that gives tokens implements `token_grid` and sets `num_prefix_tokens`, too. A model that can run over a
-    stream implements ``init_state(batch_size)`` and ``step(frames, state)``, which returns logits and the new state.
+    A model that gives tokens implements `token_grid` and sets `gives_maps` and `num_prefix_tokens`, too. A model that
+    can run over a stream implements ``init_state(batch_size)`` and ``step(frames, state)``, which returns logits and
+    the new state. All arguments of the class are keywords with defaults, among them `num_classes`, `num_frames`,
+    `img_size` (height, width) and `in_chans`. ``docs/add_a_model.md`` walks through a whole family.
 
     Attributes:
         num_classes: Number of logits.
         num_features: Channels of the features.
         in_chans: Channels of the clip.
         head: Makes logits of features; a module of `stvid.models.heads`.
-        feature_info: What `forward_intermediates` returns, from the input on.
+        feature_info: What `forward_intermediates` returns, from the input on; at least two entries, of which the last
+            is the features.
         gives_maps: Whether the features are maps; else they are tokens.
         num_prefix_tokens: Tokens in front of those of the grid (class tokens).
         names_attention: Whether all attention of the model goes through `attend` and says what it goes over (`axes`).
@@ -141,8 +144,8 @@ class VideoModel(nn.Module):
 
         Args:
             clip: (B, in_chans, T, H, W).
-            tap: Called with the number of an entry of `feature_info` and the result there, which it returns. The last
-                call has the features themselves.
+            tap: Called once for each entry of `feature_info`, in order, with its number and the result there, which it
+                returns. The last call has the features themselves.
 
         Returns:
             What `forward_features` returns.
@@ -323,8 +326,11 @@ class VideoModel(nn.Module):
     def group_matcher(self) -> dict[str, Any]:
         """Returns regular expressions of the layer groups, from the input on, for layer-wise learning rates.
 
-        The keys are those of timm: ``stem``, one expression or a list, and ``blocks``, a list of (expression, order)
-        in which a group of parentheses captures the number of a block.
+        The mapping is timm's. Each entry is a name, such as ``stem`` or ``blocks``, with one expression, or with a list
+        of pairs (expression, order). The groups come in the order of the entries, and within an entry in that of the
+        numbers that the parentheses of an expression capture. The order of a pair is None, or a tuple of numbers that
+        are added behind those captured: ``(99999,)`` puts a last norm behind all blocks. What matches no expression,
+        such as the classifier, is the last group.
         """
         raise TypeError(f"{type(self).__name__} does not define layer groups: optim.layer_decay must be 1")
 
@@ -344,7 +350,8 @@ class VideoModel(nn.Module):
         Returns:
             Pairs of names in the order of computation: (convolution, norm) or (norm, convolution). Nothing else sees
             the tensor between the two, and both run once. Layers of an `nn.Sequential` that follow each other are found
-            by themselves; other modules name theirs in a class attribute ``norm_pairs``.
+            by themselves; other modules name theirs in a class attribute ``norm_neighbours``, a tuple of pairs of
+            the names of children, such as ``(("conv1", "norm1"), ("conv2", "norm2"))``.
         """
         return list(_pairs_within(self))
 
@@ -377,7 +384,8 @@ class VideoModel(nn.Module):
         Args:
             key: One of this model's own keys, whose shape differs from the checkpoint's.
             table: The checkpoint's tensor.
-            built: The `recipe` that is stored with the weights; empty for published formats.
+            built: The `recipe` that is stored with the weights, with ``num_frames`` and ``img_size`` (height, width);
+                empty for published formats.
 
         Returns:
             The resized table; None if the key is no table or the table's own grid is unknown.

@@ -66,14 +66,16 @@ class Family:
 
     Attributes:
         model: Name of the class that builds every variant.
-        paper: Authors, year and arXiv number, such as ``Li et al. 2022, arXiv:2201.04676``.
+        paper: Authors, year and arXiv number, such as ``Li et al. 2022, arXiv:2201.04676``; the table in README makes a
+            link of this form.
         variants: The models.
         small_clip: The smallest clip (frames, height, width) on which the family shows all its parts; tests use it.
-        min_clip: The smallest clip (frames, height, width) that the models take.
+            They expect that sizes are rounded up, so a model that rounds down needs multiples of its reductions.
+        min_clip: The smallest clip (frames, height, width) that the models take; they refuse anything smaller.
         formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them; stvid's own besides.
         parent: The kind of 2D network that `stvid inflate --to` starts the models from; None if there is none.
         parent_of: Names of the models that have this parent; empty if all have it.
-        tiny: Arguments that make a model small enough for quick tests.
+        tiny: Arguments that make a model small enough for quick tests, but with two blocks or more.
         golden_options: For a recorded official output (a file of ``tests/goldens``) that does not say how its model is
             built: arguments of `stvid.create_model`, ``name`` among them.
     """
