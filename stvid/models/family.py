@@ -76,6 +76,8 @@ class Family:
         parent: The kind of 2D network that `stvid inflate --to` starts the models from; None if there is none.
         parent_of: Names of the models that have this parent; empty if all have it.
         tiny: Arguments that make a model small enough for quick tests, but with two blocks or more.
+        slow_goldens: Recorded official outputs (files of ``tests/goldens``) that take more than a few seconds on one
+            thread; each family keeps a quick one.
         golden_options: For a recorded official output (a file of ``tests/goldens``) that does not say how its model is
             built: arguments of `stvid.create_model`, ``name`` among them.
     """
@@ -89,6 +91,7 @@ class Family:
     parent: str | None = None
     parent_of: tuple[str, ...] = ()
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    slow_goldens: tuple[str, ...] = ()
     golden_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

@@ -28,49 +28,14 @@ MODELS = [
 ]
 
 
-# Goldens that take more than a few seconds on one thread; each family keeps a quick one.
-SLOW_GOLDENS = {
-    "hf_vivit_b_16x2__16x64",
-    "i3d_inception_v1__24x224",
-    "ip_csn_152__16x112",
-    "kh_resnet3d_18__16x112",
-    "kh_resnet3d_34__16x112",
-    "kh_resnet3d_50__16x112",
-    "p3d_199__16x160",
-    "ptv_c2d_r50__8x224",
-    "ptv_csn_r101__32x224",
-    "ptv_i3d_r50__8x224",
-    "ptv_r2plus1d_r50__16x224",
-    "ptv_slow_r50__8x224",
-    "r2plus1d_18__16x112",
-    "r2plus1d_34__16x64",
-    "r2plus1d_34__8x112",
-    "sf_i3d_r50__8x112",
-    "swin3d_b__16x112",
-    "swin3d_s__16x112",
-    "swin3d_t__32x112",
-    "timesformer_divided_8x224__full",
-    "timesformer_divided_8x224__resized_4x96",
-    "tv_mc3_18__16x112",
-    "tv_r3d_18__16x112",
-    "tv_swin3d_b__16x112",
-    "tv_swin3d_s__16x112",
-    "vivit_b_16x2_fe_avgpool__16x64",
-    "vivit_b_16x2_fe_model2__16x64",
-    "vivit_b_16x2_fe_model2__full_32x224",
-    "vivit_b_16x2_model1__full_32x224",
-    "vivit_b_16x2_model4__16x64",
-    "xvit_b16_8x224__full",
-}
-
-
 def golden(case: str) -> dict[str, Any]:
     return json.loads((GOLDENS / f"{case}.json").read_text())
 
 
 def golden_cases() -> list[Any]:
     cases = sorted(path.stem for path in GOLDENS.glob("*.json"))
-    return [pytest.param(case, marks=pytest.mark.slow) if case in SLOW_GOLDENS else case for case in cases]
+    slow = {case for name in native_models() for case in family_of(name)[0].slow_goldens}
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
 
 
 def golden_call(case: str) -> tuple[str, dict[str, Any]]:

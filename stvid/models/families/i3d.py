@@ -308,6 +308,7 @@ FAMILY = Family(
     small_clip=(8, 32, 32),
     min_clip=(1, 32, 32),
     parent="inception",
+    slow_goldens=("i3d_inception_v1__24x224",),
     variants=(
         Variant(
             "i3d_inception",

@@ -279,6 +279,12 @@ FAMILY = Family(
     formats=("SlowFast", "PyTorchVideo"),
     parent="resnet",
     tiny={"depth": (1, 2, 2, 1), "embed_dim": 32},
+    slow_goldens=(
+        "ptv_c2d_r50__8x224",
+        "ptv_i3d_r50__8x224",
+        "ptv_slow_r50__8x224",
+        "sf_i3d_r50__8x112",
+    ),
     variants=(
         Variant(
             "c2d_r50",

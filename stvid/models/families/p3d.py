@@ -185,6 +185,7 @@ FAMILY = Family(
     min_clip=(16, 32, 32),
     formats=("qijiezhao/pseudo-3d-pytorch",),
     tiny={"depth": (1, 2, 1, 1)},
+    slow_goldens=("p3d_199__16x160",),
     variants=(
         Variant("p3d_63", "P3D of 63 layers, from a ResNet-50.", _KINETICS),
         Variant(

@@ -239,6 +239,11 @@ FAMILY = Family(
     formats=("kenshohara/3D-ResNets-PyTorch",),
     parent="resnet",
     tiny={"depth": (1, 2, 1, 1)},
+    slow_goldens=(
+        "kh_resnet3d_18__16x112",
+        "kh_resnet3d_34__16x112",
+        "kh_resnet3d_50__16x112",
+    ),
     variants=(
         Variant("resnet3d_18", "3D ResNet of 18 layers.", _K400),
         Variant("resnet3d_34", "3D ResNet of 34 layers.", _K400, {"depth": _D34}, same_as="resnet3d_18"),

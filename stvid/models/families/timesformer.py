@@ -300,6 +300,10 @@ FAMILY = Family(
     formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
     parent="vit",
     tiny={"depth": 2, "embed_dim": 48, "num_heads": 4},
+    slow_goldens=(
+        "timesformer_divided_8x224__full",
+        "timesformer_divided_8x224__resized_4x96",
+    ),
     variants=(
         Variant(
             "timesformer_base",

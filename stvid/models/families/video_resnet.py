@@ -331,6 +331,16 @@ FAMILY = Family(
     parent="resnet",
     parent_of=("r3d_18", "mc3_18"),  # the others split their convolutions or separate their channels
     tiny={"depth": (1, 2, 1, 1)},
+    slow_goldens=(
+        "ip_csn_152__16x112",
+        "ptv_csn_r101__32x224",
+        "ptv_r2plus1d_r50__16x224",
+        "r2plus1d_18__16x112",
+        "r2plus1d_34__16x64",
+        "r2plus1d_34__8x112",
+        "tv_mc3_18__16x112",
+        "tv_r3d_18__16x112",
+    ),
     variants=(
         Variant(
             "r3d_18",

@@ -487,6 +487,13 @@ FAMILY = Family(
     formats=("Video-Swin-Transformer", "torchvision"),
     parent="swin",
     tiny={"depth": (2, 2, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)},
+    slow_goldens=(
+        "swin3d_b__16x112",
+        "swin3d_s__16x112",
+        "swin3d_t__32x112",
+        "tv_swin3d_b__16x112",
+        "tv_swin3d_s__16x112",
+    ),
     variants=(
         Variant("swin3d_t", "Video Swin-T.", _K400, params=28.2, gflops=88),
         Variant("swin3d_s", "Video Swin-S.", _K400, {"depth": _DEEP}, params=49.8, gflops=166),

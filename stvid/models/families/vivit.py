@@ -516,6 +516,14 @@ FAMILY = Family(
     formats=("scenic ViViT",),
     parent="vit",
     tiny={"depth": 2, "embed_dim": 48, "num_heads": 4, "temporal_depth": 2},
+    slow_goldens=(
+        "hf_vivit_b_16x2__16x64",
+        "vivit_b_16x2_fe_avgpool__16x64",
+        "vivit_b_16x2_fe_model2__16x64",
+        "vivit_b_16x2_fe_model2__full_32x224",
+        "vivit_b_16x2_model1__full_32x224",
+        "vivit_b_16x2_model4__16x64",
+    ),
     variants=(
         Variant(
             "vivit_b16x2", "ViViT-B/16x2, model 1: joint attention.", _K400, params=88.9, gflops=455.2, formats=_BOTH

@@ -312,6 +312,7 @@ FAMILY = Family(
     formats=("1adrianb/video-transformers",),
     parent="vit",
     tiny={"depth": 2, "embed_dim": 48, "num_heads": 4, "num_segments": 3},
+    slow_goldens=("xvit_b16_8x224__full",),
     variants=(
         Variant(
             "xvit_base",
