@@ -194,3 +194,51 @@ def test_save_to_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         save_model(tiny(), tmp_path / "file" / "m.pt")
     with pytest.raises(CheckpointError, match="suffix"):
         save_model(tiny(), tmp_path / "m.bin")
+
+
+TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("timesformer_base", {}),
+    ("timesformer_base", {"attention_type": "joint_space_time"}),
+    ("timesformer_base", {"attention_type": "space_only"}),
+    ("vivit_b16x2", {}),
+    ("vivit_b16x2_fe", {"temporal_depth": 1}),
+    ("vivit_b16x2_fsa", {"attention_order": "time_space"}),
+    ("vivit_b16x2_fdp", {}),
+    ("vivit_b16x2_avgpool", {"tubelet_init": "average"}),
+]
+
+
+def randomise(model: VideoModel) -> VideoModel:
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name,options", CASES)
+def test_a_loaded_table_is_the_one_resized_at_run_time(name: str, options: dict[str, Any], tmp_path: Any) -> None:
+    options = {**TINY, **options}
+    source = randomise(stvid.create_model(name, num_frames=8, img_size=(48, 64), **options))
+    clip = torch.randn(1, 3, 12, 80, 33)
+    stvid.save_model(source, tmp_path / "weights.safetensors")
+    target = stvid.create_model(name, num_frames=12, img_size=(80, 33), **options).eval()
+    report = stvid.load_checkpoint(target, tmp_path / "weights.safetensors")
+    assert report.resized and all(key.endswith("_embed") for key in report.resized)
+    with torch.no_grad():
+        expected = source(clip)
+        torch.testing.assert_close(target(clip), expected, rtol=1e-4, atol=1e-4)
+    if any(old[1] in (13, 97, 12, 48, 96) for old, _ in report.resized.values()):  # 3 x 4 cells, frames aside
+        with pytest.raises(CheckpointError, match="shapes differ"):  # nothing says that the grid was 3 x 4
+            stvid.load_checkpoint(target, source.state_dict())
+
+
+@pytest.mark.parametrize("name,options", CASES)
+def test_a_published_table_is_taken_for_a_square(name: str, options: dict[str, Any]) -> None:
+    options = {**TINY, **options}
+    source = randomise(stvid.create_model(name, num_frames=8, img_size=64, **options))
+    target = stvid.create_model(name, num_frames=8, img_size=(48, 80), **options).eval()
+    assert stvid.load_checkpoint(target, source.state_dict()).resized
+    clip = torch.randn(1, 3, 8, 48, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(target(clip), source(clip), rtol=1e-4, atol=1e-4)

@@ -22,10 +22,10 @@ import stvid
 from stvid.cli import main
 from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
-from stvid.errors import CheckpointError, ConfigError, UnknownNameError
+from stvid.errors import CheckpointError, ConfigError
 from stvid.models.external import LibraryModel
 from stvid.models.kernels import channels_last
-from stvid.models.libraries import NATIVE, library_models
+from stvid.models.libraries import library_models
 from stvid.zoo import model_info
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -99,49 +99,6 @@ def small_model(name: str) -> tuple[LibraryModel, torch.Tensor]:
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def test_every_video_model_of_torchvision_is_there_or_native() -> None:
-    from torchvision.models import list_models, video
-
-    assert sorted([*library_models("torchvision"), *NATIVE["torchvision"]]) == sorted(list_models(module=video))
-
-
-@needs_pytorchvideo
-def test_every_classifier_of_pytorchvideo_is_there_or_native() -> None:
-    stvid.create_model("pytorchvideo/x3d_xs", width_factor=0.5)  # imports it
-    hub = sys.modules["pytorchvideo.models.hub"]
-    functions = {name for name in dir(hub) if callable(getattr(hub, name)) and not name.startswith("_")}
-    known = {*library_models("pytorchvideo"), *NATIVE["pytorchvideo"]}
-    assert known == functions - {"slow_r50_detection", "slowfast_r50_detection"}
-    assert "pytorchvideo.transforms" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("name", "native"),
-    [(f"{library}/{name}", native) for library, names in NATIVE.items() for name, native in names.items()],
-)
-def test_a_model_that_is_native_is_named(name: str, native: str) -> None:
-    with pytest.raises(UnknownNameError, match=rf"^{name}: is native here: {native}$"):
-        stvid.create_model(name)
-    assert native in stvid.list_models() and name not in stvid.list_models("*/*")
-
-
-@pytest.mark.parametrize("name", library_models("torchvision"))
-def test_torchvisions_numbers_are_those_of_its_weights(name: str) -> None:
-    from torchvision.models import get_model_weights
-
-    info = model_info(f"torchvision/{name}")
-    weights = get_model_weights(name).DEFAULT
-    transforms, protocol = weights.transforms(), info.protocol
-    assert transforms.crop_size == [protocol.crop] * 2 and min(transforms.resize_size) == protocol.short_side
-    assert tuple(transforms.mean) == protocol.mean and tuple(transforms.std) == protocol.std
-    stated = {key: float(value) for key, value in re.findall(r"`(\w+)=([\d.]+)`", weights.meta["_docs"])}
-    assert (stated["frame_rate"], stated["clip_len"]) == (protocol.fps, protocol.frames) and protocol.stride == 1
-    assert f"{stated['clips_per_video']:g}x1" == protocol.views
-    assert info.params == pytest.approx(weights.meta["num_params"] / 1e6, abs=0.006)
-    if info.gflops is not None:  # torchvision counts 16 frames
-        assert info.gflops == pytest.approx(weights.meta["_ops"] * protocol.frames / 16, rel=0.005)
-
-
 @pytest.mark.parametrize("name", parameters(NAMES, {"torchvision/mvit_v2_s", "pytorchvideo/x3d_xs"}))
 def test_published_size(name: str) -> None:
     info = model_info(name)
@@ -157,29 +114,6 @@ def test_published_size(name: str) -> None:
     if info.params is not None:
         assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(info.params, abs=0.02)
     assert model.default_protocol == info.protocol
-
-
-def test_list_models_separates_the_libraries() -> None:
-    assert not [name for name in stvid.list_models() if "/" in name]
-    assert stvid.list_models("torchvision/mvit_v*") == ["torchvision/mvit_v1_b", "torchvision/mvit_v2_s"]
-    assert {"pytorchvideo/mvit_base_16x4", "torchvision/mvit_v2_s"} <= set(stvid.list_models("*/mvit_*"))
-    assert stvid.list_models("nothing/*") == []
-
-
-def test_models_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models"]) == 0
-    out = capsys.readouterr().out
-    assert "\ntorchvision\n" in out and "torchvision/mvit_v2_s" in out and "pytorchvideo/x3d_xs" in out
-    assert "torchvision/resnet50" not in out  # image models: too many to list unasked
-    assert main(["models", "x3d_?", "--json"]) == 0
-    records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
-    assert set(records) == {"pytorchvideo/x3d_l", "pytorchvideo/x3d_m", "pytorchvideo/x3d_s"}
-    assert records["pytorchvideo/x3d_m"]["library"] == "pytorchvideo"
-    assert records["pytorchvideo/x3d_m"]["protocol"]["stride"] == 5
-    assert main(["models", "torchvision/mvit_v"]) == 2
-    assert "torchvision has no 'mvit_v'; nearest: " in capsys.readouterr().err
-    assert main(["models", "torchvision/r3d_18"]) == 2
-    assert "torchvision/r3d_18: is native here: r3d_18" in capsys.readouterr().err
 
 
 def test_an_absent_library_is_named_with_its_remedy(
@@ -203,15 +137,6 @@ def test_a_library_that_does_not_import_is_not_called_absent(monkeypatch: pytest
     monkeypatch.setitem(external.MODULES, "torchvision", "broken_library")
     with pytest.raises(ConfigError, match=r"torchvision is installed but does not import: .*a_dependency"):
         stvid.create_model("torchvision/mvit_v2_s")
-
-
-def test_unknown_names_show_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"torchvision has no 'mvit_v2s'; nearest: mvit_v2_s"):
-        stvid.create_model("torchvision/mvit_v2s")
-    with pytest.raises(UnknownNameError, match=r"no library 'torchvisoin'; there are .*torchvision"):
-        stvid.create_model("torchvisoin/mvit_v2_s")
-    with pytest.raises(UnknownNameError, match=r"'x3d_m': no such model; there is pytorchvideo/x3d_m"):
-        stvid.create_model("x3d_m")
 
 
 # --- the same function as the library's -------------------------------------------------------------------------------

@@ -360,3 +360,59 @@ def test_a_mask_leaves_tokens_out() -> None:
     other, clip = small_model("uniformer_xxs")
     with pytest.raises(StvidError, match="UniFormer takes no mask"):
         other.forward_features(clip, mask=mask)
+
+
+# The 3D CNNs take any size; these are odd ones, with the arguments of a tiny model.
+TINY_CNN = {"depth": (1, 1, 1, 1)}
+TINY_INFLATED = {"depth": (1, 2, 2, 1), "embed_dim": 32}
+ANY_SIZE: list[tuple[str, dict[str, Any], tuple[int, int, int]]] = [
+    ("r3d_18", TINY_CNN, (1, 33, 50)),
+    ("mc3_18", TINY_CNN, (5, 33, 50)),
+    ("r2plus1d_18", TINY_CNN, (3, 47, 33)),
+    ("r2plus1d_50", TINY_CNN, (5, 33, 70)),
+    ("ir_csn_50", TINY_CNN, (5, 33, 70)),
+    ("ip_csn_50", TINY_CNN, (1, 70, 33)),
+    ("c3d", {"embed_dim": (4, 4, 8, 8, 8), "hidden_dim": 16}, (19, 50, 33)),
+    ("i3d_inception", {}, (5, 33, 70)),
+    ("s3d", {}, (9, 35, 70)),
+    ("c2d_r50", TINY_INFLATED, (3, 33, 70)),
+    ("slow_r50", TINY_INFLATED, (1, 33, 70)),
+    ("i3d_nl_r50", TINY_INFLATED, (5, 33, 70)),
+    ("resnet3d_18", {**TINY_CNN, "shortcut_type": "A"}, (5, 33, 70)),
+    ("resnext3d_50", TINY_CNN, (1, 70, 33)),
+    ("p3d_63", TINY_CNN, (37, 33, 70)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "size"), ANY_SIZE, ids=[case[0] for case in ANY_SIZE])
+def test_any_size_channels_and_classes(name: str, options: dict[str, Any], size: tuple[int, int, int]) -> None:
+    model = stvid.create_model(
+        name, num_classes=3, num_frames=size[0], img_size=(size[1], size[2]), in_chans=2, **options
+    ).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(2, 2, *size))
+    assert logits.shape == (2, 3)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "i3d_nl_r50", "i3d_inception", "c3d"])
+def test_one_graph_for_torch_compile(name: str) -> None:
+    options, size = next((options, size) for case, options, size in ANY_SIZE if case == name)
+    model = stvid.create_model(name, num_classes=3, num_frames=size[0], img_size=size[1:], **options)
+    clip = torch.randn(2, 3, *size)
+    compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(clip), model(clip), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_options_are_named() -> None:
+    for name, options, message in [
+        ("r3d_18", {"conv": "4d"}, "3d, 2d"),
+        ("r3d_18", {"depth": (1, 1)}, "four stages"),
+        ("resnet3d_18", {"shortcut_type": "C"}, "A or B"),
+        ("resnet3d_18", {"cardinality": 32}, "bottlenecks"),
+        ("i3d_nl_r50", {"nonlocal_mode": "max"}, "softmax or dot_product"),
+        ("p3d_63", {"block_kinds": ("D",)}, "A, B, C"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            stvid.create_model(name, **options)

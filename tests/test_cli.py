@@ -466,3 +466,29 @@ def test_benchmark_measures_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--step", "train"]) == 0
     assert main([*arguments, "--step", "train", "--optimize"]) == 2
     assert "--optimize is for inference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "explain", "features", "export", "demo", "predict"])
+def test_help_names_the_checkpoint(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0 and "--checkpoint" in out and "default" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "some.mp4"], "--checkpoint: missing; stvid predict --help"),
+        (["explain"], "FILES, --checkpoint: missing"),
+        (["export", "--checkpoint", "x"], "--out: missing"),
+        (["compare", "a"], "SECOND: missing"),
+        (["compare", __file__, "a"], "test_cli.py: neither a result.json nor a folder that holds one"),
+        (["predict", "http://host/some.mp4", "--checkpoint", "x"], "give the length of a --window"),
+        (["benchmark", "uniformer_xxs", "--img_size", "5"], "uniformer_xxs: UniFormer takes clips of at least"),
+        (["benchmark", "uniformer_xxs", "--threads", "0"], "--threads: 0 is not"),
+        (["benchmark", "uniformer_xxs", "--seconds", "0"], "--seconds: 0 is not"),
+        (["inspect", "gone.mp4", "--config", "uniformer_xxs_motion.yaml"], "gone.mp4: no such file"),
+    ],
+)
+def test_mistakes_are_said_once(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, *arguments)
+    assert code in (1, 2) and words in err and err.count("error") == 1

@@ -1,17 +1,46 @@
-"""The validation of a training and `stvid test` are the same measurement: logit by logit, and so number by number."""
+"""``stvid test`` as a user types it, and that it measures what the validation of a training does."""
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import stvid
 from stvid.cli import main
 from stvid.config import load_config
 from stvid.engine.train import train
 from stvid.evaluation.result import EvaluationResult, ViewAccumulator
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_optimize_is_recorded(
+    checkpoint: str, make_dataset: Callable[..., Path], video: str, tmp_path: Path, call: Call
+) -> None:
+    folder = make_dataset(tmp_path / "videos", per_class=1)
+    common = ["test", "--checkpoint", checkpoint, "--data", folder, "--workers", 0, "--device", "cpu"]
+    code, out, err = call(*common, "--out", tmp_path / "plain")
+    assert code == 0 and "optimized" not in err and "computed in" not in out
+    code, out, err = call(*common, "--out", tmp_path / "fast", "--optimize")
+    assert code == 0 and "optimized: " in err and "computed in" in out
+    plain, fast = (stvid.EvaluationResult.load(tmp_path / name) for name in ("plain", "fast"))
+    notes = stvid.optimize(stvid.load_model(checkpoint)).notes
+    assert plain.arithmetic == ("32-true on cpu",) and fast.arithmetic == notes
+    np.testing.assert_allclose(fast.logits, plain.logits, atol=0.05)
+    for name, notes in (("plain", plain.arithmetic), ("fast", fast.arithmetic)):
+        assert json.loads((tmp_path / name / "result.json").read_text())["arithmetic"] == list(notes)
+        assert "; ".join(notes) in html.unescape((tmp_path / name / "report.html").read_text())
+    code, _, err = call(*common, "--out", tmp_path / "no", "--optimize", "--precision", "bf16-mixed")
+    assert code == 2 and "leave out --precision" in err
+    for options in ([], ["--window", "1s"]):
+        arguments = ["predict", video, "--checkpoint", checkpoint, "--device", "cpu", "--optimize", *options]
+        code, out, err = call(*arguments)
+        assert code == 0 and "optimized: " in err and "%" in out
 
 
 @pytest.mark.parametrize("options", [(), ("--trainer.ema_decay=0.5",)], ids=["plain", "averaged"])

@@ -1,0 +1,52 @@
+"""``stvid predict --window`` as a user types it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_predict_over_time(checkpoint: str, video: str, tmp_path: Path, call: Call) -> None:
+    arguments = ["predict", video, "--checkpoint", checkpoint, "--window", "1s", "--window_stride", "500ms"]
+    code, out, _ = call(*arguments, "--out", tmp_path / "t")
+    assert code == 0 and "0.50 to     1.50 s" in out
+    lines = list(csv.DictReader((tmp_path / "t" / "timeline.csv").read_text().splitlines()))
+    assert [(line["start"], line["end"]) for line in lines] == [("0", "1"), ("0.5", "1.5"), ("1", "2")]
+    assert sum(float(lines[0][f"probability_{k}"]) for k in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    written = json.loads((tmp_path / "t" / "timeline.json").read_text())
+    assert written["window"] == 1 and written["protocol"]["class_names"] == ["left", "right", "turn"]
+    assert (tmp_path / "t" / "timeline.svg").read_text().startswith("<svg")
+    code, out, _ = call(*arguments, "--json", "--views", "2x3")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["start"] for row in rows] == [0, 0.5, 1] and rows[0]["source"] == video
+
+
+def test_several_sources_have_folders_of_their_own(checkpoint: str, video: str, tmp_path: Path, call: Call) -> None:
+    arguments = ["--checkpoint", checkpoint, "--window", "1", "--out", tmp_path]
+    code, _, err = call("predict", video, tmp_path / "gone.mp4", *arguments)
+    assert code == 1 and "no such file" in err
+    assert len(json.loads((tmp_path / "tool" / "timeline.json").read_text())["windows"]) == 3
+    assert "no such file" in json.loads((tmp_path / "gone" / "timeline.json").read_text())["stopped"]
+    code, _, err = call("predict", video, video, *arguments)
+    assert code == 2 and "one by one" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--window_stride", "1"], "--window, which is missing"),
+        (["--out", "x"], "--window, which is missing"),
+        (["--window", "2h"], "2h"),
+        (["--window", "1", "--window_stride", "0"], "--window_stride"),
+        (["--window", "1", "--backend", "decord"], "decord reads no streams"),
+    ],
+)
+def test_predict_over_time_bad_calls(checkpoint: str, video: str, options: list[str], words: str, call: Call) -> None:
+    code, _, err = call("predict", video, "--checkpoint", checkpoint, *options)
+    assert code == 2 and words in err and len(err.splitlines()) == 1
