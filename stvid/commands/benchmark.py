@@ -64,12 +64,13 @@ def run(argv: Sequence[str]) -> int:
 def _measure(options: Any) -> dict[str, Any]:
     import torch
 
-    import stvid
     from stvid.evaluation.cost import measure_cost
     from stvid.evaluation.speed import measure_speed
+    from stvid.inference import optimize
+    from stvid.zoo import create_model
 
     device = torch.device(pick_device(options.device))
-    model = stvid.create_model(
+    model = create_model(
         options.model,
         num_classes=options.num_classes,
         num_frames=options.frames,
@@ -84,7 +85,7 @@ def _measure(options: Any) -> dict[str, Any]:
         raise ConfigError(f"{options.model}: {' '.join(str(error).split())}") from error
     model.train(options.step == "train")
     taken = measure_speed(
-        stvid.optimize(model) if options.optimize else model,
+        optimize(model) if options.optimize else model,
         torch.randn(shape, device=device),
         step=options.step,
         precision=options.precision,
