@@ -49,15 +49,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be made of the splits.
+    """The options of a script: where its files go, and how the videos are prepared.
 
     Attributes:
         out: Folder for lists and reports.
         transcode: Folder for small copies; None leaves the videos as they are.
         short_side: Short side of the copies in pixels.
-        frames_fps: Images a second, for videos that are folders of images.
+        frames_fps: Images per second, for videos that are folders of images.
         shards: Folder for tar shards; None stores an index beside each list.
-        workers: Processes; None takes one a core.
+        workers: Processes; None takes one for each core.
         check_leakage: Also look for copies of training videos among the validation videos.
     """
 
@@ -266,7 +266,7 @@ def add_options(parser: argparse.ArgumentParser, splits: Sequence[str]) -> None:
     parser.add_argument("--transcode", type=Path, help="Also write small copies that are quick to seek to this folder.")
     parser.add_argument("--short_side", type=int, default=256, help="Short side of the copies; default %(default)s.")
     parser.add_argument("--shards", type=Path, help="Write tar shards to this folder instead of indices.")
-    parser.add_argument("--workers", type=int, help="Processes; default one a core.")
+    parser.add_argument("--workers", type=int, help="Processes; default one for each core.")
     parser.add_argument("--check_leakage", action="store_true", help="Look for training videos among the others.")
 
 

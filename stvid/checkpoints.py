@@ -48,7 +48,7 @@ SHOWN_KEYS = 8
 
 @dataclass
 class LoadReport:
-    """What `load_checkpoint` did.
+    """Tells what `load_checkpoint` recognised, took over and changed.
 
     Attributes:
         source: Path, or ``mapping``.
@@ -107,7 +107,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
         source: A .pth, .pt, .pyth, .ckpt, .tar, .safetensors or .npz file.
 
     Returns:
-        What the file holds; for .safetensors and .npz a flat mapping, with stvid's own description under ``stvid``.
+        The content of the file; for .safetensors and .npz a flat mapping, with stvid's own description under ``stvid``.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds objects other than tensors and plain values.
@@ -126,7 +126,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:  # a ValueError too
+    except CheckpointError:  # is a ValueError, too, which is caught below
         raise
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())

@@ -157,7 +157,7 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training augmentation. Each random choice is made once a clip, so that all its frames agree.
+    """Training augmentation. Each random choice is made once for a clip, so that all its frames agree.
 
     Attributes:
         resize: ``random_resized_crop`` cuts a box of random area and aspect (Inception). ``short_side_jitter`` scales
@@ -331,7 +331,7 @@ class TrainerConfig:
         sync_batchnorm: Whether devices share the statistics of batch norms.
         val_every: Number of epochs from one validation to the next; the last epoch is always validated.
         save_every: Number of epochs from one checkpoint to the next; the last epoch is always saved.
-        keep: Number of these checkpoints that are kept, the newest; the best one by validation is kept besides.
+        keep: Number of these checkpoints that are kept, the newest; the best one by validation is kept, too.
         log_every_n_steps: Number of steps from one line of the logs to the next.
         deterministic: Whether only deterministic kernels are used, which is slower and repeatable bit for bit on a GPU.
         progress: Whether the progress bar is shown.

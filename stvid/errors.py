@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can cause and can put right.
 
 Each message is one line that says what is wrong, where, and what to do. The command line prints it and exits with a
 non-zero code; a Python caller catches `StvidError` or one of its kinds. Anything else that escapes is a bug of stvid.
@@ -62,7 +62,7 @@ class VideoError(StvidError, ValueError):
 
     Attributes:
         source: The path of the video, or a description of an in-memory source.
-        reason: What is wrong, without the path.
+        reason: The problem in words, without the path.
     """
 
     def __init__(self, source: str, reason: str) -> None:
@@ -75,15 +75,15 @@ class VideoError(StvidError, ValueError):
 
 
 class MissingFileError(VideoError, FileNotFoundError):
-    """A video path at which there is nothing."""
+    """A path of a video at which there is no file."""
 
 
 def nearest(name: str, candidates: Iterable[str], *, count: int = 3) -> str:
     """Returns a hint such as ``; nearest: a, b``, or an empty string if nothing is near.
 
     Args:
-        name: What was asked for.
-        candidates: What exists.
+        name: The name that was asked for.
+        candidates: The names that exist.
         count: How many names to show at most.
     """
     found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)

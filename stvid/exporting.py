@@ -1,7 +1,7 @@
 """Models as files that run without stvid: torch.export programs and ONNX graphs.
 
 The file maps normalised clips, float32 (B, 3, T, H, W) with any B, to logits (B, num_classes); T, H and W are those of
-the model's protocol. What has to be done to a video before is in the file's metadata, under the name ``stvid``: the
+the model's protocol. How a video becomes such a clip stands in the file's metadata, under the name ``stvid``: the
 protocol with the class names, the task, and the preprocessing in words (`export_metadata`). A torch.export file holds
 it as the extra file ``stvid.json``, an ONNX file as the entry ``stvid`` of ``metadata_props``.
 
@@ -47,16 +47,16 @@ _METADATA = "stvid"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_model` wrote.
+    """The files that `export_model` wrote, and how exactly they compute what the model does.
 
     Attributes:
         path: The file.
         format: ``torch-export`` or ``onnx``.
         files: All files that belong to it: `path`, and for large ONNX graphs the one of the weights.
-        num_bytes: Of these files.
-        input_shape: Of a clip, (3, T, H, W).
-        largest_difference: Between the logits of the file and of the model, over random clips.
-        largest_logit: Of the model on these clips, as an absolute value.
+        num_bytes: Size of these files together.
+        input_shape: Shape of a clip, (3, T, H, W).
+        largest_difference: Largest difference between the logits of the file and of the model, over random clips.
+        largest_logit: Largest absolute value among the logits of the model on these clips.
     """
 
     path: Path
@@ -112,7 +112,7 @@ class ExportedModel(nn.Module):
 
 
 def export_metadata(model: VideoModel, shape: Sequence[int]) -> dict[str, Any]:
-    """Returns what a user of an exported file has to know, as plain JSON values.
+    """Returns the facts that a user of an exported file has to know, as plain JSON values.
 
     Args:
         model: The model.
@@ -149,8 +149,8 @@ def export_model(
     """Writes a model as a torch.export program or an ONNX graph, with its protocol, and proves that it is the same.
 
     Args:
-        model: Exported in evaluation mode for the CPU and float32; it is not changed. Frames and size are those of
-            its `default_protocol`.
+        model: The model, which is not changed: it is exported in evaluation mode, for the CPU and in float32. Frames
+            and size are those of its `default_protocol`.
         path: The file; its folder is made. An ONNX graph of more than 1 GiB has its weights beside it, in
             ``<name>.data``.
         format: ``torch-export`` or ``onnx``; None goes by the suffix, ``.pt2`` or ``.onnx``.
@@ -289,7 +289,7 @@ def _trace(model: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgr
 def _write_program(model: nn.Module, path: Path, shape: Sequence[int], metadata: Mapping[str, Any]) -> None:
     program = _trace(model, shape)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No complete tensor found")  # of weights in channels_last
+        warnings.filterwarnings("ignore", message="No complete tensor found")  # said of weights in channels_last
         torch.export.save(program, path, extra_files={f"{_METADATA}.json": json.dumps(metadata)})
 
 
@@ -334,7 +334,7 @@ def _write_onnx(model: nn.Module, path: Path, shape: Sequence[int], metadata: Ma
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about its own future
+            warnings.simplefilter("ignore")  # the exporter warns of its own future changes
             pools = (torch.ops.aten.adaptive_avg_pool3d.default, torch.ops.aten._adaptive_avg_pool3d.default)
             program = _trace(model, shape).run_decompositions(dict.fromkeys(pools, _adaptive_average))
             exported: Any = torch.onnx.export(

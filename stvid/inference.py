@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
     """Folds every batch norm that stands beside a convolution into it; the outputs stay the same.
 
-    In evaluation mode a batch norm is one factor and one summand a channel, which the convolution before it can apply
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2), or else one without padding after it (as in UniFormer). The
-    model says which norm stands beside which convolution (`VideoModel.norm_pairs`).
+    In evaluation mode a batch norm multiplies each channel by a number and adds another. The convolution before it can
+    do both (Jacob et al. 2018, arXiv:1712.05877, section 3.2); so can a convolution without padding that follows it, as
+    in UniFormer. The model says which norm stands beside which convolution (`VideoModel.norm_pairs`).
 
     Args:
         model: Any model of stvid; it is not changed.
-        clip: A network of another library is followed with this clip (B, C, T, H, W); None follows it at its own size
-            and without computing.
+        clip: A clip (B, C, T, H, W) to run a network of another library with, which shows where its norms stand. None
+            runs it at its own size on torch's meta device, which computes nothing. Native models need neither.
 
     Returns:
         A copy in evaluation mode for inference: its parameters take no gradient, `train()` is refused, and so is saving
@@ -152,7 +152,7 @@ def _set_weights(conv: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def _replace(model: nn.Module, norm: Any) -> None:
-    """Puts what is left of a norm, its activation if it has one, in its place."""
+    """Puts the norm's own activation in its place, or an identity if it has none."""
     parts = [norm.drop, norm.act] if hasattr(norm, "act") else []  # timm's BatchNormAct2d
     rest = (nn.Sequential(*parts) if parts else nn.Identity()).eval()
     for parent in list(model.modules()):
@@ -172,8 +172,8 @@ class OptimizedModel(VideoModel):
     Attributes:
         model: The changed copy.
         precision: ``float32``, ``bf16`` or ``fp16``: what `model` computes in.
-        notes: What was done, one line each.
-        input_dtype: What clips should come in; `stvid.evaluate` and `stvid.predict` ask for it.
+        notes: The settings that were made, one line each.
+        input_dtype: The type that clips should have; `stvid.evaluate` and `stvid.predict` ask for it.
     """
 
     input_dtype = torch.float32
@@ -211,7 +211,7 @@ class OptimizedModel(VideoModel):
         return self.model.encode_visible(self._prepare(clip), visible).float()
 
     def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Returns logits of features, or what the classifier sees, float32."""
+        """Returns the logits of features, or the input of the classifier, in float32."""
         return self.model.forward_head(self._prepare(features), pre_logits=pre_logits).float()
 
     def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
@@ -239,15 +239,15 @@ class OptimizedModel(VideoModel):
         return self.model.stages()
 
     def extra_repr(self) -> str:
-        """Returns what was done."""
+        """Returns the notes, which are shown when the model is printed."""
         return "; ".join(self.notes)
 
 
 def pick_precision(device: torch.device) -> tuple[str, str]:
-    """Returns the fastest precision that a device computes in by itself, and the reason in words.
+    """Returns the fastest precision that a device has instructions for, and the reason in words.
 
-    bf16 where CPUs have instructions for it (AMX or AVX512-BF16) and on CUDA devices from Ampere on, fp16 on older CUDA
-    devices, else float32. CPUs without such instructions emulate bf16, which is slower than float32.
+    That is bf16 on CPUs with AMX or AVX512-BF16 and on CUDA devices from Ampere on, fp16 on older CUDA devices, and
+    float32 elsewhere. CPUs without such instructions emulate bf16, which is slower than float32.
     """
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
@@ -255,7 +255,7 @@ def pick_precision(device: torch.device) -> tuple[str, str]:
         return "fp16", "the GPU has no bf16 units"
     if device.type == "cpu":
         probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-        for name, probe in probes.items():  # of torch.cpu; torch 2.6 has both
+        for name, probe in probes.items():  # private functions of torch.cpu, which torch 2.6 has already
             if torch.backends.mkldnn.is_available() and getattr(torch.cpu, probe, bool)():
                 return "bf16", f"the CPU has {name}"
         return "float32", "this CPU has neither AMX nor AVX512-BF16: low precision would be slower"
@@ -276,12 +276,12 @@ def optimize(
     weights in the precision that the device is fastest in. The result takes and returns float32 clips and logits, and
     works where the model did: `stvid.evaluate`, `stvid.predict`, `stvid.export_model`.
 
-    Weights are cast once, while autocast would cast them in every forward pass: give no ``precision`` to
-    `stvid.evaluate` besides.
+    Weights are cast once, while autocast would cast them in every forward pass. So do not give `stvid.evaluate` a
+    ``precision`` as well.
 
-    On Linux, much of what is left of a CNN's time on the CPU may be page faults of its large activations. torch avoids
-    most of them if the process starts with ``THP_MEM_ALLOC_ENABLE=1``; tools/benchmark_models.py with and without shows
-    by how much here.
+    On Linux, page faults for large activations may take much of the time that a CNN still needs on the CPU. torch
+    avoids most of them if the process starts with ``THP_MEM_ALLOC_ENABLE=1``; run tools/benchmark_models.py with and
+    without it to see the difference on your machine.
 
     Args:
         model: Any model of stvid; it is not changed.
@@ -289,10 +289,10 @@ def optimize(
         precision: ``auto`` asks the device, see `pick_precision`; float32 changes the logits by rounding alone, bf16
             and fp16 by about one part in a hundred of their spread.
         fuse_norms: Whether to `fuse`.
-        compile: Whether to use torch.compile besides: minutes at the first clip of each shape, for some gain after.
+        compile: Whether to use torch.compile, too: the first clip of each shape takes minutes, later ones less time.
 
     Returns:
-        The model; its `notes`, which are logged too (level INFO), say what was done.
+        The model; its `notes`, which are logged too (level INFO), name the settings that were made.
 
     Raises:
         ConfigError: If the model is no model of stvid, was optimised before, or the precision or device is unknown.

@@ -27,8 +27,8 @@ class Journal:
 
     Args:
         path: The file; it is made, with the folders above it, if it is not there.
-        header: What the work is, in values that JSON can hold. A journal goes on only if its header is the same.
-        what: What the journal is called in messages, such as "the journal of this job".
+        header: Describes the work, in values that JSON can hold. A journal goes on only if its header is the same.
+        what: The name of the journal in messages, such as "the journal of this job".
         each: Called with every record that an earlier run has written, in order.
 
     Raises:

@@ -35,7 +35,7 @@ def parse_views(views: str, *, key: str | None = None) -> tuple[int, int]:
 
     Args:
         views: Temporal clips x spatial crops.
-        key: The key of the config, which then starts the message.
+        key: The key of the config that holds the text, to start error messages with; None calls it views.
 
     Raises:
         ConfigError: If the text is not two positive numbers joined by ``x``, or there is no such number of crops.
@@ -56,7 +56,7 @@ def _is_finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What turns a video into the tensors a model was made for, and those into one prediction.
+    """How a video becomes the tensors that a model was made for, and how their logits become one prediction.
 
     Attributes:
         frames: Frames of one clip.
@@ -67,8 +67,8 @@ class Protocol:
             parts and one frame is taken of each (TSN, Something-Something).
         short_side: The frame is scaled so that its short side has this many pixels before a test crop.
         crop: Side of the square crop in pixels.
-        mean: RGB mean that is subtracted, of values in 0..1.
-        std: RGB standard deviation that is divided by, of values in 0..1.
+        mean: RGB mean, which is subtracted from values in 0..1.
+        std: RGB standard deviation, by which the differences are divided.
         views: Temporal clips x spatial crops that are averaged, as in ``4x3``.
         class_names: The name of each logit, in order; empty if unknown.
     """

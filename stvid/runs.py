@@ -360,7 +360,7 @@ def read_test_videos(config: TrainConfig, *, class_names: Sequence[str] | None =
     """Reads the videos of a test: `data.test`, else `data.val`, else those that the training held out.
 
     Args:
-        config: Of the run that is tested.
+        config: The config of the run that is tested.
         class_names: Order of the classes; None sorts the names that occur. Held-out videos keep the training's.
 
     Raises:

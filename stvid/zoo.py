@@ -140,7 +140,7 @@ def load_model(
         source: A checkpoint of stvid, or the folder of a run, of which the best checkpoint is taken, else the newest;
             or, with `name`, a checkpoint in a published format.
         name: The model, for a checkpoint that does not describe itself; its head decides the number of classes, and
-            its other weights what `VideoModel.options_of` finds.
+            its other weights the options that `VideoModel.options_of` finds.
         protocol: Replaces the stored or published protocol.
 
     Raises:

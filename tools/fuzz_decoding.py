@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 2**20  # of a file: what is longer is cut, which is a mutation too
+MAX_BYTES = 2**20  # longer files are cut to this length, which is a mutation, too
 READS = 6
 
 

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 MODES = ("conv", "shift", "attention")
 FRAMES = 3
 TOLERANCE = 1e-5
-RESPONSE = 1e-4  # of the logits to the order of the frames, relative like the tolerance
+RESPONSE = 1e-4  # least change of the logits with the order of the frames, relative like the tolerance
 SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 SMALL = 250e6  # parameters up to which a network is copied for each mode instead of built again
 # Blocks; those of each stage; blocks of a network that lists the heads of the keys of each.

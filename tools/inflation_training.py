@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 CONFIG = "uniformer_xxs_motion.yaml"
 SIDE = 64  # pixels of the files
-MEAN, STD = 0.45, 0.225  # of the config
+MEAN, STD = 0.45, 0.225  # as in the config
 FRAMES, STRIDE = 8, 2  # all 16 frames of a video, every second one
 SHAPES, TEXTURES = 5, 3  # that `motion` draws
 BATCH = 64  # stills

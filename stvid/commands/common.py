@@ -261,7 +261,7 @@ def optimized(model: VideoModel, options: Any) -> VideoModel:
     """Returns the model, or with ``--optimize`` a copy for inference on the chosen device; prints what was done.
 
     Raises:
-        ConfigError: If a precision was given besides, or there is no such device.
+        ConfigError: If a precision was given, too, or there is no such device.
     """
     if not options.optimize:
         return model

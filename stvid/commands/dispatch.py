@@ -1,7 +1,7 @@
 """How a program finds its command, runs it, and turns its errors into one line and an exit code.
 
 An error is one line on standard error and a non-zero exit code: 2 for something in the call or the config, 1 for
-something in the data or the weights, 128 + n after signal n. ``STVID_DEBUG=1`` shows the traceback besides.
+something in the data or the weights, 128 + n after signal n. ``STVID_DEBUG=1`` shows the traceback, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def dispatch(
 
     Args:
         program: Name for messages.
-        about: What the program does, for its help.
+        about: A sentence on the purpose of the program, for its help.
         commands: Name to function; its docstring is its line in the help.
         argv: Arguments after the program's name; None takes those of the process.
 

@@ -1,4 +1,4 @@
-"""``stvid doctor``: versions, decoders, attention kernels, devices, and what mends each lack."""
+"""``stvid doctor`` reports versions, decoders, attention kernels and devices, and how to get those that are missing."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(
         Text("ready", style="green")
         if report["usable"]
-        else Text("not usable until the red lines are mended", style="red")
+        else Text("not usable until the red lines are put right", style="red")
     )
 
 
@@ -178,9 +178,9 @@ def print_comparison(path: str, comparison: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Report versions, decoders, attention backends and devices, and how to mend what is missing."""
+    """Report versions, decoders, attention backends and devices, and how to get what is missing."""
     parser = parser_for(
-        "doctor", "Report versions, decoders, attention backends and devices, and how to mend what is missing."
+        "doctor", "Report versions, decoders, attention backends and devices, and how to get what is missing."
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
     parser.add_argument(

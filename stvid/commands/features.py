@@ -42,7 +42,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--batch_size", type=int, default=8, help="Clips in one forward pass.")
     parser.add_argument(
-        "--workers", type=int | None, help="Decoding processes of a device; default one a core, 8 at most."
+        "--workers", type=int | None, help="Decoding processes of a device; default one for each core, 8 at most."
     )
     parser.add_argument(
         "--device", type=str | None, help="cpu, cuda (all GPUs), cuda:1, ...; default the GPUs if there are any."

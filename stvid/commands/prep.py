@@ -33,7 +33,7 @@ def _add_list(parser: ArgumentParser) -> None:
 
 
 def _add_job(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int | None, help="Processes; default one a core.")
+    parser.add_argument("--workers", type=int | None, help="Processes; default one for each core.")
 
 
 def _read(options: Any) -> Manifest:
@@ -228,7 +228,7 @@ def transcode(argv: Sequence[str]) -> int:
     out = Path(options.out)
     paths = _paths(videos)
     _refuse_collisions(paths, settings)
-    for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # of a run that was killed
+    for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # left by a run that was killed
         left_over.unlink()
     outcomes = run_jobs(
         work,

@@ -65,7 +65,7 @@ def _parser() -> ArgumentParser:
         help="time: measure reversed, shuffled and frozen frames too, on the same decoded clips.",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="Clips in one forward pass.")
-    parser.add_argument("--workers", type=int | None, help="Decoding processes; default one a core, 8 at most.")
+    parser.add_argument("--workers", type=int | None, help="Decoding processes; default one for each core, 8 at most.")
     parser.add_argument(
         "--out",
         type=str | None,

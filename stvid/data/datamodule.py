@@ -300,7 +300,7 @@ class TrainLoader(Loader):
 
     @property
     def order(self) -> str:
-        """Everything besides seed, epoch and clips a step that the order of the videos depends on; empty if nothing."""
+        """Names all that the order of videos depends on besides seed, epoch and clips per step; may be empty."""
         return ""
 
     def set_start(self, batches: int) -> None:
@@ -329,7 +329,7 @@ class ShardLoader(TrainLoader):
 
     @property
     def order(self) -> str:
-        """Everything besides seed and epoch that the order of the videos depends on."""
+        """Names all that the order of videos depends on besides seed and epoch."""
         return self.dataset.order
 
     def set_start(self, batches: int) -> None:

@@ -114,7 +114,7 @@ def run_jobs(
         options: For every call; what JSON can hold. They must be the same when the run is continued.
         title: Shown beside the progress.
         journal: The file in which the outcomes are kept.
-        workers: Processes; None takes one a core.
+        workers: Processes; None takes one for each core.
         intact: Tells of what the work returned in an earlier run whether what it wrote is still there.
 
     Returns:

@@ -112,7 +112,7 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
 
     @property
     def order(self) -> str:
-        """Everything besides seed and epoch that the order of the videos depends on, for people and for comparison."""
+        """Names all that the order of videos depends on besides seed and epoch, for people and for comparison."""
         readers = f"{self.world_size} ranks x {self.lanes} workers x {self.videos_per_batch} videos a batch"
         return f"{readers} of {len(self.members.files)} shards"
 

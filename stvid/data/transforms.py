@@ -326,8 +326,8 @@ def normalize(
 
     Args:
         clips: (..., C, T, H, W), either uint8 of 0..255 or float of 0..1.
-        mean: One number a channel, of values in 0..1.
-        std: One number a channel, of values in 0..1.
+        mean: One number for each channel, for values in 0..1.
+        std: One number for each channel, for values in 0..1.
         dtype: Type of the result.
         out: Where to write the result, of the clips' shape and device and of that type; None takes new memory.
 

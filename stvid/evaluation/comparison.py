@@ -94,7 +94,7 @@ def compare(
     Args:
         first: The result to compare with.
         second: The result that is compared.
-        names: What messages call the two results.
+        names: The names of the two results in messages.
         resamples: How often the videos are drawn again with replacement.
         seed: Seed of these draws.
 

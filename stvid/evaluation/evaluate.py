@@ -133,7 +133,7 @@ def sample_logits(
             for each clip.
     """
     counts: list[int] = []
-    places: list[Tensor] = []  # of each view among the different ones
+    places: list[Tensor] = []  # the place of each view among the different ones
     views: list[Tensor] = []
     for sample in samples:
         if sample.clips is None:
@@ -289,7 +289,7 @@ def evaluate(
         also: Further views to measure in the same pass, as in ``["1x1", "4x3"]``. Each number is the one that these
             views give by themselves; a view that several protocols share is computed once.
         average: Whether the score of a video averages the ``probabilities`` or the ``logits`` of its views.
-        probe: Orders of frames (of `PROBES`) to measure besides, on the same decoded clips of `views`.
+        probe: Other orders of frames (of `PROBES`) to measure as well, on the same decoded clips of `views`.
         resume_from: A folder in which the logits of finished videos are kept (``interrupted-....jsonl``) until the
             result is saved. If it holds those of the same evaluation of the same weights, only the other videos are
             decoded; those that could not be read are tried again. With the same `batch_size` the result is that of an
@@ -334,7 +334,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """All that decides which numbers are measured, besides the videos and the model.
+    """Everything that decides which numbers are measured, other than the videos and the model.
 
     Attributes:
         protocol: How clips are read, with the views.
@@ -342,7 +342,7 @@ class EvaluationPlan:
         also: Further views to measure in the same pass.
         average: Whether the score of a video averages the ``probabilities`` or the ``logits`` of its views.
         temporal: Change to the order of the frames.
-        probe: Orders of frames to measure besides.
+        probe: Other orders of frames to measure as well.
         seed: Seed of the shuffled order.
 
     Raises:

@@ -33,14 +33,14 @@ __all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "videos_dige
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """What an evaluation keeps of one video.
+    """The results for one video that an evaluation keeps.
 
     Attributes:
         index: Its row in the manifest.
         logits: float32 (V, K), all views in the order of the layout.
         labels: Its label, or zeros and ones.
         distinct: How many of the views of the main protocol are different.
-        probes: Logits with a changed order of frames, by its name.
+        probes: Logits with the frames in another order, by the name of that order.
     """
 
     index: int

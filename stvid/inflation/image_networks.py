@@ -389,7 +389,7 @@ def _complete_vit(network: ImageNetwork, name: str) -> None:
             "table of positions and a last norm. Any other: stvid inflate with --temporal instead of --to"
         )
     table = state["pos_embed"]
-    if math.isqrt(table.shape[1]) ** 2 == table.shape[1]:  # of the patches alone (timm's no_embed_class)
+    if math.isqrt(table.shape[1]) ** 2 == table.shape[1]:  # a table for the patches alone (timm's no_embed_class)
         state["pos_embed"] = torch.cat((torch.zeros_like(table[:, :1]), table), dim=1)
         network.notes["pos_embed"] = "with zeros for the class token"
     elif math.isqrt(table.shape[1] - 1) ** 2 != table.shape[1] - 1:

@@ -59,7 +59,7 @@ class InflatedModel(VideoModel):
         num_frames: Frames of a clip, which the tables of times are made for; other clips are taken.
         img_size: (height, width) in pixels.
         in_chans: Channels of the clip.
-        source_name: What the 2D network is called in messages.
+        source_name: The name of the 2D network in messages.
 
     Attributes:
         network: The 2D network without its classifier.
@@ -69,7 +69,7 @@ class InflatedModel(VideoModel):
         read_out: Where the features are. Maps (B, C, T', H', W') where the network gives maps of a frame; tokens
             (B, T' * prefix + T' * H' * W', C), class tokens first, where it gives tokens; else what the classifier sees
             of each frame, (B, C, T', 1, 1).
-        anatomy: What was found in the 2D network.
+        anatomy: The parts that were found in the 2D network.
         inflated: Names of the layers that see other frames.
         origin: Where the 2D network is from; None for a module of the user's.
 
@@ -181,13 +181,13 @@ class InflatedModel(VideoModel):
     # --- the model ----------------------------------------------------------------------------------------------------
 
     def _fold(self, clip: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B*T, C, H, W) in channels_last, and tells all layers how many frames there are."""
+        """Maps (B, C, T, H, W) to (B*T, C, H, W) in channels_last, and tells all layers how many frames there are."""
         self._check_clip(clip)
         self.time.frames = clip.shape[2]
         return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
     def _unfold(self, frames: Tensor) -> Tensor:
-        """(B*T', ...) to (B, T', ...)."""
+        """Maps (B*T', ...) to (B, T', ...)."""
         return frames.unflatten(0, (-1, self.time.at_end()))
 
     @property

@@ -43,8 +43,8 @@ class InflationOptions:
             the blocks), or their names; None takes the mode's default.
         kernel_size: Frames that a kernel sees, odd; or a mapping from patterns of names to it.
         init: ``center`` or ``average``; see `stvid.inflation.temporal.taps`.
-        padding: What is beyond the ends of a clip, ``replicate`` or ``zeros``. With ``zeros``, which I3D and TSM use,
-            a shift, and a kernel that starts as an average, change the first and last frames of a still video.
+        padding: The values beyond the ends of a clip, ``replicate`` or ``zeros``. With ``zeros``, which I3D and TSM
+            use, a shift, and a kernel that starts as an average, change the first and last frames of a still video.
         temporal_strides: Mapping from patterns of names to a step in time: convolutions that are inflated take it;
             behind any other module the maximum over so many frames is taken.
         factorized: Whether the 2D convolutions stay and a convolution over time, which starts as the identity, follows

@@ -29,7 +29,7 @@ __all__ = ["compare"]
 
 PIXELS = 224  # that most image networks are trained with
 DRAWN = 2  # kernels in the HTML report
-ROUNDING = 1e-8  # of the outputs: two images that differ by less say nothing, in float64
+ROUNDING = 1e-8  # outputs in float64 that differ by less do not tell two images apart
 PROOF_FRAMES = 32  # at most; more show nothing else
 
 
@@ -78,7 +78,7 @@ class _Proof:
         video: A copy of the video model.
         size: Height and width of the images.
         images: Two of them.
-        still: What the clips repeat; the images themselves, or the images moved.
+        still: The images that the clips repeat: the given ones, or these moved.
         frames: Frames of a clip.
     """
 

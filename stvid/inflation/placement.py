@@ -42,7 +42,7 @@ class Guest:
     Attributes:
         network: The network without its classifier; `add_layers` changes it in place.
         name: How messages call the network.
-        anatomy: What `examine` found in it.
+        anatomy: The parts that `examine` found in it.
         options: How frames see each other.
         time: Frames of the clips, for all layers.
         num_features: Channels that the classifier sees.

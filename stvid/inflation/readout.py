@@ -38,7 +38,7 @@ class Layout:
     prefix: int = 0
 
     def to_map(self, frames: Tensor, batch: int) -> Tensor:
-        """(B*T, ...) to (B, C, T, H, W), without the prefix."""
+        """Maps (B*T, ...) to (B, C, T, H, W), without the prefix."""
         x = frames.unflatten(0, (batch, -1))
         if self.kind == "vector":
             return x.transpose(1, 2)[..., None, None]
@@ -110,7 +110,7 @@ def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadO
 
     Args:
         network: Takes (N, C, H, W).
-        anatomy: What is known of it.
+        anatomy: The parts that were found in it.
         images: As it takes them.
     """
     size = (images.shape[2], images.shape[3])

@@ -74,8 +74,8 @@ class InflationReport:
     """The rule of every tensor, and the proof on a still video.
 
     Attributes:
-        source: What the 2D network is called.
-        target: What the video model is called.
+        source: The name of the 2D network.
+        target: The name of the video model.
         rules: A row per tensor of either side.
         difference: Largest difference between the 2D network on an image and the video model on that image repeated
             over time, relative to the difference between the 2D network's outputs for two images; None if it was not

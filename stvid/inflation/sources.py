@@ -90,7 +90,7 @@ class EncoderClassifier(nn.Module):
         return features.mean((2, 3)) if features.dim() == 4 else features.mean(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, num_classes)."""
+        """Maps (B, 3, H, W) to (B, num_classes)."""
         return self.head(self.pool(self.encoder(images)))
 
 

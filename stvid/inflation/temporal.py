@@ -85,7 +85,7 @@ class TemporalLayer(nn.Module):
     time_stride: int = 1
 
     def unfold(self, x: Tensor) -> Tensor:
-        """(B*T, ...) to (B, T, ...)."""
+        """Maps (B*T, ...) to (B, T, ...)."""
         return x.unflatten(0, (-1, self.time.at(self)))
 
 
@@ -246,7 +246,7 @@ class TemporalShift(TemporalLayer):
         time: Frames of the clips, shared by all layers of the network.
         channels_first: Whether the input is (B*T, C, ...); else it is (B*T, ..., C).
         shift_div: One part in so many goes each way; TSM takes 8.
-        padding: What enters at the ends of the clip; TSM takes zeros.
+        padding: The values that enter at the ends of the clip; TSM takes zeros.
     """
 
     def __init__(self, time: ClipTime, *, channels_first: bool, shift_div: int, padding: Padding) -> None:
@@ -279,7 +279,7 @@ class TemporalPool(TemporalLayer):
         self.time_stride = time_stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B*T, ...) to (B*ceil(T / time_stride), ...)."""
+        """Maps (B*T, ...) to (B*ceil(T / time_stride), ...)."""
         clip = self.unfold(x)
         if rest := -clip.shape[1] % self.time_stride:
             clip = torch.cat((clip, *[clip[:, -1:]] * rest), dim=1)
@@ -373,7 +373,7 @@ class JointTime(TemporalLayer):
         self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
 
     def join(self, tokens: Tensor) -> Tensor:
-        """(B*T, N, dim) to (B, T*N, dim), with the time of each token."""
+        """Maps (B*T, N, dim) to (B, T*N, dim), with the time of each token."""
         clip = self.unfold(tokens)
         return (clip + _times(self.time_embed, clip.shape[1]).transpose(0, 1)).flatten(1, 2)
 
@@ -410,7 +410,7 @@ class TemporalTransformer(TemporalLayer):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
-        """(B, T, dim) to (B, dim)."""
+        """Maps (B, T, dim) to (B, dim)."""
         return run_blocks(self.blocks, x + _times(self.time_embed, x.shape[1]), recompute=recompute).mean(1)
 
 

@@ -15,7 +15,7 @@ from stvid.models.blocks import Attention, Mlp
 
 __all__ = ["UniFormerImage"]
 
-BLOCK_NORM_EPS = 1e-6  # of the global blocks' LayerNorms; the patch embeddings' keep torch's 1e-5 (official code)
+BLOCK_NORM_EPS = 1e-6  # epsilon of the global blocks' LayerNorms; patch embeddings have 1e-5 (official code)
 
 
 class UniFormerImage(nn.Module):
@@ -58,7 +58,7 @@ class UniFormerImage(nn.Module):
         self.head = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to logits."""
+        """Maps (B, in_chans, H, W) to logits."""
         for stage in range(1, 5):
             x = self.get_submodule(f"blocks{stage}")(self.get_submodule(f"patch_embed{stage}")(x))
         return self.head(self.norm(x).mean((2, 3)))

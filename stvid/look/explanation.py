@@ -57,12 +57,12 @@ class Explanation:
     """A clip, what the model makes of it, and where that comes from.
 
     Attributes:
-        clip: What the model saw.
+        clip: The clip that the model saw.
         frames: The same before normalisation, uint8 (T, H, W, 3).
         heat: float32 (T, H, W) in 0..1; 1 is the strongest place of the clip.
         method: How it was found: ``gradcam``, ``gradcam-tokens``, ``rollout`` or ``grad-rollout``.
-        class_name: What is explained. The rollout is the same for all classes; this is then the most probable one.
-        probability: Of this class.
+        class_name: The class that is explained. The rollout is the same for all; this is then the most probable one.
+        probability: Probability of this class.
     """
 
     clip: Clip
@@ -165,7 +165,7 @@ def explain(
         path: A video file, or its bytes.
         method: ``auto`` takes Grad-CAM if the model has feature maps, or is an inflated image network, else a rollout:
             with gradients if a class is given.
-        class_name: What to explain; None takes the most probable class.
+        class_name: The class to explain; None takes the most probable one.
         protocol: None takes `model.default_protocol`.
         start: Use the video from this second on, counted from its first frame.
         end: Use the video up to this second, exclusive.
@@ -285,8 +285,8 @@ class _Layer:
     """The attention of one module: one matrix for each sequence that it was applied to, averaged over heads.
 
     Attributes:
-        kind: What a sequence is: all tokens of the ``clip``, those of a ``frame``, a ``column`` of one place in all
-            frames, or one token for each of the ``frames``.
+        kind: The tokens of a sequence: all those of the ``clip``, those of a ``frame``, a ``column`` of one place in
+            all frames, or one token for each of the ``frames``.
         weights: (sequences, N, N).
     """
 

@@ -3,7 +3,7 @@
 - ``sdpa`` (default): torch's scaled_dot_product_attention, which picks a fused kernel for the device. On CPUs two cases
   go through blocks of queries instead: inference in bfloat16 without AMX, where torch's kernel takes as long as in
   float32; and the gradient where the bias takes one too (Video Swin): torch has no kernel for it and keeps all scores.
-  A handful of tokens is computed as ``math`` does, in bfloat16.
+  In bfloat16, attention among a handful of tokens is computed as ``math`` does.
 - ``xformers``: memory_efficient_attention, where its operator answers for this dtype, device and shape; it is an
   error to ask for it where it does not.
 - ``math``: softmax(q k^T) v written out, the reference of the tests. The only one whose memory grows with N x N.
@@ -39,7 +39,7 @@ __all__ = [
 AttentionBackend = Literal["sdpa", "xformers", "math"]
 AttentionLayout = Literal["BHMK", "BMHK"]
 BLOCK_SCORES = 1 << 22  # scores that one block of queries may have (8 MB in bfloat16, which caches hold)
-FEW = 8  # tokens
+FEW = 8  # tokens, up to which bfloat16 is faster without the fused kernel
 _backend: AttentionBackend = "sdpa"
 Source = tuple[object, str]
 """Which module attends, and over which axes: ``clip``, ``space``, ``time`` or ``window``."""
@@ -117,14 +117,14 @@ def attend(
 
     Args:
         q: Queries, (B, heads, N, head_dim), or (B, N, heads, head_dim) with the layout ``BMHK``.
-        k: Keys, likewise with M for N.
-        v: Values, likewise with M for N.
+        k: Keys in the same layout, (B, heads, M, head_dim) or (B, M, heads, head_dim).
+        v: Values, in the shape of the keys.
         bias: Added to the scores before the softmax, broadcastable to (B, heads, N, M) in both layouts.
         drop_rate: Dropout of the attention weights; the caller passes 0 outside training.
         scale: Factor of the scores; None takes head_dim ** -0.5.
         layout: Order of the axes of q, k, v and of the result.
         backend: For this call; None takes that of the process.
-        source: Which module attends, and over which axes; for `record_attention`.
+        source: The module that attends and its axes; `record_attention` hands them on.
 
     Returns:
         The shape of `q`.
@@ -187,7 +187,7 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_rat
 
 
 def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
-    """Whether to leave torch's fused kernel for CPUs, whose matrix products in bfloat16 are as slow as in float32.
+    """Returns whether blocks beat torch's fused kernel for CPUs, whose bfloat16 products are as slow as in float32.
 
     That is so on processors with AVX-512 but not AMX: with it the fused kernel takes a third of the time of blocks.
     ``python tools/benchmark_attention.py --backends`` prints both. Elsewhere oneDNN may have no matrix product in
@@ -202,9 +202,10 @@ def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
 
 
 def _plain_is_faster(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> bool:
-    """Whether so few tokens attend, in bfloat16 on a CPU, that torch's kernel takes half as long again as its parts.
+    """Returns whether so few tokens attend, in bfloat16 on a CPU, that plain matrix products beat torch's kernel.
 
-    The scores of a token are then fewer than its channels. Attention over the 8 frames of a TimeSformer is such a case.
+    Each token then has fewer scores than channels, and the kernel takes half as long again as the products alone.
+    Attention over the 8 frames of a TimeSformer is such a case.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return False
@@ -214,7 +215,7 @@ def _plain_is_faster(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -
 
 
 def _has_no_fused_gradient(bias: Tensor) -> bool:
-    """Whether torch would write the attention out because the bias takes a gradient: its kernel for CPUs has none."""
+    """Returns whether the bias takes a gradient on a CPU, for which torch has no kernel and would keep all scores."""
     differentiated = torch.is_grad_enabled() and bias.requires_grad
     return differentiated and bias.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -231,7 +232,7 @@ def _blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _part(bias: Tensor, some: slice, rows: slice) -> Tensor:
-    """Returns what a bias (1 or B, 1 or heads, 1 or N, 1 or M) has for some clips and queries; a view."""
+    """Returns a view of the part of a bias (1 or B, 1 or heads, 1 or N, 1 or M) for some clips and queries."""
     return bias[some if bias.shape[0] > 1 else slice(None), :, rows if bias.shape[2] > 1 else slice(None)]
 
 
@@ -244,7 +245,7 @@ def _weights(q: Tensor, keys: Tensor, bias: Tensor | None, some: slice, rows: sl
 
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attention of a few queries at a time, see `_blocks`; (B, heads, N, head_dim) to the same."""
+    """Computes the attention of a few queries at a time, see `_blocks`; (B, heads, N, head_dim) to the same shape."""
     batch, heads, queries, dim = q.shape
     out = q.new_empty(batch, queries, heads, dim).transpose(1, 2)
     for some, rows in _blocks(q, k):
@@ -270,7 +271,7 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         q, k, v, bias, out = ctx.saved_tensors
-        sums = torch.promote_types(q.dtype, torch.float32)  # of what several blocks add to
+        sums = torch.promote_types(q.dtype, torch.float32)  # the type of gradients that several blocks add to
         grad_q = torch.empty_like(q)
         grad_k, grad_v, grad_bias = (torch.zeros(x.shape, dtype=sums) for x in (k, v, bias))
         for some, rows in _blocks(q, k):

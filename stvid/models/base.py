@@ -1,4 +1,4 @@
-"""The contract: what every model of stvid says of itself, so that tools ask instead of guessing.
+"""The contract of all models of stvid: each answers the same questions, so that tools ask instead of guessing.
 
     logits   = model(clip)                     # forward_head(forward_features(clip))
     features = model.forward_features(clip)    # maps (B, C, T', H', W') or tokens (B, prefix + t*h*w, C)
@@ -54,7 +54,7 @@ class FeatureInfo:
 
 @dataclass(frozen=True)
 class FuseReport:
-    """What `stvid.fuse` did to a model.
+    """Lists the norms that `stvid.fuse` folded into convolutions, and those that it kept.
 
     Attributes:
         fused: Name of each norm that is gone, with the name of the convolution that does its work.
@@ -74,7 +74,7 @@ class FuseReport:
 
 
 def leave(index: int, x: Tensor) -> Tensor:
-    """The tap of those who want no intermediate results."""
+    """Takes an intermediate result as it is: the tap of callers who want none."""
     return x
 
 
@@ -91,12 +91,12 @@ class VideoModel(nn.Module):
         num_classes: Number of logits.
         num_features: Channels of the features.
         in_chans: Channels of the clip.
-        head: Makes logits of features; a module of `stvid.models.heads`.
-        feature_info: What `forward_intermediates` returns, from the input on; at least two entries, of which the last
-            is the features.
+        head: Turns features into logits; a module of `stvid.models.heads`.
+        feature_info: Describes each result of `forward_intermediates`, in the order in which they are computed; at least
+            two entries, of which the last is the features.
         gives_maps: Whether the features are maps; else they are tokens.
         num_prefix_tokens: Tokens in front of those of the grid (class tokens).
-        names_attention: Whether all attention of the model goes through `attend` and says what it goes over (`axes`).
+        names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
         takes_mask: Whether `forward_features` takes a mask.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
@@ -140,15 +140,15 @@ class VideoModel(nn.Module):
     # --- from a clip to logits ----------------------------------------------------------------------------------------
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
-        """Computes the features, and shows each intermediate result.
+        """Computes the features, and shows each intermediate result to `tap`.
 
         Args:
             clip: (B, in_chans, T, H, W).
-            tap: Called once for each entry of `feature_info`, in order, with its number and the result there, which it
-                returns. The last call has the features themselves.
+            tap: A function that is called once for each entry of `feature_info`, in order, with its place and the result
+                there; the model goes on with what it returns. The last call has the features themselves.
 
         Returns:
-            What `forward_features` returns.
+            The features, as `forward_features` returns them.
 
         Raises:
             ValueError: If the clip has a shape that the model does not take.
@@ -156,7 +156,7 @@ class VideoModel(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement encode")
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Returns logits (B, num_classes) of a clip (B, in_chans, T, H, W); without a classifier pooled features."""
+        """Returns logits (B, num_classes) of clips (B, in_chans, T, H, W), or pooled features without a classifier."""
         return self.forward_head(self.forward_features(clip))
 
     def forward_features(self, clip: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -165,7 +165,7 @@ class VideoModel(nn.Module):
         Args:
             clip: (B, in_chans, T, H, W).
             mask: bool (B, t*h*w) over the cells of `token_grid`, True where a token is left out, as masked pretraining
-                does; each clip of a batch leaves out as many. None keeps all.
+                does; all clips of a batch leave out the same number. None keeps all.
 
         Returns:
             Maps (B, num_features, T', H', W'), or tokens (B, num_prefix_tokens + t*h*w, num_features), the cells of the
@@ -186,7 +186,7 @@ class VideoModel(nn.Module):
 
         Args:
             clip: (B, in_chans, T, H, W).
-            visible: bool (B, t*h*w), True for the tokens that are kept; as many in each clip.
+            visible: bool (B, t*h*w), True for the tokens that are kept, the same number in each clip.
 
         Returns:
             (B, num_prefix_tokens + kept tokens, num_features).
@@ -194,7 +194,7 @@ class VideoModel(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement encode_visible")
 
     def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Returns logits (B, num_classes) of features, or with `pre_logits` what the classifier sees."""
+        """Returns the logits (B, num_classes) of features, or with `pre_logits` the input of the classifier."""
         return self.head(features, pre_logits=pre_logits)
 
     def forward_intermediates(
@@ -205,20 +205,20 @@ class VideoModel(nn.Module):
         output: Literal["NCTHW", "NLC"] = "NCTHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
-        """Returns the features, and results on the way to them; the interface is timm's.
+        """Returns the features, and the intermediate results on the way to them; the interface is timm's.
 
         Args:
             clip: (B, in_chans, T, H, W).
-            indices: Places in `feature_info`, negative ones from the end; a number takes so many from the end; None
-                takes all. The last of `feature_info` are the features themselves, after the last norm.
+            indices: Places in `feature_info`; negative ones count from the end. A single number takes that many of the
+                last results, None takes all. The last result is the features themselves, after the last norm.
             output: ``NCTHW`` gives maps (B, C, t, h, w), ``NLC`` tokens (B, t*h*w, C); neither has prefix tokens.
             intermediates_only: Leave the features out of the answer.
 
         Returns:
-            What `forward_features` returns and the list of intermediate results, or the list alone.
+            The features, as `forward_features` returns them, and the list of intermediate results; or the list alone.
 
         Raises:
-            ValueError: If an index does not exist, or the output is unknown, or as `forward_features`.
+            ValueError: If an index does not exist, the output is unknown, or the model does not take such clips.
         """
         if output not in ("NCTHW", "NLC"):
             raise ValueError(f"output {output!r}: choose NCTHW or NLC")
@@ -252,7 +252,7 @@ class VideoModel(nn.Module):
         """Returns an intermediate result as a map.
 
         Args:
-            x: What `encode` showed.
+            x: The result, as `encode` shows it to its tap.
             place: Its place in `feature_info`.
             clip_size: (T, H, W) of the clip.
 
@@ -312,7 +312,7 @@ class VideoModel(nn.Module):
         self.recipe = {**self.recipe, "num_classes": num_classes, **({"head": head} if head != "default" else {})}
 
     def stages(self) -> dict[str, nn.Module]:
-        """Returns the modules after which `forward_intermediates` looks, by name, from the input on."""
+        """Returns the modules whose outputs `forward_intermediates` gives, by name, in the order of computation."""
         return {info.module: self.get_submodule(info.module) for info in self.feature_info}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -345,7 +345,8 @@ class VideoModel(nn.Module):
         """Returns which batch norm stands beside which convolution, for `stvid.fuse`.
 
         Args:
-            clip: A clip with which networks of other libraries are followed; native models know without.
+            clip: A clip to run a network of another library with, which shows where its norms stand; native models
+                know without.
 
         Returns:
             Pairs of names in the order of computation: (convolution, norm) or (norm, convolution). Nothing else sees
@@ -371,7 +372,7 @@ class VideoModel(nn.Module):
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns the hyperparameters, other than the variant's own, that a published state needs.
 
-        `stvid.load_model` builds the model with them when it is given a name and a checkpoint of others.
+        `stvid.load_model` builds the model with them when it is given a name and a checkpoint that stvid did not write.
 
         Args:
             state: As for `convert_checkpoint`.
@@ -393,11 +394,11 @@ class VideoModel(nn.Module):
         return None
 
     def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
-        """Sets what comes with weights but is no tensor, such as an epsilon; called after they were loaded.
+        """Takes over settings that come with weights but are no tensors, such as an epsilon; called after loading.
 
         Args:
-            format_name: What `convert_checkpoint` recognised.
-            hyperparameters: Those stored with a checkpoint of stvid; empty for other formats.
+            format_name: The format that `convert_checkpoint` recognised.
+            hyperparameters: The hyperparameters in a checkpoint of stvid; empty for other formats.
         """
 
     def _check_clip(self, clip: Tensor, *, minimum: Grid = (1, 1, 1)) -> None:
@@ -469,8 +470,8 @@ class StagedModel(VideoModel):
         """Sets `feature_info`: one entry for each stage.
 
         Args:
-            channels: Of the first stage; each later one has twice as many.
-            reductions: Of each stage.
+            channels: Channels of the first stage; each later one has twice as many.
+            reductions: By how much each stage is smaller than the clip in time, height and width.
         """
         self.feature_info = [
             FeatureInfo(f"layer{stage + 1}", channels * 2**stage, reduction)

@@ -53,7 +53,7 @@ class Attention(nn.Module):
         qkv_bias: Whether queries, keys and values have a bias.
         drop_rate: Dropout of the projection.
         attn_drop_rate: Dropout of the attention weights.
-        axes: What a sequence of tokens is; tools that follow attention read it.
+        axes: The axes of the clip that a sequence of tokens spans; tools that follow attention read it.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Mlp(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The second half of a pre-norm transformer block: norm, MLP, residual. The first half is the subclass's.
+    """The second half of a pre-norm transformer block: norm, MLP, residual. A subclass adds the first half.
 
     Args:
         dim: Channels of a token.
@@ -144,7 +144,7 @@ class FeedForward(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu=gelu)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to the same."""
+        """Maps (..., dim) to the same shape."""
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -163,15 +163,15 @@ class Block(FeedForward):
         self.attn = attention
 
     def forward(self, x: Tensor, **layout: int) -> Tensor:
-        """(B, N, dim) to the same; `layout` is what the attention asks for besides the tokens."""
+        """Maps (B, N, dim) to the same shape; `layout` holds what the attention needs to know besides the tokens."""
         x = x + self.drop_path(self.attn(self.norm1(x), **layout))
         return self.feed_forward(x)
 
 
 class TubeletEmbed(nn.Module):
-    """Cuts a clip into tubelets without overlap and embeds each; a rest that fills none is left out.
+    """Cuts a clip into tubelets without overlap and embeds each; frames and pixels that fill none are left out.
 
-    The weights have three axes for tubelets of one frame too (the published ones of those have two).
+    The kernel has three axes even for tubelets of one frame, whose published weights have two.
 
     Args:
         in_chans: Channels of the clip.
@@ -185,7 +185,7 @@ class TubeletEmbed(nn.Module):
         self.proj = nn.Conv3d(in_chans, dim, tubelet_size, stride=tubelet_size)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
+        """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
         return self.proj(clip).permute(0, 2, 3, 4, 1)
 
 
@@ -194,7 +194,7 @@ def keep_visible(x: Tensor, visible: Tensor, *, prefix: int) -> Tensor:
 
     Args:
         x: (B, prefix + N, dim).
-        visible: bool (B, N), True for the tokens that are kept; as many in each row.
+        visible: bool (B, N), True for the tokens that are kept, the same number in each row.
         prefix: Tokens in front that are always kept.
 
     Returns:
@@ -298,7 +298,11 @@ def _frozen_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
 
 
 def init_transformer_weights(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for linear weights, zero biases, unit norms; for `nn.Module.apply` (timm, DeiT)."""
+    """Draws linear weights from a truncated normal of 0.02, with zero biases and unit norms, as timm and DeiT do.
+
+    Args:
+        module: One module; give the function to `nn.Module.apply`.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -309,7 +313,11 @@ def init_transformer_weights(module: nn.Module) -> None:
 
 
 def init_conv_weights(module: nn.Module) -> None:
-    """Kaiming normal for convolutions, unit norms, normal of 0.01 for linear weights; for `nn.Module.apply`."""
+    """Draws convolutions from a Kaiming normal and linear weights from a normal of 0.01, with unit norms.
+
+    Args:
+        module: One module; give the function to `nn.Module.apply`.
+    """
     if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
@@ -324,7 +332,7 @@ def init_conv_weights(module: nn.Module) -> None:
 
 
 def shortcut(in_dim: int, dim: int, stride: tuple[int, int, int]) -> nn.Module:
-    """Builds the shortcut of a residual block: 1x1x1 and a norm where the shape changes, else nothing."""
+    """Builds the shortcut of a residual block: a 1x1x1 convolution and a norm where the shape changes, else none."""
     if stride == (1, 1, 1) and in_dim == dim:
         return nn.Identity()
     return nn.Sequential(nn.Conv3d(in_dim, dim, 1, stride=stride, bias=False), nn.BatchNorm3d(dim))

@@ -24,7 +24,7 @@ Two groups of models are left out: those that stvid has itself (`NATIVE` says un
 load there), and PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the
 clip. `pytorchvideo.transforms`, which does not import with a current torchvision, is never imported.
 
-What was published of them stands in libraries.py, so that listing them imports neither library.
+The published facts about them stand in libraries.py, so that listing them imports neither library.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LibraryModel(VideoModel):
     """A network of another library; a subclass says where the parts of one architecture are.
 
     Args:
-        network: What the library built.
+        network: The network that the library built.
         num_classes: Number of logits.
         in_chans: Channels of the clip.
         num_frames: Frames of a clip.
@@ -69,7 +69,7 @@ class LibraryModel(VideoModel):
         classifier: Dotted name that the classifier has in the library's network.
         minimum: The smallest clip (T, H, W).
         reduction: Strides of the whole network in time, height and width.
-        groups: What `group_matcher` returns.
+        groups: The layer groups that `group_matcher` returns.
         slowfast_rules: From the keys of facebookresearch/SlowFast to the library's; empty if there is no such layout.
         refused: Arguments of the library's function that would make another head than the wrapper expects.
     """
@@ -105,7 +105,7 @@ class LibraryModel(VideoModel):
     def arguments(
         cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Returns what the library's function calls these.
+        """Returns these settings under the names that the library's function has for them.
 
         Raises:
             ConfigError: If the architecture cannot be built like this.
@@ -115,15 +115,15 @@ class LibraryModel(VideoModel):
         return {"num_classes": num_classes}
 
     def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns what the clip goes through, in order, before the pool; each can be recomputed on its own."""
+        """Returns the parts that a clip goes through before the pool, in order; each can be recomputed on its own."""
         raise TypeError(f"{type(self).__name__} does not implement blocks")
 
     def pool(self, features: Tensor) -> Tensor:
-        """Returns what the classifier sees, (B, head_features), of the output of `forward_features`."""
+        """Pools the output of `forward_features` to the input of the classifier, (B, head_features)."""
         raise TypeError(f"{type(self).__name__} does not implement pool")
 
     def feature_channels(self) -> int:
-        """Returns the channels of the features; those that the classifier sees, unless the head widens them."""
+        """Returns the channels of the features: as many as the classifier takes, unless the head widens them."""
         return self.head_features
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
@@ -136,7 +136,7 @@ class LibraryModel(VideoModel):
         return run_blocks(self.blocks(), clip, recompute=self.grad_checkpointing)
 
     def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Returns logits of features, or what the classifier sees, by the library's own pooling."""
+        """Returns the logits of features, or the input of the classifier, by the library's own pooling."""
         return self.head(self.pool(features), pre_logits=pre_logits)
 
     def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
@@ -177,13 +177,13 @@ class CutAvgPool3d(nn.AvgPool3d):
     """An average over windows at stride 1, whose window is cut to the map where that is smaller."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to one entry for each position of the window."""
+        """Maps (B, C, T, H, W) to one entry for each position of the window."""
         window: Any = self.kernel_size
         return F.avg_pool3d(x, [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)], stride=1)
 
 
 def _modernise(network: nn.Module) -> None:
-    """Replaces what PyTorchVideo took from older libraries: `Swish`, and numpy's numbers in strides and windows."""
+    """Replaces `Swish` by torch's SiLU, and numpy's numbers in strides and windows by Python's."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child).__name__ == "Swish":
@@ -231,7 +231,7 @@ class PyTorchVideoNet(LibraryModel):
     def arguments(
         cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Returns what the library's function calls these; none depends on the size of the clip."""
+        """Returns the arguments of the library's function; none depends on the size of the clip."""
         return {"model_num_class": num_classes, "input_channel": in_chans}
 
     def blocks(self) -> list[Callable[[Any], Any]]:
@@ -287,7 +287,7 @@ class PyTorchVideoSlowFast(PyTorchVideoNet):
         self.minimum = self.reduction = (self.alpha, 32, 32)
         self.feature_info = [FeatureInfo("network", self.num_features, self.reduction)]
         for part in parts[:-2]:
-            part.inplace = False  # else the list that recomputation starts from has changed by then
+            part.inplace = False  # in place, it would change the list that recomputation starts from
         frames, *side = self.clip_size
         window = min(7, max(1, min(side) // 32))
         parts[-1].pool = CutAvgPool3d((max(1, frames // self.alpha), window, window), stride=1)
@@ -296,7 +296,7 @@ class PyTorchVideoSlowFast(PyTorchVideoNet):
     def arguments(
         cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Returns what the library's function calls these."""
+        """Returns the arguments of the library's function."""
         return {"model_num_class": num_classes, "input_channels": (in_chans, in_chans)}
 
     def run(self, clip: Tensor) -> Tensor:
@@ -460,7 +460,7 @@ class TorchvisionMViT(_MViT):
     def arguments(
         cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Returns what the library's function calls these."""
+        """Returns the arguments of the library's function."""
         cls._check_size(num_frames, img_size)
         return super().arguments(num_classes=num_classes, in_chans=in_chans, num_frames=num_frames, img_size=img_size)
 
@@ -501,7 +501,7 @@ class PyTorchVideoMViT(_MViT):
     def arguments(
         cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Returns what the library's function calls these."""
+        """Returns the arguments of the library's function."""
         cls._check_size(num_frames, img_size)
         return {
             "head_num_classes": num_classes,
@@ -584,7 +584,7 @@ def build_library_model(
 def _load_library(library: str) -> ModuleType:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about what PyTorchVideo imports
+            warnings.simplefilter("ignore")  # torch warns of modules that PyTorchVideo imports
             return importlib.import_module(MODULES[library])
     except ImportError as error:
         if importlib.util.find_spec(library) is None:

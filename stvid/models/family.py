@@ -1,4 +1,4 @@
-"""What a family's file says of itself: `Family`, one `Variant` for each model, and how to read them without torch.
+"""The declaration of a family of models: `Family`, one `Variant` for each model, and how to read them without torch.
 
 Every file of `stvid/models/families` ends with ``FAMILY = Family(...)``. The registry, the tests, ``stvid models`` and
 the table in README read it; nothing else has to be edited for a new model. Listing models must not cost the import of
@@ -72,7 +72,7 @@ class Family:
         small_clip: The smallest clip (frames, height, width) on which the family shows all its parts; tests use it.
             They expect that sizes are rounded up, so a model that rounds down needs multiples of its reductions.
         min_clip: The smallest clip (frames, height, width) that the models take; they refuse anything smaller.
-        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them; stvid's own besides.
+        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, in addition to stvid's own.
         parent: The kind of 2D network that `stvid inflate --to` starts the models from; None if there is none.
         parent_of: Names of the models that have this parent; empty if all have it.
         tiny: Arguments that make a model small enough for quick tests, but with two blocks or more.
@@ -95,7 +95,7 @@ class Family:
     golden_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-# What the statement of a family may call or name besides the constants of its own file.
+# The names that the statement of a family may use besides the constants of its own file.
 _VOCABULARY: dict[str, Any] = {
     "Family": Family,
     "Variant": Variant,

@@ -1,4 +1,4 @@
-"""Which batch norm stands beside which convolution in a network of others, found by following one forward pass.
+"""Finds which batch norm stands beside which convolution in a network, by following one forward pass.
 
 Native models say it themselves (`stvid.models.base.VideoModel.norm_pairs`); the networks of other libraries, wrapped or
 inflated, cannot.
@@ -20,7 +20,7 @@ __all__ = ["follow_norms"]
 
 
 class _Consumers(TorchDispatchMode):
-    """Counts, for the watched tensors, the operations that take them; those within a norm apart."""
+    """Counts how many operations take each watched tensor; a norm counts as one, whatever it does inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,13 +46,13 @@ class _Consumers(TorchDispatchMode):
 
 
 class _Record:
-    """What one forward pass shows of the convolutions and norms.
+    """The convolutions and norms of a network, as one forward pass shows them.
 
     Attributes:
         consumers: Counts the uses of their outputs.
         makers: The module that made each output.
         runs: How often each module ran.
-        inputs: What each module took, if a convolution or a norm made it.
+        inputs: The tensor that each module took, if a convolution or a norm made it.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _Record:
         return [module.register_forward_pre_hook(before), module.register_forward_hook(behind, prepend=True)]
 
     def alone(self, module: nn.Module) -> nn.Module | None:
-        """Returns the module whose output this one alone takes, if both ran once."""
+        """Returns the module whose output only this one takes; None if there is none, or either ran more than once."""
         tensor = self.inputs.get(module)
         maker = None if tensor is None else self.makers[id(tensor)]
         if maker is None or self.consumers.uses[id(tensor)] != 1:
@@ -94,10 +94,10 @@ def follow_norms(model: nn.Module, clip_shape: tuple[int, ...], clip: Tensor | N
     """Returns which batch norm stands beside which convolution.
 
     Args:
-        model: Takes clips; in evaluation mode.
-        clip_shape: (B, C, T, H, W) of a clip that the model takes. The pass is made with it without computing, on
-            torch's meta device.
-        clip: Makes the pass with this clip instead.
+        model: A model in evaluation mode that takes clips.
+        clip_shape: (B, C, T, H, W) of a clip that the model takes. The pass runs with it on torch's meta device, which
+            computes nothing.
+        clip: A clip to run the pass with instead, on the model's own device.
 
     Returns:
         Pairs of names, (convolution, norm) or (norm, convolution): nothing else takes the tensor between the two, and

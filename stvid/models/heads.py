@@ -37,8 +37,8 @@ Window = tuple[int, int, int]
 def mean_of_windows(x: Tensor, window: Window | None) -> Tensor:
     """Averages over time and space; (B, C, T, H, W) to (B, C).
 
-    Several official heads average over windows of a fixed size at stride 1 and then over the windows. That is the
-    plain mean only where one window covers all; in a larger map the positions in the middle weigh more.
+    Several official heads average over windows of a fixed size at stride 1 and then over the windows. That equals the
+    plain mean only where one window covers all positions; in a larger map those in the middle weigh more.
 
     Args:
         x: The features.
@@ -78,7 +78,7 @@ class Head(nn.Module):
 
     Args:
         num_features: Channels that the classifier sees.
-        num_classes: Number of logits; 0 gives what the classifier would see.
+        num_classes: Number of logits; 0 returns the pooled features instead.
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
@@ -87,12 +87,12 @@ class Head(nn.Module):
         self.fc: nn.Module = _classifier(num_features, num_classes)
 
     def forward(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Returns logits (B, num_classes), or with `pre_logits` what the classifier sees, (B, num_features)."""
+        """Returns the logits (B, num_classes), or with `pre_logits` the input of the classifier, (B, num_features)."""
         x = self.pool(features)
         return x if pre_logits else self.fc(x)
 
     def pool(self, features: Tensor) -> Tensor:
-        """Returns what the classifier sees, (B, num_features)."""
+        """Returns the input of the classifier, (B, num_features)."""
         raise TypeError(f"{type(self).__name__} does not implement pool")
 
     @property
@@ -187,7 +187,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(B, Q, dim) and (B, N, dim) to (B, Q, dim)."""
+        """Maps (B, Q, dim) and (B, N, dim) to (B, Q, dim)."""
         q = self.q(queries).unflatten(-1, (self.num_heads, -1))
         k, v = self.kv(tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
         return attend(q, k, v, layout="BMHK").flatten(-2)

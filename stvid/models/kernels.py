@@ -1,6 +1,6 @@
 """Fast paths on CPUs, and the memory formats that convolutions are fastest in.
 
-The definitions of the models use torch's own layers, which tools of others look for. `stvid.optimize` puts the layers
+The definitions of the models use torch's own layers, which users' tools look for. `stvid.optimize` puts the layers
 below in their places, in a copy that is for inference: convolutions and linear layers through oneDNN, whose results
 differ from torch's by rounding alone.
 """
@@ -43,14 +43,14 @@ def clip_layout(clip: Tensor) -> Tensor:
 
 
 def remade(module: nn.Module, kind: type[nn.Module]) -> Any:
-    """Returns a module of another class with the same parameters, layers, hooks and settings, which both share."""
+    """Returns a module of another class that shares the parameters, layers, hooks and settings of the given one."""
     new = kind.__new__(kind)
     new.__dict__.update(module.__dict__)
     return new
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether oneDNN may be called directly: eager, on a CPU, for inference, on torch's own kind of tensor."""
+    """Returns whether oneDNN may be called directly: eagerly, on a CPU, for inference, with torch's own tensors."""
     return (
         not torch.compiler.is_compiling()  # first: torch.compile stops here, and cannot look into what follows
         and not torch.jit.is_tracing()
@@ -65,15 +65,16 @@ def _plain(x: Tensor) -> bool:
 class FastConv3d(nn.Conv3d):
     """torch's 3D convolution for inference, by oneDNN on CPUs, with the weight in oneDNN's own layout.
 
-    Else the weight is brought into that layout in every pass, which takes as long as the convolution where maps are
-    small and channels many. It is kept for one shape of input, since the layout for another can cost a multiple. The
-    weight must not change any more; moving or copying the layer ends it.
+    torch's own layer brings the weight into that layout in every pass, which takes as long as the convolution itself
+    where maps are small and channels many. Here the result is kept, for the last shape of input: with the layout for
+    another shape, a convolution can take several times as long. The weight must not change after the first pass, unless
+    the layer is moved or copied, which drops the kept weight.
     """
 
     packed: tuple[torch.Size, Tensor] | None = None
 
     def _packed(self, x: Tensor) -> Tensor:
-        kept = self.packed  # once: other threads may replace it
+        kept = self.packed  # read once, since other threads may replace it
         if kept is None or kept[0] != x.shape:
             reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight  # what torch.utils.mkldnn calls
             settings = (self.padding, self.stride, self.dilation, self.groups)
@@ -89,19 +90,19 @@ class FastConv3d(nn.Conv3d):
         return {key: value for key, value in self.__dict__.items() if key != "packed"}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        """Maps (B, C, T, H, W) to (B, C', T', H', W')."""
         if _plain(x) and x.dtype == self.weight.dtype and x.dtype in _LOW:
             settings: Any = (self.padding, self.stride, self.dilation, self.groups)
-            # An operator of torch.compile's, the only one that takes such weights; it has no gradient.
+            # The only operator that takes such weights; it is torch.compile's and has no gradient.
             return torch.ops.mkldnn._convolution_pointwise(x, self._packed(x), self.bias, *settings, "none", [], "")
         return super().forward(x)
 
 
 class PatchConv3d(nn.Conv3d):
-    """A convolution whose stride is its kernel, as a matrix product of the patches."""
+    """A convolution whose stride equals its kernel, computed as one matrix product over the patches."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', T', H', W')."""
+        """Maps (B, C, T, H, W) to (B, C', T', H', W')."""
         t, h, w = self.kernel_size
         time, height, width = (length // step for length, step in zip(x.shape[2:], (t, h, w), strict=True))
         x = x[:, :, : time * t, : height * h, : width * w]
@@ -113,8 +114,8 @@ class PatchConv3d(nn.Conv3d):
 class FastLinear(nn.Linear):
     """torch's linear layer for inference in bfloat16 on a CPU, by oneDNN, with a GELU in the same pass if there is one.
 
-    torch's own first copies the bias to every row of the output, and a GELU after it is one more pass: together a tenth
-    of a transformer's time.
+    torch's own layer first copies the bias to every row of the output, and a GELU after it reads the output once more;
+    together that is a tenth of a transformer's time.
 
     Attributes:
         gelu: torch's name of the GELU that follows; None if there is none.
@@ -123,7 +124,7 @@ class FastLinear(nn.Linear):
     gelu: Literal["none", "tanh"] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Maps (..., in_features) to (..., out_features)."""
         if _plain(x) and x.dtype == self.weight.dtype == torch.bfloat16 and x.numel():
             act = "gelu" if self.gelu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, act, [], self.gelu or "")
@@ -167,10 +168,10 @@ if torch.backends.mkldnn.is_available():
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
     def _count_convolution(x_shape: Any, w_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        """Tells torch's FlopCounterMode what `FastConv3d` does."""
+        """Tells torch's FlopCounterMode how many operations `FastConv3d` takes."""
         return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _count_linear(x_shape: Any, w_shape: Any, *args: Any, **kwargs: Any) -> int:
-        """Tells torch's FlopCounterMode what `FastLinear` does."""
+        """Tells torch's FlopCounterMode how many operations `FastLinear` takes."""
         return 2 * math.prod(x_shape) * w_shape[0]

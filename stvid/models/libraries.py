@@ -1,4 +1,4 @@
-"""The video models of other libraries that stvid has not itself: what was published of each.
+"""Published facts about the video models of other libraries that have no native counterpart.
 
 Listing them imports neither torch nor the library; external.py builds and wraps them. torchvision's numbers are those
 of the weights' ``meta``, PyTorchVideo's those of docs/source/model_zoo.md.
@@ -21,7 +21,7 @@ __all__ = ["NATIVE", "library_model_info", "library_models", "video_libraries"]
 
 @dataclass(frozen=True)
 class _Published:
-    """Facts about a model before it is built: the name of its wrapper in external.py; the rest as in `ModelInfo`."""
+    """Facts about a model: the name of its wrapper in external.py, and fields of `ModelInfo`."""
 
     wrapper: str
     protocol: Protocol
@@ -95,12 +95,12 @@ def video_libraries() -> list[str]:
 
 
 def library_models(library: str) -> list[str]:
-    """Returns the names of a library's models that stvid has not itself, whether the library is installed or not."""
+    """Returns the names of a library's models that are not native here, whether the library is installed or not."""
     return sorted(_PUBLISHED[library])
 
 
 def library_model_info(library: str, name: str) -> ModelInfo:
-    """Returns what is known of one of `library_models`."""
+    """Returns the facts about one of `library_models`."""
     known = _PUBLISHED[library][name]
     build = functools.partial(_build, library, name)
     return ModelInfo(f"{library}/{name}", build, known.protocol, known.params, known.gflops, known.paper)

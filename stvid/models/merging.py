@@ -8,9 +8,9 @@ at an odd place whose keys (the mean over heads) are nearest by angle; the `r` b
 many patches each token stands for. Class tokens and registers take no part. With proportional attention (equation 1 of
 the paper) the logarithm of that number is added to the scores, so that a joined token counts for all its patches.
 
-Different from the official code, the last block puts the tokens back to the places of their patches, each as often as
-it has patches. So features keep their shape, and what follows (a norm and a classifier on the class token, the mean of
-the patches, the mean over frames) works as before and weighs joined tokens rightly.
+Other than in the official code, the last block puts a token back at the place of each patch that it stands for. So
+features keep their shape, and everything that follows (a norm and a classifier on the class token, the mean of the
+patches, the mean over frames) works as before and gives joined tokens their due weight.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def merge_as_built(model: VideoModel, options: Mapping[str, Any]) -> None:
     """Applies the hyperparameter ``token_merging`` of a model: arguments of `merge_tokens` that a file can hold.
 
     Raises:
-        ConfigError: If there are other keys, ``r`` is missing or a tuple, or as in `merge_tokens`.
+        ConfigError: If there are other keys, ``r`` is missing or a tuple, or `merge_tokens` refuses the values.
     """
     wrong = options.keys() - {"r", "prop_attn"}
     if wrong or "r" not in options:
@@ -158,7 +158,8 @@ def draw_sources(
 
     Args:
         frame: uint8 (H, W, 3).
-        sources: Whole numbers (rows, columns), one a patch, equal where patches are one token; see `token_sources`.
+        sources: Whole numbers (rows, columns), one for each patch, equal where patches are one token; see
+            `token_sources`.
         line: Colour of the lines.
 
     Returns:
@@ -215,14 +216,14 @@ def _supported(block: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class MergeStep:
-    """What a block does besides its own work.
+    """The merging that a block does besides its own work.
 
     Attributes:
         count: Tokens that it gives up.
         protected: Tokens in front of the sequence that are not merged.
         prop_attn: Whether attention is proportional.
         last: Whether it is the last block, which puts the tokens back.
-        trace: Whether it keeps where they were.
+        trace: Whether it keeps which token each patch went into.
     """
 
     count: int
@@ -233,7 +234,9 @@ class MergeStep:
 
 
 class Merged(NamedTuple):
-    """What goes from block to block, so that a recomputed block sees what it saw first.
+    """The tokens that a block hands to the next, with all that it has to know of them.
+
+    A block takes all of it as an argument, so that one that is recomputed sees the same as the first time.
 
     Attributes:
         tokens: (B, M, dim).
@@ -256,7 +259,7 @@ class _Merging:
         raise TypeError(f"{type(self).__name__} does not implement attend_with")
 
     def forward(self, x: Tensor | Merged, attn_mask: None = None) -> Tensor | Merged:
-        """(B, N, dim), or what the block before gives, to the same; the last block returns (B, N, dim)."""
+        """Maps tokens (B, N, dim), or those merged so far, to merged ones; the last block returns (B, N, dim)."""
         if attn_mask is not None:
             raise ValueError("token merging takes no attention mask")
         merged = x if isinstance(x, Merged) else None
@@ -310,7 +313,7 @@ class TimmMergingBlock(_Merging, timm_vit.Block):
         return x + self.drop_path1(self.ls1(attn.proj_drop(attn.proj(mixed)))), k
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """(B, N, dim) to the same."""
+        """Maps (B, N, dim) to the same shape."""
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -326,10 +329,10 @@ _CLASSES: Mapping[type, tuple[type, type]] = {
 
 
 def match_tokens(keys: Tensor, count: int, *, protected: int) -> Tensor:
-    """Bipartite soft matching (section 3, "bipartite soft matching").
+    """Finds the tokens to merge by bipartite soft matching (section 3 of the paper).
 
     Args:
-        keys: What makes tokens similar, (B, N, channels).
+        keys: The vectors by which tokens are compared, (B, N, channels).
         count: Tokens to give up, at most (N - protected) // 2.
         protected: Tokens in front that neither give nor take.
 

@@ -33,7 +33,7 @@ __all__ = ["HeadName", "ModelInfo", "build_model", "family_of", "model_info", "n
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before it is built.
+    """The facts about a model that are known before it is built.
 
     Attributes:
         name: As `stvid.create_model` takes it.
@@ -42,7 +42,7 @@ class ModelInfo:
         params: Published parameters in millions; None if none were published.
         gflops: Published multiply-adds of one view in 1e9; None if none were published.
         paper: Authors, year and arXiv number; empty if there is none.
-        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them; stvid's own besides.
+        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, in addition to its own.
         note: Where the published numbers and the official code disagree, and how.
         about: One line that says which model it is.
     """

@@ -60,7 +60,7 @@ class Index:
     """The index of one video stream; kept for the next reader of the same file, or stored on disk."""
 
     stream: int
-    timestamps: np.ndarray  # float64 seconds, one a frame, sorted
+    timestamps: np.ndarray  # float64 seconds, one for each frame, sorted
     time_base: float  # seconds of one unit of the packets' clock
     fps: float
     method: str  # for people

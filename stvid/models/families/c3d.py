@@ -43,7 +43,7 @@ class C3DHead(Head):
         self.drop = nn.Dropout(drop_rate)
 
     def pool(self, features: Tensor) -> Tensor:
-        """(B, in_features, T, H, W) to (B, hidden_dim), the output of `fc7`."""
+        """Maps (B, in_features, T, H, W) to the output of `fc7`, (B, hidden_dim)."""
         x = features if features.shape[2:] == GRID else F.adaptive_avg_pool3d(features, GRID)
         x = self.drop(F.relu(self.fc6(x.flatten(1))))
         return self.drop(F.relu(self.fc7(x)))

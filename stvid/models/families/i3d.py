@@ -43,7 +43,7 @@ from stvid.protocol import Protocol
 __all__ = ["InceptionVideo"]
 
 Size3d = tuple[int, int, int]
-WINDOW = (2, 7, 7)  # of the head's average
+WINDOW = (2, 7, 7)  # positions over which the head averages
 NORM_EPS = 1e-3
 # Channels of the branches of each block: 1x1x1; 1x1x1, then 3x3x3; the same again; 1x1x1 after the pool.
 BRANCHES: dict[str, tuple[tuple[int, int, int, int, int, int], ...]] = {
@@ -92,7 +92,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm3d(dim, eps=NORM_EPS, momentum=norm_momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, dim, T', H', W')."""
+        """Maps (B, in_dim, T, H, W) to (B, dim, T', H', W')."""
         if self.pad:
             x = pad_same(x, self.kernel, self.stride)
         return F.relu(self.norm(self.conv(x)), inplace=True)
@@ -104,12 +104,12 @@ class MaxPool(nn.Module):
     def __init__(self, kernel: Size3d, stride: Size3d, *, same_padding: bool) -> None:
         super().__init__()
         self.kernel, self.stride = kernel, stride
-        # Inputs are ReLUs: a padding of zeros and torch's of minus infinity, where the sides are the same, are equal.
+        # Inputs are not negative (ReLU): where both sides are padded alike, torch's own padding gives the same.
         self.pad = same_padding and stride != (1, 1, 1)
         self.padding = (0, 0, 0) if self.pad else ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C, T', H', W')."""
+        """Maps (B, C, T, H, W) to (B, C, T', H', W')."""
         if self.pad:
             x = pad_same(x, self.kernel, self.stride)
         return F.max_pool3d(x, self.kernel, self.stride, self.padding)
@@ -135,7 +135,7 @@ class Inception(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, dims[0] + dims[2] + dims[4] + dims[5], T, H, W)."""
+        """Maps (B, in_dim, T, H, W) to (B, dims[0] + dims[2] + dims[4] + dims[5], T, H, W)."""
         return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], dim=1)
 
 

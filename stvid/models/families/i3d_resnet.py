@@ -36,7 +36,7 @@ from stvid.protocol import Protocol
 __all__ = ["InflatedResNet"]
 
 Size3d = tuple[int, int, int]
-NONLOCAL_STD = 0.01  # of the initial weights in non-local blocks (SlowFast)
+NONLOCAL_STD = 0.01  # standard deviation of the initial weights in non-local blocks (SlowFast)
 
 
 class NonLocal(nn.Module):
@@ -63,7 +63,7 @@ class NonLocal(nn.Module):
         self.norm = nn.BatchNorm3d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, T, H, W) to the same."""
+        """Maps (B, dim, T, H, W) to the same shape."""
         pooled = F.max_pool3d(x, (1, 2, 2))
         q, k, v = (y.flatten(2).transpose(1, 2) for y in (self.theta(x), self.phi(pooled), self.g(pooled)))
         if self.mode == "softmax":
@@ -75,7 +75,7 @@ class NonLocal(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual bottleneck: kx1x1, 1x3x3, 1x1x1; then, if there is one, the non-local block."""
+    """Residual bottleneck of kx1x1, 1x3x3 and 1x1x1 convolutions, with a non-local block after it if there is one."""
 
     norm_neighbours = (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"))
 
@@ -100,7 +100,7 @@ class Bottleneck(nn.Module):
         self.nonlocal_block = nn.Identity() if nonlocal_mode is None else NonLocal(dim, mode=nonlocal_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, dim, T, H', W')."""
+        """Maps (B, in_dim, T, H, W) to (B, dim, T, H', W')."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         out = F.relu(self.norm2(self.conv2(out)), inplace=True)
         out = self.norm3(self.conv3(out))
@@ -123,7 +123,7 @@ class InflatedResNet(StagedModel):
         time_pool: Whether a pool after stage 1 halves time.
         nonlocal_blocks: For each stage, the blocks that end with a non-local block.
         nonlocal_mode: ``softmax`` or ``dot_product``.
-        pool_size: Window (T, H, W) of the head's average; None takes the one described above.
+        pool_size: Window (T, H, W) of the head's average; None takes the one that the head of this file describes.
         drop_rate: Dropout before the classifier.
 
     The features are (B, 8 * embed_dim, T/2 with `time_pool`, ceil(H/32), ceil(W/32)). A clip has at least 32 pixels in

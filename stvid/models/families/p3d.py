@@ -38,7 +38,7 @@ class Block(nn.Module):
         in_dim: Channels of the input.
         middle: Channels inside; the output has four times as many.
         kind: ``A``, ``B`` or ``C``, or ``2D`` for 1x3x3 alone.
-        stride: In space.
+        stride: Stride in space.
     """
 
     norm_neighbours = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("conv4", "bn4"))
@@ -67,7 +67,7 @@ class Block(nn.Module):
         return F.relu(self.bn3(self.conv3(x)), inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, 4 * middle, T, H', W')."""
+        """Maps (B, in_dim, T, H, W) to (B, 4 * middle, T, H', W')."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         space = self._space(out)
         if self.kind == "A":
@@ -92,7 +92,7 @@ class P3D(StagedModel):
         img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip; the published flow model has 2.
         depth: Blocks of the four stages.
-        block_kinds: The kinds of the blocks of stages 1 to 3, by turns.
+        block_kinds: The kinds that the blocks of stages 1 to 3 have by turns.
         drop_rate: Dropout before the classifier.
 
     The features are (B, 2048, floor(T/16), ceil(H/32), ceil(W/32)). A clip has at least 16 frames of 32x32 pixels.

@@ -41,7 +41,7 @@ class ZeroShortcut(nn.Module):
         self.added, self.stride = dim - in_dim, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, dim, T', H', W')."""
+        """Maps (B, in_dim, T, H, W) to (B, dim, T', H', W')."""
         step = self.stride
         return F.pad(x[:, :, ::step, ::step, ::step], (0, 0, 0, 0, 0, 0, 0, self.added))
 
@@ -53,10 +53,10 @@ class Block(nn.Module):
         in_dim: Channels of the input.
         middle: Channels inside.
         dim: Channels of the output.
-        stride: Of the 3x3x3 convolution, the first of two in a basic block.
-        bottleneck: 1x1x1, 3x3x3, 1x1x1 instead of twice 3x3x3.
-        groups: Of the 3x3x3 convolution of a bottleneck.
-        shortcut_type: ``A`` or ``B``; see above.
+        stride: Stride of the 3x3x3 convolution, the first of two in a basic block.
+        bottleneck: Convolutions of 1x1x1, 3x3x3 and 1x1x1 instead of two of 3x3x3.
+        groups: Groups of the 3x3x3 convolution of a bottleneck.
+        shortcut_type: ``A`` or ``B``; see the head of this file.
     """
 
     norm_neighbours = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
@@ -90,7 +90,7 @@ class Block(nn.Module):
             self.downsample = shortcut(in_dim, dim, (stride, stride, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, T, H, W) to (B, dim, T', H', W')."""
+        """Maps (B, in_dim, T, H, W) to (B, dim, T', H', W')."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         if self.bottleneck:
@@ -110,7 +110,7 @@ class ResNet3d(StagedModel):
         depth: Blocks of the four stages.
         bottleneck: Whether the blocks are bottlenecks.
         cardinality: Groups of the 3x3x3 convolutions; more than 1 makes a ResNeXt, twice as wide inside its blocks.
-        shortcut_type: ``A`` or ``B``; see above.
+        shortcut_type: ``A`` or ``B``; see the head of this file.
         conv1_t_size: Frames that the stem sees.
         conv1_t_stride: Stride of the stem in time.
         no_max_pool: Leaves out the pool after the stem.

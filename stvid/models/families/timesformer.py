@@ -47,7 +47,7 @@ from stvid.protocol import Protocol
 __all__ = ["TimeSformer"]
 
 AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
-NORM_EPS = 1e-6  # of every LayerNorm (official code)
+NORM_EPS = 1e-6  # epsilon of every LayerNorm (official code)
 
 
 class DividedBlock(Block):
@@ -64,7 +64,7 @@ class DividedBlock(Block):
         self.temporal_fc = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
-        """(B, 1 + S * frames, dim) to the same."""
+        """Maps (B, 1 + S * frames, dim) to the same shape."""
         batch, tokens, dim = x.shape
         space = (tokens - 1) // frames
         cls, patches = x[:, :1], x[:, 1:]
@@ -213,7 +213,7 @@ class TimeSformer(VideoModel):
         return rearrange(x[:, 1:], f"{order} -> b c t h w", t=frames, h=height, w=width)
 
     def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
-        """Returns the cells of the features: one a frame and patch."""
+        """Returns the cells of the features: one for each patch of each frame."""
         time, height, width = clip_shape[-3:]
         frames = 1 if self.attention_type == "space_only" else time
         return frames, height // self.patch_size, width // self.patch_size

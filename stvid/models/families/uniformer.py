@@ -31,7 +31,7 @@ from stvid.protocol import Protocol
 
 __all__ = ["UniFormer"]
 
-BLOCK_NORM_EPS = 1e-6  # of the global blocks' LayerNorms; the patch embeddings' keep torch's 1e-5 (official code)
+BLOCK_NORM_EPS = 1e-6  # epsilon of the global blocks' LayerNorms; patch embeddings have 1e-5 (official code)
 
 
 class PatchEmbed(nn.Module):
@@ -80,7 +80,7 @@ class LocalBlock(nn.Module):
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, T, H, W) to the same."""
+        """Maps (B, dim, T, H, W) to the same shape."""
         x = x + self.pos_embed(x)
         x = x + self.drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))))
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -122,7 +122,7 @@ class GlobalBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, dim, T, H, W) to the same."""
+        """Maps (B, dim, T, H, W) to the same shape."""
         x = x + self.pos_embed(x)
         batch, dim, time, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Video ResNets: R3D, MC3, R(2+1)D and CSN, one trunk with another convolution in its blocks.
+"""Video ResNets: R3D, MC3, R(2+1)D and CSN, one trunk whose blocks differ in their convolution.
 
 Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018, arXiv:1711.11248 (R3D,
 MC3, R(2+1)D); Tran et al., "Video Classification with Channel-Separated Convolutional Networks", ICCV 2019,
@@ -45,7 +45,7 @@ __all__ = ["TORCHVISION", "VideoResNet"]
 
 ConvName = Literal["3d", "2d", "2+1d", "1+2d", "ir", "ip"]
 Size3d = tuple[int, int, int]
-STEM_MIDPLANES = 45  # of the R(2+1)D stem (torchvision, VMZ)
+STEM_MIDPLANES = 45  # channels between the two convolutions of the R(2+1)D stem (torchvision, VMZ)
 
 
 def mid_planes(in_planes: int, planes: int) -> int:
@@ -134,7 +134,7 @@ class Block(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_planes, T, H, W) to (B, out_planes, T', H', W')."""
+        """Maps (B, in_planes, T, H, W) to (B, out_planes, T', H', W')."""
         out = self.conv3(self.conv2(self.conv1(x)))
         out += self.downsample(x)
         return self.relu(out)
@@ -153,7 +153,7 @@ class VideoResNet(StagedModel):
         img_size: (height, width) in pixels, for the protocol only.
         in_chans: Channels of the clip.
         depth: Blocks of the four stages.
-        conv: The convolution of the blocks, of all stages or of each.
+        conv: The convolution of the blocks: one name for all stages, or one for each.
         stem: ``3d``, ``2d`` or ``2+1d``.
         stem_pool: Whether the stem ends with a max pool of stride 2 in space.
         bottleneck: Whether the blocks are bottlenecks.

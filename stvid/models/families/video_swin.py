@@ -51,8 +51,8 @@ from stvid.protocol import Protocol
 __all__ = ["VideoSwin"]
 
 PUBLISHED_WINDOWS = ((8, 7, 7), (16, 7, 7))
-NORM_EPS = 1e-5  # of every LayerNorm: torch's default (official code)
-PIECE = 1 << 20  # hidden channels of an MLP that a piece of the input may have (4 MB in float32)
+NORM_EPS = 1e-5  # epsilon of every LayerNorm: torch's default (official code)
+PIECE = 1 << 20  # values that the hidden layer of an MLP may have for a piece of the input (4 MB in float32)
 MASKED = -100.0  # added to the scores of tokens that are kept apart (official code; not minus infinity)
 
 
@@ -82,7 +82,7 @@ class Windows:
     """How an input (T, H, W) is cut into windows.
 
     Attributes:
-        size: Of the input.
+        size: Size (T, H, W) of the input.
         window: Tokens of a window along each axis.
         shift: By how much the windows are shifted; zero where a single window covers the axis.
     """
@@ -147,7 +147,7 @@ class Windows:
         for _, ends in self.groups():
             side = torch.zeros(1, dtype=torch.long, device=device)
             for length, step, end in zip(self.window, self.shift, ends, strict=True):
-                # in a masked end, the last `step` places come from the other end of the axis
+                # In a masked end, the last `step` places come from the other end of the axis.
                 wrapped = torch.arange(length, device=device) >= (length - step if end else length)
                 side = (side[:, None] * 2 + wrapped[None, :]).flatten()
             masks.append(MASKED * (side[:, None] != side[None, :]).float() if any(ends) else None)
@@ -190,7 +190,7 @@ class WindowAttention(Attention):
         return {**self.__dict__, "_cached": None}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Windows (n, tokens, dim) that share a mask (1, heads, tokens, tokens), to the same."""
+        """Attends inside windows (n, tokens, dim) that share a mask (1, heads, tokens, tokens); returns their shape."""
         return self.mix(*self.queries_keys_values(x), bias=mask)
 
 
@@ -209,7 +209,7 @@ class Block(FeedForward):
         Args:
             x: (B, T, H, W, dim).
             windows: How the input is cut.
-            rows: What `Windows.rows` returns.
+            rows: The rows of each window, from `Windows.rows`.
             index: The full window's `relative_position_index`.
 
         Returns:
@@ -224,17 +224,17 @@ class Block(FeedForward):
         return self.feed_forward(x + self.drop_path(mixed))
 
     def _attend(self, x: Tensor, rows: Tensor, mask: Tensor, padded: bool) -> Tensor:
-        """Norm and attention of windows (n, tokens, dim); padding comes in as anything and is zero after the norm."""
+        """Applies norm and attention to windows (n, tokens, dim); padded tokens are set to zero after the norm."""
         normed = self.norm1(x)
         return self.attn(normed.masked_fill((rows < 0).unsqueeze(-1), 0) if padded else normed, mask)
 
     def _in_pieces(self, x: Tensor, windows: Windows, groups: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The whole block for a few windows at a time, (B * T * H * W, dim) to the same.
+        """Applies the whole block to a few windows at a time; (B * T * H * W, dim) to the same shape.
 
-        All of it but the attention treats tokens alike, so windows need not be put back in between. What is large
-        otherwise (queries, keys, values, the MLP's hidden layer) then stays in the cache of a CPU and in memory that
-        the allocator has at hand; fresh pages from the kernel are dear (set MALLOC_MMAP_THRESHOLD_ and
-        MALLOC_TRIM_THRESHOLD_ to a gigabyte to see what they cost).
+        Apart from the attention, each step treats every token on its own, so the windows need not be put back in
+        between. The large tensors (queries, keys, values, the MLP's hidden layer) then fit into the cache of a CPU and
+        into memory that the allocator holds already. Fresh pages from the kernel would take much time: set
+        MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ to a gigabyte to see how much.
         """
         at_once = max(1, PIECE // (windows.tokens * self.hidden_dim))
         out = x.new_empty(len(x) + windows.padded, x.shape[1])  # padded tokens go to a last row
@@ -254,12 +254,12 @@ def _attention_dtype(x: Tensor) -> torch.dtype:
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of (N, C), shaped as `rows` is; for padding the first."""
+    """Returns the rows of `x` (N, C) that `rows` names, (*rows.shape, C); padding (-1) gets the first row."""
     return x.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, -1)
 
 
 def _places(rows: Sequence[Tensor], number: int) -> Tensor:
-    """Returns where in the groups, one after the other, each of `number` rows is."""
+    """Returns the place of each of `number` rows in the groups, which stand one after the other."""
     order = torch.cat([some.flatten() for some in rows])
     order = torch.where(order < 0, number, order)
     return order.new_empty(number + 1).scatter(0, order, torch.arange(order.shape[0], device=order.device))[:-1]
@@ -289,7 +289,7 @@ class PatchEmbed(TubeletEmbed):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """(B, in_chans, T, H, W) to (B, T', H', W', dim)."""
+        """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
         padding = end_padding(clip.shape[2:], self.tubelet_size)[2:]
         return self.norm(super().forward(F.pad(clip, padding) if any(padding) else clip))
 
@@ -453,7 +453,7 @@ class VideoSwin(VideoModel):
 
 
 def _from_torchvision(key: str) -> str:
-    """features.{0,2,4,6} are the stages, features.{1,3,5} the mergings."""
+    """Renames a key: features.{0,2,4,6} are the stages in torchvision, features.{1,3,5} the mergings."""
     match = re.match(r"features\.(\d+)\.(.*)", key)
     if match is None:
         return re.sub(r"^head\.", "head.fc.", key)

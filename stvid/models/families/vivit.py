@@ -57,7 +57,7 @@ AttentionType = Literal[
     "joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product", "average_pool"
 ]
 TubeletInit = Literal["central_frame", "average"]
-NORM_EPS = 1e-6  # of every LayerNorm (flax's default)
+NORM_EPS = 1e-6  # epsilon of every LayerNorm (flax's default)
 PUBLISHED_GRID = (16, 14, 14)  # tokens of the published 32 x 224 models
 
 
@@ -84,7 +84,7 @@ class DotProductAttention(Attention):
     """Attention whose first half of heads sees the other frames, and whose second half sees the frame (model 4)."""
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """(B, frames * S, dim) to the same."""
+        """Maps (B, frames * S, dim) to the same shape."""
         batch = x.shape[0]
         by_place = [part.unflatten(1, (frames, -1)) for part in self.queries_keys_values(x)]
         columns = (part[..., : self.num_heads // 2, :].transpose(1, 2).flatten(0, 1) for part in by_place)
@@ -107,7 +107,7 @@ class SelfAttentionBlock(FeedForward):
         self.attn_time = attention(axes="time")
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """(B, frames * S, dim) to the same."""
+        """Maps (B, frames * S, dim) to the same shape."""
         batch, tokens, dim = x.shape
         rows = x.reshape(batch * frames, tokens // frames, dim)
         rows = rows + self.drop_path(self.attn_space(self.norm_space(rows)))
@@ -120,7 +120,7 @@ class TimeSpaceBlock(SelfAttentionBlock):
     """The block of model 3 in the other order: over time, then over space."""
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """(B, frames * S, dim) to the same."""
+        """Maps (B, frames * S, dim) to the same shape."""
         batch, tokens, dim = x.shape
         columns = x.reshape(batch, frames, -1, dim).transpose(1, 2).flatten(0, 1)
         columns = columns + self.drop_path(self.attn_time(self.norm_time(columns)))
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
             grid: Cells along each axis.
             recompute: Whether activations are recomputed in the backward pass.
             tap: Is shown the output of each block but the last.
-            layout: What the blocks ask for besides the tokens.
+            layout: Arguments that the blocks take besides the tokens.
             visible: bool (B, cells), True for the tokens that are kept; None keeps all.
 
         Returns:
@@ -197,7 +197,7 @@ class ViViT(VideoModel):
 
     Args:
         num_classes: Number of logits.
-        num_frames: Frames of a clip, which decide the table of positions; other clips are taken, with it resized.
+        num_frames: Frames of a clip, which decide the table of positions; for other clips the table is resized.
         img_size: (height, width) in pixels, which decide the table, too.
         in_chans: Channels of the clip.
         tubelet_size: Frames, height and width of a tubelet.
@@ -307,7 +307,7 @@ class ViViT(VideoModel):
         self.feature_info = info
 
     def _init_weights(self, tubelet_init: TubeletInit) -> None:
-        """Xavier for each matrix, zeros for the classifier (official code)."""
+        """Draws each matrix by Xavier's rule and starts the classifier at zero (official code)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 for matrix in module.weight.chunk(3 if name.endswith(".qkv") else 1):
@@ -351,14 +351,14 @@ class ViViT(VideoModel):
         return self.encoder(x.flatten(1, 3), grid, recompute=self.grad_checkpointing, tap=leave, visible=visible)
 
     def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
-        """Returns an intermediate result as a map: tubelets, or one cell a frame."""
+        """Returns an intermediate result as a map: tubelets, or one cell for each frame."""
         if self.by_frame and place < len(self.encoder.blocks):
             frames, height = clip_size[0] // self.tubelet_size[0], clip_size[1] // self.tubelet_size[1]
             return rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=frames, h=height)
         return super().to_map(x, place, clip_size)
 
     def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
-        """Returns the cells of the features: tubelets, or one a frame where those of a frame are pooled."""
+        """Returns the cells of the features: tubelets, or one for each frame where the tokens of a frame are pooled."""
         time, height, width = (size // step for size, step in zip(clip_shape[-3:], self.tubelet_size, strict=True))
         return (time, 1, 1) if self.by_frame else (time, height, width)
 

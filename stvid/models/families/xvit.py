@@ -10,8 +10,8 @@ the next frame, as many from the previous one, and the class token takes part. `
 first and last frame have no neighbour outside, where the channels are zero. The frames' class tokens then go through
 one transformer block with a class token of its own (the temporal attention of section 3.3), and a two-layer classifier.
 
-What is published has one table of 14 x 14 positions, which is resized (bicubically) for other sizes at run time, and
-one of 8 frame embeddings, which repeats in longer clips; both keep their size here whatever the clip is.
+The published models have one table of 14 x 14 positions, which is resized (bicubically) for other sizes at run time,
+and one of 8 frame embeddings, which repeats in longer clips; both keep their size here whatever the clip is.
 Kinetics models of 8 or 16 frames have groups of 8 and `shift_div` 8, those of Something-Something 16 and 4.
 """
 
@@ -44,7 +44,7 @@ from stvid.protocol import Protocol
 
 __all__ = ["XViT"]
 
-BACKBONE_EPS = 1e-6  # of the frames' LayerNorms (official code); those of the temporal block keep torch's 1e-5
+BACKBONE_EPS = 1e-6  # epsilon of the frames' LayerNorms; those of the temporal block have 1e-5 (official code)
 TABLE_PIXELS = 224  # the clip that the table of positions is made for
 
 
@@ -54,7 +54,7 @@ def shift_frames(x: Tensor, *, num_segments: int, shift_div: int) -> Tensor:
     Args:
         x: (B, T, ..., dim).
         num_segments: Frames of a group; a group at the end may be shorter.
-        shift_div: dim / shift_div channels are taken of the next frame, as many of the previous one.
+        shift_div: dim / shift_div channels come from the next frame, and the same number from the previous one.
 
     Returns:
         The same shape.
@@ -80,7 +80,7 @@ class MixingAttention(Attention):
         self.shift_div = shift_div
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """(B * frames, N, dim) to the same."""
+        """Maps (B * frames, N, dim) to the same shape."""
         projected = self.qkv(x).unflatten(-1, (3, -1))
         by_frame = projected[:, :, 1:].unflatten(0, (-1, frames))
         shifted = shift_frames(by_frame, num_segments=self.num_segments, shift_div=self.shift_div).flatten(0, 1)
@@ -229,14 +229,14 @@ class XViT(VideoModel):
         return run_blocks(self.temporal_blocks, x, recompute=self.grad_checkpointing, tap=tap, first=len(self.blocks))
 
     def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
-        """Returns an intermediate result as a map: patches of all frames, or one cell a frame."""
+        """Returns an intermediate result as a map: patches of all frames, or one cell for each frame."""
         if place >= len(self.blocks):
             return super().to_map(x, place, clip_size)
         height = clip_size[1] // self.patch_size
         return rearrange(x[:, 1:], "(b t) (h w) c -> b c t h w", t=clip_size[0], h=height)
 
     def token_grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
-        """Returns the cells of the features: one a frame."""
+        """Returns the cells of the features: one for each frame."""
         return clip_shape[-3], 1, 1
 
     def no_weight_decay(self) -> set[str]:
