@@ -52,6 +52,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
 MIRRORS = {"tests/data_prep_pages": "data_prep", "tests/tools": "tools", "tests": "stvid"}
 WITHOUT_MODULE = {
     "tests/models/test_models.py": "asks every native model the same questions",
+    "tests/test_english.py": "is about docstrings and lines",
     "tests/test_packaging.py": "is about the wheel, and the commands in README",
     "tests/test_repository.py": "is about the files around the code",
     "tests/test_structure.py": "is about the tree of modules and tests",
