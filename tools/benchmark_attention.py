@@ -239,7 +239,8 @@ def merging(device: torch.device, rounds: int, name: str, checkpoint: str | None
     model = stvid.load_model(checkpoint) if checkpoint else stvid.create_model(name, img_size=112, num_frames=16).eval()
     if not checkpoint:
         torch.manual_seed(0)
-        nn.init.normal_(model.get_classifier().weight, std=0.02)  # ViViT's starts at zero, and all classes would be equal
+        # ViViT's starts at zero, and all classes would be equal
+        nn.init.normal_(model.get_classifier().weight, std=0.02)
     name = model.recipe["name"]
     (height, width), frames = model.recipe["img_size"], model.recipe["num_frames"]
     clip = torch.randn(8, 3, frames, height, width, device=device)

@@ -98,7 +98,7 @@ class Plan:
 
     Attributes:
         models: The models, the most important first.
-        compiled: Those that are compiled too, likewise.
+        compiled: The models that are measured compiled as well, the most important first.
         convolutions: The depthwise convolutions.
         calls: Calls of attention, as `benchmark_attention.CALLS` has them.
         batch: By what the sequences of a call are multiplied.

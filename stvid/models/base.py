@@ -92,8 +92,8 @@ class VideoModel(nn.Module):
         num_features: Channels of the features.
         in_chans: Channels of the clip.
         head: Turns features into logits; a module of `stvid.models.heads`.
-        feature_info: Describes each result of `forward_intermediates`, in the order in which they are computed; at least
-            two entries, of which the last is the features.
+        feature_info: Describes each result of `forward_intermediates`, in the order in which they are computed. It has
+            at least two entries, of which the last is the features.
         gives_maps: Whether the features are maps; else they are tokens.
         num_prefix_tokens: Tokens in front of those of the grid (class tokens).
         names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
@@ -144,8 +144,8 @@ class VideoModel(nn.Module):
 
         Args:
             clip: (B, in_chans, T, H, W).
-            tap: A function that is called once for each entry of `feature_info`, in order, with its place and the result
-                there; the model goes on with what it returns. The last call has the features themselves.
+            tap: A function that is called once for each entry of `feature_info`, in order, with its place and the
+                result there; the model goes on with what it returns. The last call has the features themselves.
 
         Returns:
             The features, as `forward_features` returns them.

@@ -72,7 +72,7 @@ class Family:
         small_clip: The smallest clip (frames, height, width) on which the family shows all its parts; tests use it.
             They expect that sizes are rounded up, so a model that rounds down needs multiples of its reductions.
         min_clip: The smallest clip (frames, height, width) that the models take; they refuse anything smaller.
-        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, in addition to stvid's own.
+        formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, besides stvid's own.
         parent: The kind of 2D network that `stvid inflate --to` starts the models from; None if there is none.
         parent_of: Names of the models that have this parent; empty if all have it.
         tiny: Arguments that make a model small enough for quick tests, but with two blocks or more.

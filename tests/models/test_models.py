@@ -397,9 +397,7 @@ def test_any_size_channels_and_classes(name: str, options: dict[str, Any], size:
 
 @pytest.mark.parametrize("name", ["r2plus1d_18", "i3d_nl_r50", "i3d_inception", "c3d"])
 def test_one_graph_for_torch_compile(name: str) -> None:
-    options, size = next((options, size) for case, options, size in ANY_SIZE if case == name)
-    model = stvid.create_model(name, num_classes=3, num_frames=size[0], img_size=size[1:], **options)
-    clip = torch.randn(2, 3, *size)
+    model, clip = small_model(name)
     compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(clip), model(clip), rtol=1e-4, atol=1e-5)
