@@ -10,9 +10,10 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 import stvid
+from stvid.data import jobs
 from stvid.data.manifest import Manifest
 from stvid.data.sharding import plan_shards, write_shard, write_shard_index
 from stvid.models.base import VideoModel
@@ -311,3 +313,21 @@ def make_shards() -> Callable[..., Manifest]:
         return stvid.read_manifest(folder)
 
     return make
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `run_jobs` do its work in this process, one file after the other: a worker process costs a second."""
+
+    def run(
+        work: jobs.Work,
+        keys: Sequence[str],
+        options: Mapping[str, Any],
+        workers: int,
+        record: Callable[[str, Mapping[str, Any], str], None],
+    ) -> list[str]:
+        for key in keys:
+            record(key, *jobs._attempt(work, key, options))
+        return []
+
+    monkeypatch.setattr(jobs, "_run_pool", run)

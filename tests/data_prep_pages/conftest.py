@@ -8,19 +8,17 @@ from __future__ import annotations
 import csv
 import importlib
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep import steps
 from stvid.commands import prep
-from stvid.data import jobs
 
 
 @pytest.fixture
-def run_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def run_prepare(monkeypatch: pytest.MonkeyPatch, in_process: None) -> Callable[..., None]:
     """``run_prepare("kinetics", "--edition", "400", ...)`` runs that script; raises what it raises."""
 
     def start(command: Sequence[str], *, check: bool) -> subprocess.CompletedProcess[str]:
@@ -28,19 +26,7 @@ def run_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         words = list(command[len(steps.PREP) :])
         return subprocess.CompletedProcess(words, prep.run(words))
 
-    def work_here(
-        work: jobs.Work,
-        keys: Sequence[str],
-        options: Mapping[str, Any],
-        workers: int,
-        record: Callable[[str, Mapping[str, Any], str], None],
-    ) -> list[str]:
-        for key in keys:
-            record(key, *jobs._attempt(work, key, options))
-        return []
-
     monkeypatch.setattr(steps.subprocess, "run", start)
-    monkeypatch.setattr(jobs, "_run_pool", work_here)
 
     def run(dataset: str, *arguments: str | Path) -> None:
         importlib.import_module(f"data_prep.{dataset}.prepare").main([*map(str, arguments), "--workers", "1"])
