@@ -59,7 +59,11 @@ def test_something_something_with_the_official_order_of_the_classes(tmp_path: Pa
     found = read_ssv2(path)
     assert [(row.video, row.label) for row in found.rows] == [("7", "Holding something"), ("8", "")]
     assert found.class_names == ["Unused", "Holding something"]
-    assert [row.video for row in read_ssv2(write(tmp_path / "answers.csv", "7;Holding something\n")).rows] == ["7"]
+    answers = read_ssv2(write(tmp_path / "answers.csv", "7;Holding something\r\n8;Throwing something, twice\r\n"))
+    assert [(row.video, row.label) for row in answers.rows] == [
+        ("7", "Holding something"),
+        ("8", "Throwing something, twice"),
+    ]
 
 
 def test_a_file_that_holds_only_the_part_comes_before_the_whole_video(tmp_path: Path) -> None:

@@ -71,14 +71,6 @@ def test_parts_of_one_whole_video(tmp_path: Path) -> None:
     assert [row[2:] for row in convert("kinetics400", annotation, tmp_path / "v").rows] == [(0.0, 10.0), (50.0, 60.0)]
 
 
-def test_a_video_in_the_folder_of_its_class_comes_first(tmp_path: Path) -> None:
-    annotation = write(tmp_path / "a.csv", "label,youtube_id,time_start,time_end\nride bike,x,0,10\n")
-    touch(tmp_path / "v", "a/x_000000_000010.mp4", "ride_bike/x_000000_000010.mp4")
-    found = convert("kinetics700", annotation, tmp_path / "v")
-    assert listed(found, tmp_path / "v") == [("ride_bike/x_000000_000010.mp4", "ride bike")]
-    assert found.unexpected == [str(tmp_path / "v/a/x_000000_000010.mp4")]
-
-
 def test_something_something_v2(tmp_path: Path) -> None:
     rows = [
         {"id": "78687", "label": "holding potato", "template": "Holding [something] next to [something]"},
@@ -255,13 +247,6 @@ def test_the_command_writes_list_classes_and_what_is_missing(
     (tmp_path / "v/more.mp4").unlink()
     assert main([*arguments, "--out", str(lists / "train.csv")]) == 0
     assert not (lists / "train_unexpected.txt").exists()
-
-
-def test_the_answers_to_something_something_v2(tmp_path: Path) -> None:
-    touch(tmp_path, "7.webm", "8.webm")
-    answers = write(tmp_path / "test-answers.csv", "7;Holding something\r\n8;Throwing something, twice\r\n")
-    found = convert("ssv2", answers, tmp_path)
-    assert listed(found, tmp_path) == [("7.webm", "Holding something"), ("8.webm", "Throwing something, twice")]
 
 
 def test_folders_that_link_in_a_circle(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import ast
 import gc
 import multiprocessing
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -192,10 +191,6 @@ class TestTrainLoader:
             make_train(manifest, **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
 
-    def test_the_repeats_of_the_data_make_up_the_batch(self, manifest: Manifest) -> None:
-        data = TrainDataset(manifest, PROTOCOL, AUGMENT, seed=0, repeats=2)
-        assert len(make_train_loader(data, LoaderSettings(4, workers=0), seed=0)) == 6
-
 
 class TestTrainBatchSampler:
     def ids(self, sampler: TrainBatchSampler) -> list[list[int]]:
@@ -248,11 +243,6 @@ class TestTrainBatchSampler:
         assert max(counts.values()) > 1
         for video, count in counts.items():
             assert sorted(draw.copy for draw in draws if draw.video == video) == list(range(count))
-
-    def test_draws_carry_the_epoch(self) -> None:
-        sampler = TrainBatchSampler(4, videos_per_batch=2, seed=0)
-        sampler.set_epoch(9)
-        assert {draw.epoch for batch in sampler for draw in batch} == {9}
 
     def test_weights_of_classes(self) -> None:
         rows = [VideoEntry(f"/{n}.mp4", ("rare" if n < 10 else "often" if n < 300 else "some",)) for n in range(400)]
@@ -321,13 +311,6 @@ class TestEvalLoader:
         real = [share[: (videos - rank + world - 1) // world] for rank, share in enumerate(shares)]
         assert all(share == sorted(share) for share in real)
         assert sorted(chain(*real)) == list(range(videos))
-
-    def test_corrupt_file_is_reported(self, manifest: Manifest, tmp_path: Path) -> None:
-        rows = [manifest[0], VideoEntry(str(tmp_path / "none.mp4"), ("left",)), manifest[1]]
-        data = EvalDataset(Manifest.from_entries(rows), PROTOCOL, views="1x1")
-        (batch,) = make_eval_loader(data, LoaderSettings(4, workers=0))
-        assert [sample.index for sample in batch] == [0, 1, 2]
-        assert [sample.error is None for sample in batch] == [True, False, True]
 
     def test_bad_values(self, manifest: Manifest) -> None:
         data = EvalDataset(manifest, PROTOCOL, views="1x1")
@@ -541,9 +524,3 @@ def test_batches_survive_pinning(manifest: Manifest, monkeypatch: pytest.MonkeyP
     assert pinned[2:] == [(2, 3, 4, 64, 64)] * 12
     error = StvidError("one line")
     assert pin_memory(error) is error
-
-
-def test_worker_preparation_pickles() -> None:
-    from stvid.data.datamodule import _WorkerInit
-
-    assert pickle.loads(pickle.dumps(_WorkerInit(3, 1))) == _WorkerInit(3, 1)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import stvid
 from stvid.config import AugmentConfig
 from stvid.data import clips as clips_module
 from stvid.data import dataset as dataset_module
@@ -131,17 +130,6 @@ class TestTrainDataset:
         train = make_train(manifest, AugmentConfig(resize="none", temporal_jitter=False))
         for epoch in range(5):
             assert train[Draw(0, epoch)].indices.tolist() == [[4, 6, 8, 10]]
-
-    def test_start_and_end_bound_the_clip(self, make_video: MakeVideo, frame_number: Number) -> None:
-        path = make_video("square.mp4", width=64, height=64, frames=40)
-        rows = [VideoEntry(str(path), ("a",), 0.4, 0.8)]  # frames 10 to 19
-        train = make_train(Manifest.from_entries(rows))
-        seen: set[int] = set()
-        for epoch in range(40):
-            sample = train[Draw(0, epoch)]
-            assert numbers(sample.clips[0], frame_number) == sample.indices[0].tolist()
-            seen |= set(sample.indices[0].tolist())
-        assert seen == set(range(10, 20))
 
     def test_start_and_end_count_from_the_first_frame(self, make_video: MakeVideo, frame_number: Number) -> None:
         path = make_video("late.ts", width=64, height=64, frames=40, start=1.4)
@@ -312,10 +300,6 @@ class TestTrainDataset:
             size = len(pickle.dumps(data))
             assert size < 20000 * (len(rows[0].path) + 60), "arrays, not objects"
 
-    def test_survives_pickling(self, manifest: Manifest) -> None:
-        train = make_train(manifest, AugmentConfig())
-        assert torch.equal(pickle.loads(pickle.dumps(train))[3].clips, train[3].clips)
-
 
 class TestCollateTrain:
     def test_joins_repeats(self, manifest: Manifest) -> None:
@@ -363,20 +347,6 @@ class TestEvalDataset:
                 plans = view_plans(frames.numbers[None], views, frame_size=frames.size, size=48)
                 crops = cut_views(frames, plans, 48)
                 assert torch.equal(sample.clips[3 * number : 3 * number + 3], crops)
-
-    def test_frames_are_decoded_once(self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[np.ndarray] = []
-        original = VideoReader.get_batch
-
-        def record(self: VideoReader, indices: np.ndarray) -> torch.Tensor:
-            asked.append(np.asarray(indices))
-            return original(self, indices)
-
-        monkeypatch.setattr(VideoReader, "get_batch", record)
-        sample = EvalDataset(manifest, PROTOCOL, views="5x3")[0]
-        assert sample.clips is not None and sample.indices is not None
-        assert len(asked) == 1
-        assert sorted(asked[0].tolist()) == np.unique(sample.indices).tolist()
 
     def test_large_videos_are_decoded_in_parts_and_each_frame_once(
         self, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
@@ -442,11 +412,6 @@ class TestEvalDataset:
             with pytest.raises(ManifestError, match="a video has no label, but others have; set task: multilabel"):
                 single[0]
 
-    @pytest.mark.parametrize("views", ["4", "0x1", "4x2", "x"])
-    def test_bad_views(self, manifest: Manifest, views: str) -> None:
-        with pytest.raises(ConfigError, match="views"):
-            EvalDataset(manifest, PROTOCOL, views=views)
-
     def test_ends(self, manifest: Manifest) -> None:
         with pytest.raises(IndexError):
             EvalDataset(manifest, PROTOCOL, views="1x1")[9]
@@ -480,12 +445,6 @@ class TestLoadClip:
             pixels = reader.get_batch(clip.indices)[:, 8:56, 24:72].permute(3, 0, 1, 2)
         assert torch.equal(clip.tensor, normalize(pixels, protocol.mean, protocol.std))
 
-    def test_equals_the_one_test_view(self, manifest: Manifest) -> None:
-        sample = EvalDataset(manifest, PROTOCOL, views="1x1")[0]
-        assert sample.clips is not None
-        clip = load_clip(manifest[0].path, protocol=PROTOCOL)
-        assert torch.equal(clip.tensor, normalize(sample.clips[0], PROTOCOL.mean, PROTOCOL.std))
-
     def test_default_protocol(self, make_video: MakeVideo) -> None:
         clip = load_clip(make_video("wide.mp4", width=96, height=64, frames=30))
         assert clip.tensor.shape == (3, 16, 224, 224)
@@ -517,9 +476,6 @@ class TestLoadClip:
             load_clip(manifest[0].path, start=50.0)
         with pytest.raises(ConfigError, match="crop"):
             load_clip(manifest[0].path, crop=512)
-
-    def test_is_public(self) -> None:
-        assert stvid.load_clip is load_clip
 
 
 def test_generators_depend_on_every_number_of_their_key() -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -199,27 +194,3 @@ def test_copies_must_not_meet(make_video: MakeVideo, tmp_path: Path, capsys) -> 
     (tmp_path / "v" / "a" / "x.avi").unlink()
     assert main(["transcode", str(tmp_path / "v"), "--out", str(tmp_path / "v")]) == 2
     assert "would be replaced by its own copy" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_killed_run_is_continued(make_video: MakeVideo, tmp_path: Path) -> None:
-    for number in range(6):
-        make_video(f"{number}.mp4", frames=150, width=320, height=240, to=tmp_path / "v" / "a")
-    command = [sys.executable, "-m", "stvid", "prep", "transcode", str(tmp_path / "v")]
-    command += ["--out", str(tmp_path / "out"), "--workers", "1", "--preset", "slow"]
-    process = subprocess.Popen(command, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("a/[0-9].mp4"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("a/[0-9].mp4")}
-    assert 2 <= len(done) < 6
-    for path in done:
-        with VideoReader(path) as reader:
-            assert len(reader) == 150  # whole: nothing half-written has its name
-    assert subprocess.run(command, check=False).returncode == 0
-    copies = sorted((tmp_path / "out").rglob("*.mp4"))
-    assert [path.name for path in copies] == [f"{number}.mp4" for number in range(6)]
-    assert sum(done.get(path) == path.stat().st_mtime_ns for path in copies) >= len(done) - 1

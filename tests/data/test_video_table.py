@@ -70,17 +70,12 @@ def test_with_class_names_matches_by_name() -> None:
         manifest.with_class_names(["c0", "c0"])
 
 
-def _path_in_child(manifest: Manifest, index: int) -> str:
-    return manifest[index].path
-
-
 def test_it_survives_a_spawn(tmp_path: Path) -> None:
     manifest = Manifest.from_entries(entries(5))
     state = dict(manifest.__dict__)
     assert state.pop("members") is None  # not in shards
     assert all(isinstance(value, (np.ndarray, str, tuple)) for value in state.values())
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(os.path.basename, (manifest[3].path,)) == os.path.basename(manifest[3].path)
         assert pool.apply(Manifest.__getitem__, (manifest, 3)) == manifest[3]
 
 
