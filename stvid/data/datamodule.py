@@ -80,8 +80,8 @@ class TrainBatchSampler(Sampler[list[Draw]]):
         rank: Number of this process.
         world_size: Number of processes.
         weights: Probability of each video, float (N,), for drawing with replacement; None takes each video once.
-        drop_last: Leave out the videos at the end of an epoch that do not fill a batch of every rank. Otherwise some
-            videos are repeated so that the ranks have equal shares, and the last batch may be smaller.
+
+    The videos at the end of an epoch that do not fill a batch of every rank are left out.
 
     Raises:
         ConfigError: If the videos do not fill one batch of every rank.
@@ -96,12 +96,11 @@ class TrainBatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         weights: np.ndarray | None = None,
-        drop_last: bool = True,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         together = videos_per_batch * world_size
-        if num_videos < (together if drop_last else 1):
+        if num_videos < together:
             raise ConfigError(
                 f"data.batch_size: there are {num_videos} training videos, but one step takes {together} "
                 f"({videos_per_batch} in each of {world_size} process{'es' if world_size > 1 else ''}); "
@@ -113,7 +112,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.world_size = world_size
         self.weights = weights
-        self._share = num_videos // together * videos_per_batch if drop_last else -(-num_videos // world_size)
+        self._share = num_videos // together * videos_per_batch
         self._epoch = 0
         self._start = 0
 
@@ -132,7 +131,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
         self._start = batches
 
     def __len__(self) -> int:
-        return -(-self._share // self.videos_per_batch)
+        return self._share // self.videos_per_batch
 
     def __iter__(self) -> Iterator[list[Draw]]:
         # Not a generator function: epoch and start are those of now, not of when the first batch is asked for.
@@ -144,7 +143,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
             order = rng.permutation(self.num_videos)
         else:
             order = rng.choice(self.num_videos, size=self.num_videos, p=self.weights)
-        order = np.resize(order, self._share * self.world_size)  # cuts the end off, or repeats from the beginning
+        order = order[: self._share * self.world_size]
         copies = _occurrences(order)
         mine = [
             Draw(int(index), self._epoch, int(copy))
@@ -411,7 +410,6 @@ def make_train_loader(
     *,
     seed: int,
     balance: Literal["none", "class"] = "none",
-    drop_last: bool = True,
 ) -> TrainLoader:
     """Makes the loader of one training process; worker processes are kept from epoch to epoch.
 
@@ -421,7 +419,6 @@ def make_train_loader(
         seed: Seed of the order, 0 or more.
         balance: ``class`` draws with replacement so that all classes are equally frequent; ``none`` takes each video
             once an epoch.
-        drop_last: Leave out the videos at the end of an epoch that do not fill a batch of every rank.
 
     Raises:
         ConfigError: If the clips that the data set gives of a video do not divide the batch size, there are too few
@@ -440,8 +437,6 @@ def make_train_loader(
     share = {"seed": seed, "rank": settings.rank, "world_size": settings.world_size}
     videos_per_batch = batch_size // dataset.repeats
     if dataset.manifest.members is not None:
-        if not drop_last:
-            raise ConfigError("shards: the videos that do not fill a batch of every rank are always left out")
         if balance == "class":
             raise ConfigError(
                 "data.balance: shards are read from front to back, each video once an epoch; set it to none, or give a "
@@ -454,7 +449,6 @@ def make_train_loader(
         len(dataset),
         videos_per_batch=videos_per_batch,
         weights=class_weights(dataset.manifest) if balance == "class" else None,
-        drop_last=drop_last,
         **share,
     )
     return TrainLoader(dataset, batch_sampler=sampler, collate_fn=collate_train, **options)
@@ -464,7 +458,6 @@ def make_eval_loader(
     dataset: EvalDataset,
     settings: LoaderSettings,
     *,
-    persistent: bool = False,
     only: Sequence[int] | None = None,
 ) -> EvalLoader:
     """Makes the loader of one evaluating process.
@@ -475,7 +468,6 @@ def make_eval_loader(
     Args:
         dataset: The videos.
         settings: Batch size, worker processes and ranks.
-        persistent: Keep the worker processes for the next pass.
         only: Numbers of the videos to take; None takes all.
 
     Raises:
@@ -490,5 +482,5 @@ def make_eval_loader(
         sampler=_EvalSampler(videos, rank=settings.rank, world_size=settings.world_size),
         collate_fn=collate_eval,
         pin_memory=settings.pin_memory,
-        **worker_options(settings.workers, seed=0, rank=settings.rank, persistent=persistent),
+        **worker_options(settings.workers, seed=0, rank=settings.rank, persistent=False),
     )

@@ -219,19 +219,6 @@ class TestTrainBatchSampler:
             seen |= set(chain(*self.ids(sampler)))
         assert seen == set(range(11))
 
-    @pytest.mark.parametrize(("videos", "per_batch", "world"), [(11, 4, 2), (3, 8, 1), (3, 2, 4), (12, 4, 3)])
-    def test_without_drop_last_everything_is_covered(self, videos: int, per_batch: int, world: int) -> None:
-        samplers = [
-            TrainBatchSampler(videos, videos_per_batch=per_batch, seed=0, rank=r, world_size=world, drop_last=False)
-            for r in range(world)
-        ]
-        shares = [self.ids(sampler) for sampler in samplers]
-        assert len({tuple(len(batch) for batch in share) for share in shares}) == 1, "the ranks keep step"
-        assert all(len(share) == len(sampler) for share, sampler in zip(shares, samplers, strict=True))
-        counts = Counter(video for share in shares for batch in share for video in batch)
-        assert set(counts) == set(range(videos))
-        assert sum(counts.values()) < videos + world
-
     def test_copies_number_the_draws_of_one_video(self) -> None:
         weights = np.array([0.7, 0.1, 0.1, 0.1])
         ranks = [
