@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(_parser(), own)
 
-    from stvid.evaluation.evaluate import PROBES, evaluation_digest
+    from stvid.evaluation.evaluate import PROBES, EvaluationPlan
     from stvid.runs import read_test_videos
 
     model, config = load(options, dotted)
@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
         "seed": config.seed,
         "average": options.average,
     }
-    folder = _folder(options, protocol.views, videos, evaluation_digest(videos, protocol, **measured))
+    folder = _folder(options, protocol.views, videos, EvaluationPlan(protocol, **measured).digest(videos))
     options.backend = options.backend or config.data.backend
     result = _measure(model, videos, measured, options, folder)
     written = result.save(folder)

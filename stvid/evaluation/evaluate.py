@@ -37,12 +37,12 @@ from stvid.protocol import Protocol, Task
 __all__ = [
     "PROBES",
     "EvaluationError",
+    "EvaluationPlan",
     "EvaluationResult",
     "Placement",
     "Temporal",
     "ViewAccumulator",
     "evaluate",
-    "evaluation_digest",
     "perturb_time",
     "sample_logits",
 ]
@@ -382,16 +382,21 @@ class EvaluationPlan:
         )
 
     def digest(self, videos: Manifest) -> str:
-        """Returns the `evaluation_digest` of these videos."""
-        return evaluation_digest(
-            videos,
-            self.protocol,
-            also=self.also,
-            task=self.task,
-            temporal=self.temporal,
-            probe=self.probe,
-            seed=self.seed,
-            average=self.average,
+        """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.
+
+        Paths, ranges, labels and order of the videos enter it, and the seed only if frames are shuffled.
+        """
+        orders = (self.temporal, *dict.fromkeys(self.probe))
+        return digest(
+            {
+                "videos": videos_digest(videos),
+                "protocol": self.protocol.to_dict(),
+                "also": [str(ViewPlan.parse(other)) for other in self.also],
+                "task": self.task,
+                "orders": orders,
+                "seed": self.seed if "shuffled" in orders else None,
+                "average": self.average,
+            }
         )
 
 
@@ -540,42 +545,6 @@ def _add(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) ->
         path=videos[record.index].path,
         distinct=record.distinct,
         probes=record.probes,
-    )
-
-
-def evaluation_digest(
-    videos: Manifest,
-    protocol: Protocol,
-    *,
-    also: Sequence[str | ViewPlan] = (),
-    task: Task = "multiclass",
-    temporal: Temporal = "normal",
-    probe: Sequence[Temporal] = (),
-    seed: int = 0,
-    average: Average = "probabilities",
-) -> str:
-    """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.
-
-    Args:
-        videos: The videos; their paths, ranges, labels and order enter the digest.
-        protocol: The protocol, with the views.
-        also: See `evaluate`, as for those below.
-        task: ``multiclass`` or ``multilabel``.
-        temporal: Order of the frames.
-        probe: Further orders.
-        seed: Seed of the shuffled order; it enters the digest only if frames are shuffled.
-        average: ``probabilities`` or ``logits``.
-    """
-    return digest(
-        {
-            "videos": videos_digest(videos),
-            "protocol": protocol.to_dict(),
-            "also": [str(ViewPlan.parse(other)) for other in also],
-            "task": task,
-            "orders": [temporal, *dict.fromkeys(probe)],
-            "seed": seed if "shuffled" in (temporal, *probe) else None,
-            "average": average,
-        }
     )
 
 
