@@ -58,7 +58,7 @@ def resume_config(source: str | os.PathLike[str], options: Sequence[str] = ()) -
     else:
         config = parse_config(stored_run(checkpoint)["config"], options, source=str(checkpoint))
     config.resume = str(checkpoint)
-    if not any(option.partition("=")[0] in ("--out", "--out") for option in options):
+    if not any(option.partition("=")[0] == "--out" for option in options):
         config.output = None if run is None else str(run)
     return config
 

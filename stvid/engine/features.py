@@ -28,8 +28,8 @@ from stvid.evaluation.features import (
     check_settings,
     feature_files,
     save_features,
-    weights_digest,
 )
+from stvid.evaluation.progress import model_digest
 from stvid.files import write_table
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
@@ -252,7 +252,7 @@ def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) 
     """Returns what the numbers in the files depend on."""
     return {
         "model": model.recipe.get("name"),
-        "weights": weights_digest(model),
+        "weights": model_digest(model),
         "protocol": protocol.to_dict(),
         "window": settings.window,
         "stride": settings.window if settings.stride is None else settings.stride,

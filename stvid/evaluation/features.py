@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.data.dataset import EvalDataset
@@ -42,7 +42,6 @@ __all__ = [
     "feature_files",
     "load_features",
     "save_features",
-    "weights_digest",
 ]
 
 FeatureFormat = Literal["npz", "parquet"]
@@ -169,15 +168,6 @@ def feature_files(manifest: Manifest, folder: str | os.PathLike[str], format: Fe
         digits = hashlib.sha256(repr((str(path), entry.start, entry.end)).encode(errors="surrogateescape")).hexdigest()
         files.append(Path(folder) / path.parent.name / f"{path.name}.{digits[:8]}.{format}")
     return files
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Returns a short fingerprint of all weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
