@@ -78,13 +78,12 @@ class MissingFileError(VideoError, FileNotFoundError):
     """A path of a video at which there is no file."""
 
 
-def nearest(name: str, candidates: Iterable[str], *, count: int = 3) -> str:
-    """Returns a hint such as ``; nearest: a, b``, or an empty string if nothing is near.
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns a hint such as ``; nearest: a, b`` of up to three names, or an empty string if nothing is near.
 
     Args:
         name: The name that was asked for.
         candidates: The names that exist.
-        count: How many names to show at most.
     """
-    found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
     return f"; nearest: {', '.join(found)}" if found else ""

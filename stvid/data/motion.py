@@ -426,20 +426,16 @@ def resolve_motion(
     split: str,
     *,
     root: str | os.PathLike[str] | None = None,
-    seed: int = 0,
     train: int = TRAIN_VIDEOS,
     val: int = VAL_VIDEOS,
-    progress: bool = True,
 ) -> Path:
     """Returns the CSV of one split of the set, which is made if it does not exist yet.
 
     Args:
         split: ``train`` or ``val``.
         root: Folder of the set, see `prepare_motion`.
-        seed: Seed of every random choice.
         train: Videos of the training split.
         val: Videos of the held-out split.
-        progress: Say on stderr what is done.
 
     Raises:
         ConfigError: If the split is neither, or the folder cannot be used, see `prepare_motion`.
@@ -447,4 +443,4 @@ def resolve_motion(
     """
     if split not in _SPLITS:
         raise ConfigError(f"motion: split {split!r} is neither train nor val")
-    return prepare_motion(root, seed=seed, train=train, val=val, progress=progress) / f"{split}.csv"
+    return prepare_motion(root, train=train, val=val) / f"{split}.csv"

@@ -151,14 +151,11 @@ class FailureLimit(Callback):
 
 
 class Throughput(Callback):
-    """Measures clips a second and the share of the time that a step waited for data, and warns of a high share.
+    """Measures clips a second and the share of the time that a step waited for data, and warns of a high share."""
 
-    Args:
-        warn_above: Share of an epoch's time spent waiting that is worth a warning.
-    """
+    warn_above = 0.3  # share of an epoch's time spent waiting
 
-    def __init__(self, *, warn_above: float = 0.3) -> None:
-        self.warn_above = warn_above
+    def __init__(self) -> None:
         self.clips_per_second = 0.0
         self.data_wait = 0.0
         self._warned = False

@@ -318,6 +318,7 @@ def _sorted(changes: Sequence[ClassChange]) -> tuple[ClassChange, ...]:
     return tuple(sorted(changes, key=lambda change: (change.first - change.second, change.name)))
 
 
-def _listed(names: Sequence[str], limit: int = 3) -> str:
+def _listed(names: Sequence[str]) -> str:
+    limit = 3
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(os.fsencode(name).decode(errors="replace") for name in names[:limit]) + more

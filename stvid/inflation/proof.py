@@ -60,7 +60,7 @@ def _by_frame(
 
 @torch.no_grad()
 def still_difference(
-    network: nn.Module, model: InflatedModel, *, unrounded: bool = False, seed: int = 0
+    network: nn.Module, model: InflatedModel, *, unrounded: bool = False
 ) -> tuple[float, str, list[LayerDifference]]:
     """Compares a 2D network on two images with the model on each image repeated over time, in float64.
 
@@ -73,13 +73,12 @@ def still_difference(
         model: The inflated network, with a classifier of the same size.
         unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel are
             rounded, which a network can magnify.
-        seed: Seed of the images, whose values are normally distributed, and of a random classifier.
 
     Returns:
         The largest difference of the logits, relative to the largest difference between the logits of the two images;
         what was compared, in words; and the difference of each block's output, relative to its largest magnitude.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_chans, *model.img_size, generator=generator).double()
     clip = images.unsqueeze(2).expand(-1, -1, model.num_frames, -1, -1)
     flat, video = copy.deepcopy(network).double().cpu(), copy.deepcopy(model).double().cpu()
@@ -168,12 +167,12 @@ def watching(network: nn.Module, names: Sequence[str], see: Callable[[str, Tenso
         yield
 
 
-def filter_pairs(network: nn.Module, model: InflatedModel, *, count: int = 3) -> list[FilterPair]:
-    """Returns the first inflated kernels that have an extent in space, for the picture."""
+def filter_pairs(network: nn.Module, model: InflatedModel) -> list[FilterPair]:
+    """Returns the first three inflated kernels that have an extent in space, for the picture."""
     pairs: list[FilterPair] = []
     for name in model.inflated:
         part = model.network.get_submodule(name) if name != "head" else None
-        if isinstance(part, TemporalConv) and part.kernel_size[1] > 1 and len(pairs) < count:
+        if isinstance(part, TemporalConv) and part.kernel_size[1] > 1 and len(pairs) < 3:
             before: Any = network.get_submodule(name)
             pairs.append(FilterPair(name, before.weight.detach(), part.weight.detach()))
     return pairs

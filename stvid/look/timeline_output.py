@@ -56,17 +56,16 @@ class ClassTrack:
         self.scores.append(np.mean([item.scores for item in self._group], axis=0))
         self._group = []
 
-    def svg(self, *, classes: int = 5, width: int = 860, height: int = 300) -> str:
+    def svg(self, *, classes: int = 5) -> str:
         """Returns a line for each of the classes that were ever the most probable, as an SVG picture.
 
         Args:
             classes: How many lines to draw at most; the classes with the highest peaks are taken.
-            width: Width of the picture in pixels.
-            height: Height of the picture without its legend in pixels.
         """
         if self._group:
             self._close_group()
             self._group = []
+        width, height = 860, 300  # in pixels, without the legend
         left, right, top, bottom = 44, 12, 12, 34
         inner_width, inner_height = width - left - right, height - top - bottom
         if not self.times:
