@@ -284,6 +284,8 @@ def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixtu
     assert code == 0 and f"usage: stvid {command}" in out
     if command in ("train", "test", "predict"):
         assert "type: " in out and "default: " in out
+    if command in ("inspect", "explain", "features", "export", "demo", "predict"):
+        assert "--checkpoint" in out and "default" in out
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

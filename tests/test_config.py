@@ -214,15 +214,12 @@ def test_options_override_the_file(tmp_path: Path) -> None:
     assert config.protocol == Protocol(frames=8)
 
 
-def test_dump_goes_round() -> None:
+def test_dump_goes_round(tmp_path: Path) -> None:
     config = load_config(None, ["--protocol.class_names", "[a, 'b, c', ü]", "--optim.betas", "[0.8, 0.9]"])
     assert isinstance(config, TrainConfig)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(dump_config(config), encoding="utf-8")
-        assert load_config(path) == config
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
 
 
 @pytest.mark.parametrize(

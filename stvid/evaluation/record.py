@@ -320,14 +320,14 @@ class EvaluationResult:
                 temporal=record["temporal"],
                 command=record["command"],
                 versions=record["versions"],
-                also=tuple(record.get("also", ())),  # results of stvid 0.1 lack what follows
+                also=tuple(record["also"]),
                 extra_logits=arrays.get("extra_logits"),
-                average=record.get("average", "probabilities"),
+                average=record["average"],
                 distinct=arrays.get("distinct"),
                 probe_logits={name[len(_PROBE) :]: value for name, value in arrays.items() if name.startswith(_PROBE)},
-                cost=record.get("cost", {}),
-                arithmetic=tuple(record.get("arithmetic", ())),
-                evaluation=record.get("evaluation", ""),
+                cost=record["cost"],
+                arithmetic=tuple(record["arithmetic"]),
+                evaluation=record["evaluation"],
             )
         except OSError as error:
             name = error.filename or target
