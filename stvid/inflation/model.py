@@ -38,10 +38,9 @@ from stvid.inflation.temporal import (
     JointTime,
     TemporalFilter,
     describe_taps,
-    taps,
 )
 from stvid.models.base import FeatureInfo, VideoModel, leave
-from stvid.models.blocks import Tap
+from stvid.models.blocks import Tap, taps
 from stvid.models.following import follow_norms
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import channels_last

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.inflation.options import Init, Padding
-from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks
+from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
 
 __all__ = [
     "ClipTime",
@@ -39,7 +39,6 @@ __all__ = [
     "TemporalTransformer",
     "attach",
     "describe_taps",
-    "taps",
 ]
 
 FOCUS = 2.0  # what a score loses at the start for each frame beside the one that a head looks at
@@ -87,24 +86,6 @@ class TemporalLayer(nn.Module):
     def unfold(self, x: Tensor) -> Tensor:
         """Maps (B*T, ...) to (B, T, ...)."""
         return x.unflatten(0, (-1, self.time.at(self)))
-
-
-def taps(weight: Tensor, kernel_size: int, *, init: Init) -> Tensor:
-    """Gives a 2D kernel an axis of time.
-
-    Args:
-        weight: (out, in, kh, kw).
-        kernel_size: Frames that the new kernel sees.
-        init: ``center``: the kernel in the central frame, zeros elsewhere. ``average``: an equal share in every frame.
-
-    Returns:
-        (out, in, kernel_size, kh, kw).
-    """
-    if init == "average":
-        return weight.unsqueeze(2).expand(-1, -1, kernel_size, -1, -1).div(kernel_size)
-    inflated = weight.new_zeros(*weight.shape[:2], kernel_size, *weight.shape[2:])
-    inflated[:, :, kernel_size // 2] = weight
-    return inflated
 
 
 def describe_taps(frames: int, init: Init) -> str:

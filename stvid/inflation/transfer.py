@@ -14,8 +14,9 @@ from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import ImageNetwork
 from stvid.inflation.options import Init
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
-from stvid.inflation.temporal import describe_taps, taps
+from stvid.inflation.temporal import describe_taps
 from stvid.models.base import VideoModel
+from stvid.models.blocks import taps
 
 __all__ = ["Reason", "Remedy", "Transfer"]
 

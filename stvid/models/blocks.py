@@ -41,6 +41,7 @@ __all__ = [
     "resize_grid",
     "run_blocks",
     "shortcut",
+    "taps",
 ]
 
 
@@ -211,6 +212,24 @@ def keep_visible(x: Tensor, visible: Tensor, *, prefix: int) -> Tensor:
         raise ValueError(f"mask: each clip must leave out as many tokens, not {(~visible).sum(1).tolist()}")
     kept = x[:, prefix:][visible].view(batch, -1, dim)
     return torch.cat((x[:, :prefix], kept), dim=1)
+
+
+def taps(weight: Tensor, kernel_size: int, *, init: Literal["center", "average"]) -> Tensor:
+    """Gives a 2D kernel an axis of time; on a still clip both ways compute what the 2D kernel does.
+
+    Args:
+        weight: (out, in, kh, kw).
+        kernel_size: Frames that the new kernel sees.
+        init: ``center``: the kernel in the central frame, zeros elsewhere. ``average``: an equal share in every frame.
+
+    Returns:
+        (out, in, kernel_size, kh, kw).
+    """
+    if init == "average":
+        return weight.unsqueeze(2).expand(-1, -1, kernel_size, -1, -1).div(kernel_size)
+    inflated = weight.new_zeros(*weight.shape[:2], kernel_size, *weight.shape[2:])
+    inflated[:, :, kernel_size // 2] = weight
+    return inflated
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

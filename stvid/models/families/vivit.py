@@ -45,13 +45,14 @@ from stvid.models.blocks import (
     rename_keys,
     resize_grid,
     run_blocks,
+    taps,
 )
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
 from stvid.protocol import Protocol
 
-__all__ = ["ViViT", "tubelet_weight"]
+__all__ = ["ViViT"]
 
 AttentionType = Literal[
     "joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product", "average_pool"
@@ -59,25 +60,6 @@ AttentionType = Literal[
 TubeletInit = Literal["central_frame", "average"]
 NORM_EPS = 1e-6  # epsilon of every LayerNorm (flax's default)
 PUBLISHED_GRID = (16, 14, 14)  # tokens of the published 32 x 224 models
-
-
-def tubelet_weight(weight: Tensor, frames: int, *, init: TubeletInit) -> Tensor:
-    """Makes the weight of a tubelet embedding from that of a patch embedding (section 3.4).
-
-    Args:
-        weight: (dim, channels, height, width).
-        frames: Frames of a tubelet.
-        init: ``central_frame`` gives the weight to frame ``frames // 2`` and zeros to the others; ``average`` gives
-            each frame an equal share. On a still clip both compute what the image model does.
-
-    Returns:
-        (dim, channels, frames, height, width).
-    """
-    if init == "average":
-        return weight.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
-    inflated = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
-    inflated[:, :, frames // 2] = weight
-    return inflated
 
 
 class DotProductAttention(Attention):
@@ -201,7 +183,8 @@ class ViViT(VideoModel):
         img_size: (height, width) in pixels, which decide the table, too.
         in_chans: Channels of the clip.
         tubelet_size: Frames, height and width of a tubelet.
-        tubelet_init: How the embedding starts, ``central_frame`` or ``average``; see `tubelet_weight`.
+        tubelet_init: How the embedding of an image model becomes one of tubelets (section 3.4): ``central_frame`` or
+            ``average``; see `stvid.models.blocks.taps`.
         attention_type: The model of the paper; see the head of this file.
         attention_order: Which attention comes first with ``factorised_self_attention``.
         depth: Number of blocks.
@@ -319,7 +302,8 @@ class ViViT(VideoModel):
         proj = self.patch_embed.proj
         with torch.no_grad():
             image = nn.init.trunc_normal_(proj.weight[:, :, 0].clone(), std=proj.weight[0, :, 0].numel() ** -0.5)
-            proj.weight.copy_(tubelet_weight(image, self.tubelet_size[0], init=tubelet_init))
+            init: Literal["center", "average"] = "average" if tubelet_init == "average" else "center"
+            proj.weight.copy_(taps(image, self.tubelet_size[0], init=init))
             if proj.bias is not None:
                 proj.bias.zero_()
 

@@ -7,7 +7,7 @@ import torch
 
 import stvid
 from stvid.models.base import VideoModel
-from stvid.models.families.vivit import tubelet_weight
+from stvid.models.blocks import taps
 
 TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 
@@ -50,10 +50,10 @@ def test_tubelets_compute_the_image_model_on_a_still_clip() -> None:
     image = torch.randn(4, 3, 8, 8)
     still = torch.randn(1, 3, 1, 8, 8).expand(-1, -1, 4, -1, -1)
     expected = torch.nn.functional.conv2d(still[:, :, 0], image).flatten()
-    for init in ("central_frame", "average"):
-        weight = tubelet_weight(image, 4, init=init)  # type: ignore[arg-type]
+    for init in ("center", "average"):
+        weight = taps(image, 4, init=init)  # type: ignore[arg-type]
         torch.testing.assert_close(torch.nn.functional.conv3d(still, weight).flatten(), expected)
-    assert tubelet_weight(image, 2, init="central_frame")[:, :, 1].equal(image)
+    assert taps(image, 2, init="center")[:, :, 1].equal(image)
 
 
 @pytest.mark.parametrize("where", sorted(VIVIT_NAMES))
