@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fill import fill_module  # tests/goldens/fill.py
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as read_microsoft
@@ -33,18 +34,7 @@ FSA = "vivit_b16x2_fsa"
 
 def untrained(network: nn.Module) -> nn.Module:
     """Gives every tensor values that matter: norms, biases and tables start as ones and zeros."""
-    generator = torch.Generator().manual_seed(0)
-    for key, value in network.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        noise = torch.randn(value.shape, generator=generator)
-        if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
-            value.copy_(noise.abs() * 0.3 + 0.5)
-        elif value.dim() == 1 or re.search(r"pos|cls|class|table", key):
-            value.copy_(noise * 0.2)
-        elif re.search(r"^(fc|head)", key):
-            value.copy_(noise * 0.1)
-    return network.eval()
+    return fill_module(network).eval()
 
 
 def resnet(block: Any = Bottleneck, **options: Any) -> nn.Module:
