@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stvid.evaluation.metrics import Calibration
 
-__all__ = ["Axes", "Bar", "Mark", "ReliabilityPlot", "ScatterPlot", "Tick", "reliability", "round_ticks", "scatter"]
+__all__ = ["Axes", "Mark", "Plot", "Tick", "reliability", "round_ticks", "scatter"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ def round_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
     return [round(step * number, 9) for number in range(first, last + 1)]
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture of `width` by `height` pixels: the axes, and what the template draws in them."""
+
+    width: float
+    height: float
+    axes: Axes
+    marks: tuple[Any, ...]
+
+
 # --- accuracy against cost --------------------------------------------------------------------------------------------
 
 
@@ -78,17 +89,7 @@ class Mark:
     name: str
 
 
-@dataclass(frozen=True)
-class ScatterPlot:
-    """Points of named values, in a picture of `width` by `height` pixels."""
-
-    width: float
-    height: float
-    axes: Axes
-    marks: tuple[Mark, ...]
-
-
-def scatter(points: Sequence[tuple[float, float, str]], *, x_name: str, y_name: str) -> ScatterPlot:
+def scatter(points: Sequence[tuple[float, float, str]], *, x_name: str, y_name: str) -> Plot:
     """Lays out fractions against costs, on a logarithmic axis of costs.
 
     Args:
@@ -123,39 +124,17 @@ def scatter(points: Sequence[tuple[float, float, str]], *, x_name: str, y_name: 
         while any(abs(at_x - other.x) < 30 and abs(text_y - other.text_y) < 12 for other in marks):
             text_y += 12 if text_y >= at_y else 2 * (at_y - text_y) + 6
         marks.append(Mark(at_x, at_y, text_y, name))
-    return ScatterPlot(width, height, axes, tuple(marks))
+    return Plot(width, height, axes, tuple(marks))
 
 
 # --- confidence and accuracy ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bin of a reliability plot: its bar, the dot of its mean confidence, and the numbers behind them."""
+def reliability(calibration: Calibration) -> Plot:
+    """Lays out the bins of a calibration: a bar as high as the accuracy, paler if it holds fewer videos.
 
-    x: float
-    y: float
-    width: float
-    height: float
-    opacity: float
-    dot_x: float
-    confidence: float
-    accuracy: float
-    count: float
-
-
-@dataclass(frozen=True)
-class ReliabilityPlot:
-    """Accuracy of the predictions of each confidence, in a picture of `width` by `height` pixels."""
-
-    width: float
-    height: float
-    axes: Axes
-    bars: tuple[Bar, ...]
-
-
-def reliability(calibration: Calibration) -> ReliabilityPlot:
-    """Lays out the bins of a calibration: a bar as high as the accuracy, paler if it holds fewer videos."""
+    A mark of the plot is a record of the calibration with the place of its bar and of the dot of its mean confidence.
+    """
     size, left, top = 320, 44, 26
     inner = size - left - 12
 
@@ -170,18 +149,16 @@ def reliability(calibration: Calibration) -> ReliabilityPlot:
     y_ticks = tuple(Tick(y(value), f"{100 * value:.4g}%") for value in shown)
     most = max(record["count"] for record in calibration.bins)
     bars = tuple(
-        Bar(
-            x=x(record["low"]) + 0.5,
-            y=y(record["accuracy"]),
-            width=x(record["high"]) - x(record["low"]) - 1,
-            height=y(0) - y(record["accuracy"]),
-            opacity=0.35 + 0.65 * record["count"] / most,
-            dot_x=x(record["confidence"]),
-            confidence=record["confidence"],
-            accuracy=record["accuracy"],
-            count=record["count"],
-        )
+        {
+            **record,
+            "x": x(record["low"]) + 0.5,
+            "y": y(record["accuracy"]),
+            "width": x(record["high"]) - x(record["low"]) - 1,
+            "height": y(0) - y(record["accuracy"]),
+            "opacity": 0.35 + 0.65 * record["count"] / most,
+            "dot_x": x(record["confidence"]),
+        }
         for record in calibration.bins
     )
     axes = Axes(left, top, inner, inner, x_ticks, y_ticks, "confidence", "accuracy")
-    return ReliabilityPlot(size, top + inner + 38, axes, bars)
+    return Plot(size, top + inner + 38, axes, bars)
