@@ -102,16 +102,8 @@ def compare(
         ConfigError: If the results are of different videos, labels, classes or tasks.
     """
     pair = _pair(first, second, names)
-    draws = _Draws(resamples, seed)
-    return _compare_multilabel(pair, draws) if first.task == "multilabel" else _compare_multiclass(pair, draws)
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """How often the videos are drawn again with replacement, and the seed of that."""
-
-    resamples: int
-    seed: int
+    run = _compare_multilabel if first.task == "multilabel" else _compare_multiclass
+    return run(pair, resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ def _pair(first: EvaluationResult, second: EvaluationResult, names: tuple[str, s
     )
 
 
-def _compare_multiclass(pair: _Pair, draws: _Draws) -> Comparison:
+def _compare_multiclass(pair: _Pair, resamples: int, seed: int) -> Comparison:
     correct = [score.argmax(axis=1) == pair.labels for score in pair.scores]
     wins, losses = ~correct[0] & correct[1], correct[0] & ~correct[1]
     changes = [
@@ -194,7 +186,7 @@ def _compare_multiclass(pair: _Pair, draws: _Draws) -> Comparison:
         first=float(correct[0].mean()),
         second=float(correct[1].mean()),
         difference=float(gains.mean()),
-        interval=M.bootstrap_interval(gains, resamples=draws.resamples, seed=draws.seed),
+        interval=M.bootstrap_interval(gains, resamples=resamples, seed=seed),
         wins=int(wins.sum()),
         losses=int(losses.sum()),
         p_value=mcnemar(int(wins.sum()), int(losses.sum())),
@@ -202,14 +194,14 @@ def _compare_multiclass(pair: _Pair, draws: _Draws) -> Comparison:
     )
 
 
-def _compare_multilabel(pair: _Pair, draws: _Draws) -> Comparison:
+def _compare_multilabel(pair: _Pair, resamples: int, seed: int) -> Comparison:
     targets = pair.labels
     present = np.flatnonzero(targets.any(axis=0))
     precisions = [M.average_precision(score, targets)[present] for score in pair.scores]
-    rng = np.random.default_rng(draws.seed)
+    rng = np.random.default_rng(seed)
     ranked = [[_Ranked(score[:, k], targets[:, k]) for k in present] for score in pair.scores]
     differences = []
-    for _ in range(draws.resamples):
+    for _ in range(resamples):
         weights = np.bincount(rng.integers(0, len(targets), len(targets)), minlength=len(targets))
         found = np.array([[one.average_precision(weights) for one in classes] for classes in ranked])
         differences.append(float(np.nanmean(found[1]) - np.nanmean(found[0])))
