@@ -56,7 +56,7 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         rows = [(number, *row) for number, shard in enumerate(shards) for row in shard["videos"]]
         rows.sort(key=lambda row: row[2])  # members are named by their numbers in the list they were made of
         column = dict(zip(columns, zip(*rows, strict=True), strict=True)) if rows else {}
-        if rows and not {*ROW[:-2]} <= {*column}:
+        if rows and not {*ROW} <= {*column}:
             raise KeyError("columns")
         sizes = {shard["file"]: int(shard["bytes"]) for shard in shards}
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -71,7 +71,6 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ManifestError(f"{root}/{file}: {state}; copy it again")
-    nothing = [0] * len(rows)
     members = Members(
         root=root,
         files=tuple(sizes),
@@ -79,8 +78,8 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         begin=np.array(column["begin"], np.int64),
         data=np.array(column["data"], np.int64),
         size=np.array(column["bytes"], np.int64),
-        scan=np.array(column.get("scan", nothing), np.int64),
-        scan_size=np.array(column.get("scan_bytes", nothing), np.int64),
+        scan=np.array(column["scan"], np.int64),
+        scan_size=np.array(column["scan_bytes"], np.int64),
     )
     entries = [
         VideoEntry(f"{members.files[shard]}/{member}", tuple(names[label] for label in labels), start=start, end=end)
