@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from stvid.models.attention import attend
 
 Axes = Literal["clip", "space", "time", "window"]
-"""What the tokens of one sequence of an attention are: those of a clip, of a frame, of one place or one of each frame
+"""The tokens of one sequence of an attention: those of a clip, of a frame, of one place or one of each frame
 in time, or of a window."""
 
 Tap = Callable[[int, Tensor], Tensor]
@@ -37,6 +37,7 @@ __all__ = [
     "init_conv_weights",
     "init_transformer_weights",
     "keep_visible",
+    "leave_out",
     "rename_keys",
     "resize_grid",
     "run_blocks",
@@ -188,6 +189,15 @@ class TubeletEmbed(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
         return self.proj(clip).permute(0, 2, 3, 4, 1)
+
+
+def leave_out(last: int, tap: Tap) -> Tap:
+    """Returns a tap that is not shown result `last`: the model shows it itself, after the last norm."""
+
+    def others(number: int, x: Tensor) -> Tensor:
+        return x if number == last else tap(number, x)
+
+    return others
 
 
 def keep_visible(x: Tensor, visible: Tensor, *, prefix: int) -> Tensor:

@@ -35,6 +35,7 @@ from stvid.models.blocks import (
     TubeletEmbed,
     drop_path_rates,
     init_transformer_weights,
+    leave_out,
     rename_keys,
     resize_grid,
     run_blocks,
@@ -183,7 +184,7 @@ class TimeSformer(VideoModel):
         x = self.patch_embed(clip)
         batch, frames, height, width, _ = x.shape
         last = len(self.blocks) - 1
-        taps: Tap = lambda number, x: x if number == last else tap(number, x)  # noqa: E731
+        taps = leave_out(last, tap)
         positions = resize_grid(self.pos_embed[:, 1:], self.grid, (height, width), mode="nearest")
         patches = self.pos_drop(x.flatten(2, 3) + positions.unsqueeze(1))
         cls = self.pos_drop(self.cls_token + self.pos_embed[:, :1])

@@ -32,7 +32,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stvid.models.attention import attend
-from stvid.models.base import FeatureInfo, VideoModel
+from stvid.models.base import FeatureInfo, VideoModel, leave
 from stvid.models.blocks import (
     Attention,
     Axes,
@@ -42,6 +42,7 @@ from stvid.models.blocks import (
     TubeletEmbed,
     drop_path_rates,
     keep_visible,
+    leave_out,
     rename_keys,
     resize_grid,
     run_blocks,
@@ -133,6 +134,7 @@ class Encoder(nn.Module):
         *,
         recompute: bool,
         tap: Tap,
+        first: int = 0,
         layout: Mapping[str, int] | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
@@ -143,6 +145,7 @@ class Encoder(nn.Module):
             grid: Cells along each axis.
             recompute: Whether activations are recomputed in the backward pass.
             tap: Is shown the output of each block but the last.
+            first: Number of the first block for `tap`.
             layout: Arguments that the blocks take besides the tokens.
             visible: bool (B, cells), True for the tokens that are kept; None keeps all.
 
@@ -155,7 +158,7 @@ class Encoder(nn.Module):
         if visible is not None:
             x = keep_visible(x, visible, prefix=int(self.class_token))
         blocks = [partial(block, **layout) for block in self.blocks] if layout else self.blocks
-        return self.norm(run_blocks(blocks, x, recompute=recompute, tap=tap))
+        return self.norm(run_blocks(blocks, x, recompute=recompute, tap=tap, first=first))
 
     def resized(self, table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
         """Returns a table of positions of grid `old` at grid `new`."""
@@ -313,7 +316,7 @@ class ViViT(VideoModel):
         x = self.patch_embed(clip)
         batch, time, height, width, _ = x.shape
         recompute, depth, last = self.grad_checkpointing, len(self.encoder.blocks), len(self.feature_info) - 1
-        before_norm: Tap = lambda number, x: x if number == last else tap(number, x)  # noqa: E731
+        before_norm = leave_out(last, tap)
         if not self.by_frame:
             layout = None if self.attention_type == "joint" else {"frames": time}
             grid = (time, height, width)
@@ -322,8 +325,7 @@ class ViViT(VideoModel):
         x = self.encoder(rearrange(x, "b t h w c -> (b t) (h w) c"), (height, width), recompute=recompute, tap=tap)
         x = x[:, 0].unflatten(0, (batch, time))
         if self.attention_type == "factorised_encoder":
-            shifted: Tap = lambda number, x: before_norm(number + depth, x)  # noqa: E731
-            x = self.temporal_encoder(x, (time,), recompute=recompute, tap=shifted)
+            x = self.temporal_encoder(x, (time,), recompute=recompute, tap=before_norm, first=depth)
         return tap(last, x)
 
     def encode_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
@@ -331,7 +333,6 @@ class ViViT(VideoModel):
         self._check_clip(clip, minimum=self.tubelet_size)
         x = self.patch_embed(clip)
         grid = (x.shape[1], x.shape[2], x.shape[3])
-        leave: Tap = lambda number, x: x  # noqa: E731
         return self.encoder(x.flatten(1, 3), grid, recompute=self.grad_checkpointing, tap=leave, visible=visible)
 
     def to_map(self, x: Tensor, place: int, clip_size: tuple[int, int, int]) -> Tensor:
