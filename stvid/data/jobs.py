@@ -189,8 +189,9 @@ def _run_pool(
                     except BrokenProcessPool:
                         suspects.append(key)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(multiprocessing.active_children()) - others:
                     process.terminate()  # a long video would be waited for
+                # Waited for: a thread of the pool that is still about when Python exits may trip over a closed pipe.
+                pool.shutdown(cancel_futures=True)
                 raise
     return suspects

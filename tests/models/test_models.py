@@ -203,6 +203,19 @@ def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name if name.endswith("xxs") else pytest.param(name, marks=pytest.mark.slow) for name in native_models()],
+)
+def test_export(name: str) -> None:
+    model, clip = small_model(name)
+    model.eval()
+    program = torch.export.export(model, (clip,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    with torch.no_grad():
+        for batch in (clip, torch.randn(3, *clip.shape[1:])):
+            torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_autocast_and_channels_last(name: str) -> None:
     model, clip = small_model(name)
