@@ -130,6 +130,7 @@ def read_family(path: Path) -> Family | None:
     names = dict(_VOCABULARY)
     try:
         for name in _needed("FAMILY", assigned):
+            # The package's own source, evaluated without builtins: it sees only the names gathered here.
             value = assigned[name].value  # type: ignore[attr-defined]
             names[name] = eval(compile(ast.Expression(value), str(path), "eval"), {"__builtins__": {}}, names)
     except NameError as error:

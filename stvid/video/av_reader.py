@@ -9,13 +9,13 @@ There are two ways to find it:
 
 The first is only right if the container tells the truth, so it is used for H.264, HEVC, VP8 and VP9, whose packets show
 without decoding how many frames they hold, and only if every packet has a time stamp of its own and the structure that
-it should have. While frames are read, the decoder must give exactly the frames that the scan foretold, in that order
+it should have. While frames are read, the decoder must give exactly the frames that the scan lists, in that order
 and without an error; if it ever does not, the reader goes back to counting. `VideoReader.index_method` tells which way
 is used, and why. Known reasons to count: AVI (it has decode times only: files with B-frames come out shuffled when
 sorted by them), missing or repeated time stamps, damaged or truncated packets, no key frame at the beginning.
 
 Packets that lie in one piece in the file, as those of MP4 and Matroska do, are then read without opening the container
-again (`stvid.video.direct`), if that gives the same first frame. If the decoder ever does not give what was foretold,
+again (`stvid.video.direct`), if that gives the same first frame. If the decoder ever gives other frames,
 they are read through the container first, and the reader counts only if that does not help.
 
 What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
@@ -449,17 +449,17 @@ class AvSource:
         # What the container says to discard comes out too when it is not asked.
         expected = np.flatnonzero(sent if self.direct is not None else sent & packets.shown[span])
         expected = expected[np.argsort(pts[expected], kind="stable")]
-        foretold = zip(pts[expected].tolist(), (first + expected).tolist(), strict=True)
+        listed = zip(pts[expected].tolist(), (first + expected).tolist(), strict=True)
         try:
             for frame in self._feed(packets, first, sent.tolist()):
-                time_stamp, number = next(foretold, (None, -1))
+                time_stamp, number = next(listed, (None, -1))
                 if time_stamp is None or frame.pts != time_stamp or frame.is_corrupt:
                     raise MismatchError("the decoder does not give the frames that the packets promise")
                 if number in wanted:
                     yield number, frame
         except self.av.error.FFmpegError as error:
             raise MismatchError(f"a packet cannot be decoded ({why(error)})") from error
-        if next(foretold, None) is not None:
+        if next(listed, None) is not None:
             raise MismatchError("the decoder gives fewer frames than the packets promise")
 
     def _feed(self, packets: Packets, first: int, sent: list[bool]) -> Iterator[Any]:

@@ -59,7 +59,7 @@ def decoder_facts(context: Any) -> DecoderFacts:
         color_trc=int(context.color_trc),
         colorspace=int(context.colorspace),
         # Older PyAV neither tells nor takes it: where the stream itself does not state it, frames may come out in
-        # another order than foretold, so that the container is asked after all.
+        # another order than the index says, so that the container is asked after all.
         reorder_depth=int(getattr(context, "reorder_depth", -1)),
     )
 

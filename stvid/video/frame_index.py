@@ -22,7 +22,7 @@ _CACHE_BYTES = 64 * 2**20
 
 
 class MismatchError(Exception):
-    """File or decoder do not give what the index foretold. Never leaves the readers, which know another way."""
+    """File or decoder do not give what the index says. Never leaves the readers, which know another way."""
 
 
 @dataclass(frozen=True)

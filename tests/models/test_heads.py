@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from stvid.models.heads import mean_of_windows
+from stvid.models.heads import LinearHead, NamedHeads, mean_of_windows
 
 
 def test_mean_of_windows() -> None:
@@ -11,3 +11,16 @@ def test_mean_of_windows() -> None:
     assert mean_of_windows(x, (5, 7, 7)).item() == 1.0
     y = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 1, 3, 1, 1)
     assert mean_of_windows(y, (2, 7, 7)).item() == 0.25  # windows (1, 0) and (0, 0): the first position weighs half
+
+
+def test_named_heads_see_the_same_features() -> None:
+    heads = {"verb": LinearHead(8, 97), "noun": LinearHead(8, 300)}
+    named = NamedHeads(heads).eval()
+    x = torch.randn(2, 8, 3, 4, 4)
+    logits = named(x)
+    assert list(logits) == ["verb", "noun"]
+    for name, head in heads.items():
+        torch.testing.assert_close(logits[name], head(x))
+    pooled = named(x, pre_logits=True)
+    torch.testing.assert_close(pooled["verb"], x.mean((2, 3, 4)))
+    torch.testing.assert_close(pooled["noun"], pooled["verb"])
