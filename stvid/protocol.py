@@ -69,6 +69,8 @@ class Protocol:
         crop: Side of the square crop in pixels.
         mean: RGB mean, which is subtracted from values in 0..1.
         std: RGB standard deviation, by which the differences are divided.
+        channels: Order of the colour channels that the model sees: ``rgb``, or ``bgr`` for weights that were trained on
+            frames that OpenCV had decoded. `mean` and `std` are in the order of red, green, blue in both cases.
         views: Temporal clips x spatial crops that are averaged, as in ``4x3``.
         class_names: The name of each logit, in order; empty if unknown.
     """
@@ -81,6 +83,7 @@ class Protocol:
     crop: int = 224
     mean: tuple[float, float, float] = KINETICS_MEAN
     std: tuple[float, float, float] = KINETICS_STD
+    channels: Literal["rgb", "bgr"] = "rgb"
     views: str = "1x1"
     class_names: tuple[str, ...] = ()
 
@@ -93,6 +96,8 @@ class Protocol:
             raise ConfigError(f"protocol.fps: {self.fps!r} is not a positive number (null takes the video's own rate)")
         if self.sampling not in ("dense", "segment"):
             raise ConfigError(f"protocol.sampling: {self.sampling!r} is neither dense nor segment")
+        if self.channels not in ("rgb", "bgr"):
+            raise ConfigError(f"protocol.channels: {self.channels!r} is neither rgb nor bgr")
         if self.crop > self.short_side:
             raise ConfigError(f"protocol.crop: {self.crop} is larger than protocol.short_side ({self.short_side})")
         for name in ("mean", "std"):

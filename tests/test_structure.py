@@ -22,7 +22,18 @@ ROOT = Path(__file__).parent.parent
 # An entry is a module or a package of stvid.
 LEVELS: list[tuple[set[str], str]] = [
     (
-        {"errors", "version", "protocol", "files", "journal", "console", "machine", "config_sections", "config"},
+        {
+            "errors",
+            "version",
+            "protocol",
+            "classes",
+            "files",
+            "journal",
+            "console",
+            "machine",
+            "config_sections",
+            "config",
+        },
         "Small things that everything else may use: errors, the protocol, atomic writes, the typed config.",
     ),
     ({"video"}, "Turns files into frames; knows neither clips nor labels nor torch modules."),

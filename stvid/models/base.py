@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stvid.errors import StvidError
 from stvid.models.blocks import Tap, run_blocks
 from stvid.models.heads import AttentivePoolHead, Head
+from stvid.models.weights import Weights
 from stvid.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class VideoModel(nn.Module):
         names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
         takes_mask: Whether `forward_features` takes a mask.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
+        weights: The published file that its weights are from, if they are from one whose name is known.
         task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
         recipe: The arguments of `create_model` that make this model again.
         grad_checkpointing: Whether activations are recomputed in the backward pass.
@@ -121,6 +123,7 @@ class VideoModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.default_protocol = Protocol()
+        self.weights: Weights | None = None
         self.task: str = "multiclass"
         self.recipe: dict[str, Any] = {}
         self.grad_checkpointing = False
