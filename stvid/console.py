@@ -30,16 +30,23 @@ class ProgressBar:
 
 @contextlib.contextmanager
 def progress_bar(
-    title: str, total: int, *, done: int = 0, enabled: bool | None = None, transient: bool = False
+    title: str,
+    total: int | None,
+    *,
+    done: int = 0,
+    enabled: bool | None = None,
+    transient: bool = False,
+    in_bytes: bool = False,
 ) -> Iterator[ProgressBar]:
     """Shows a bar with its title, the count and the time that is left, until the end of the ``with``.
 
     Args:
         title: The words before the bar.
-        total: How much there is to do.
+        total: How much there is to do; None if that is not known.
         done: How much of it has been done before.
         enabled: Whether the bar is shown; None shows it if standard error is a terminal.
         transient: Whether the bar disappears at the end.
+        in_bytes: Whether bytes are counted: they are shown as MB, with the speed.
 
     Yields:
         The bar, to be told of what is done.
@@ -48,9 +55,18 @@ def progress_bar(
         yield ProgressBar()
         return
     from rich.console import Console  # slow to import, and not needed without a terminal
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     # The title is text of the caller, not rich's markup, in which brackets have a meaning.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=transient) as progress:
         yield ProgressBar(progress, progress.add_task(title, total=total, completed=done))

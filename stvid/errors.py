@@ -12,8 +12,10 @@ from collections.abc import Iterable
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DownloadError",
     "Interrupted",
     "ManifestError",
+    "ManualDownloadError",
     "MissingFileError",
     "StvidError",
     "UnknownNameError",
@@ -36,6 +38,14 @@ class ManifestError(StvidError, ValueError):
 
 class CheckpointError(StvidError, ValueError):
     """A checkpoint that cannot be read or does not fit the model."""
+
+
+class DownloadError(CheckpointError):
+    """A published file that cannot be fetched, or is not the one that was published."""
+
+
+class ManualDownloadError(DownloadError):
+    """A published file that only a person can fetch, from a page in a browser."""
 
 
 class UnknownNameError(StvidError, ValueError):

@@ -1,0 +1,187 @@
+"""Servers on the loopback for tests: one that sends files as it is told, and one that answers as the hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+
+@dataclass
+class Route:
+    """What the server does with a path.
+
+    `statuses` are answered one after the other before the content is sent; `cuts` are the bytes after which each answer
+    breaks off, one a request; `delay` holds the body back for as many seconds.
+    """
+
+    content: bytes = b""
+    kind: str = "application/octet-stream"
+    ranges: bool = True
+    etag: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    statuses: list[int] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+    with_length: bool = True
+    gate: threading.Event | None = None
+
+
+@dataclass
+class Request:
+    """A request that came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
+Answer = Route | None
+
+
+class Server:
+    """A server on a free port; used as a context.
+
+    Args:
+        find: Returns the route of a request; None answers 404. By default the routes by path, without the query.
+    """
+
+    def __init__(self, find: Callable[[Request], Answer] | None = None) -> None:
+        self.routes: dict[str, Route] = {}
+        self.requests: list[Request] = []
+        self._find = find or (lambda request: self.routes.get(request.path.partition("?")[0]))
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._http.shutdown()
+        self._http.server_close()
+
+    def gets(self, path: str) -> list[Request]:
+        return [request for request in self.requests if request.method == "GET" and request.path == path]
+
+    def _handler(server) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                self.answer(body=True)
+
+            def answer(self, *, body: bool) -> None:
+                request = Request(self.command, self.path, dict(self.headers))
+                server.requests.append(request)
+                route = server._find(request)
+                if route is None:
+                    self.send_error(404)
+                elif route.statuses:
+                    status = route.statuses.pop(0)
+                    self.send_response(status)
+                    for name, value in route.headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                else:
+                    self.send(route, body)
+
+            def send(self, route: Route, body: bool) -> None:
+                content, start = route.content, 0
+                wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+                same = self.headers.get("If-Range", route.etag) == route.etag
+                if wanted and route.ranges and same:
+                    start = int(wanted[1])
+                    if start >= len(content):
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{len(content)}")
+                        self.send_header("Content-Length", "0")
+                        self.end_headers()
+                        return
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Type", route.kind)
+                if route.with_length:
+                    self.send_header("Content-Length", str(len(content) - start))
+                if route.etag:
+                    self.send_header("ETag", route.etag)
+                for name, value in route.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if not body:
+                    return
+                if route.gate is not None:
+                    route.gate.wait(20)
+                end = route.cuts.pop(0) if route.cuts else len(content)
+                self.wfile.write(content[start:end])
+
+        return Handler
+
+
+class Hub(Server):
+    """Answers as the Hugging Face hub does, as far as files are read.
+
+    Attributes:
+        repos: Repository -> revision -> file -> content. A branch and its commit are two revisions with the same files;
+            the commit is made of the content.
+        gated: Repositories that ask for consent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._look)
+        self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.gated: set[str] = set()
+        self.down = False
+
+    def put(self, repo: str, files: Mapping[str, bytes], revision: str = "main") -> None:
+        self.repos.setdefault(repo, {})[revision] = dict(files)
+
+    @staticmethod
+    def commit(files: Mapping[str, bytes]) -> str:
+        digest = hashlib.sha1()
+        for name in sorted(files):
+            digest.update(name.encode() + b"\0" + files[name])
+        return digest.hexdigest()
+
+    def _look(self, request: Request) -> Answer:
+        def error(status: int, code: str, commit: str = "") -> Answer:
+            headers = {"X-Error-Code": code, "X-Error-Message": code} | ({"X-Repo-Commit": commit} if commit else {})
+            return Route(statuses=[status], headers=headers)
+
+        if self.down:
+            return Route(statuses=[500])
+        path = urllib.parse.unquote(request.path.partition("?")[0])
+        match = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
+        if match is None:
+            return None
+        repo, revision, name = match.groups()
+        if repo in self.gated:
+            return error(403, "GatedRepo")
+        if repo not in self.repos:
+            return error(401, "RepoNotFound")
+        by_commit = {self.commit(files): files for files in self.repos[repo].values()}
+        files = self.repos[repo].get(revision, by_commit.get(revision))
+        if files is None:
+            return error(404, "RevisionNotFound")
+        commit = self.commit(files)
+        if name not in files:
+            return error(404, "EntryNotFound", commit)
+        etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
+        return Route(files[name], etag=etag, headers={"X-Repo-Commit": commit})
+
+
+def as_json(values: object) -> bytes:
+    return json.dumps(values).encode()
