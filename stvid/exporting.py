@@ -99,7 +99,7 @@ class ExportedModel(nn.Module):
         """Returns logits (B, num_classes) on the CPU, float32.
 
         Args:
-            clip: Normalised clips (B, 3, T, H, W).
+            clip: Normalised clips (B, 3, T, H, W), with the channels in the order that the protocol names.
 
         Raises:
             ValueError: If the clips have another shape than the file takes.
@@ -120,19 +120,26 @@ def export_metadata(model: VideoModel, shape: Sequence[int]) -> dict[str, Any]:
 
     Returns:
         `stvid.checkpoints.describe`'s values (version, model, protocol with class names, task), and the name, type,
-        axes and shape of ``input`` and ``output``, and ``preprocessing`` in words.
+        axes and shape of ``input`` and ``output``, the order of the channels, and ``preprocessing`` in words.
     """
     protocol = model.default_protocol
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (protocol.mean, protocol.std))
     return {
         **describe(model),
-        "input": {"name": "clip", "type": "float32", "axes": "BCTHW", "shape": ["batch", *shape]},
+        "input": {
+            "name": "clip",
+            "type": "float32",
+            "axes": "BCTHW",
+            "shape": ["batch", *shape],
+            "channels": protocol.channels,
+        },
         "output": {"name": "logits", "type": "float32", "axes": "BK", "shape": ["batch", model.num_classes]},
         "preprocessing": [
             f"frames: {protocol.describe()}",
             f"scale the short side to {protocol.short_side} pixels (bilinear, antialiased), cut {protocol.crop} x "
             f"{protocol.crop}",
-            f"RGB in 0..1, minus ({mean}), divided by ({std})",
+            f"RGB in 0..1, minus ({mean}), divided by ({std})"
+            + (", then the channels turned round: blue, green, red" if protocol.channels == "bgr" else ""),
             "probabilities: " + ("softmax" if model.task == "multiclass" else "sigmoid") + " of the logits, averaged "
             "over the views",
         ],

@@ -67,8 +67,8 @@ class Protocol:
             parts and one frame is taken of each (TSN, Something-Something).
         short_side: The frame is scaled so that its short side has this many pixels before a test crop.
         crop: Side of the square crop in pixels.
-        mean: RGB mean, which is subtracted from values in 0..1.
-        std: RGB standard deviation, by which the differences are divided.
+        mean: Mean of red, green and blue, which is subtracted from values in 0..1.
+        std: Standard deviation of red, green and blue, by which the differences are divided.
         channels: Order of the colour channels that the model sees: ``rgb``, or ``bgr`` for weights that were trained on
             frames that OpenCV had decoded. `mean` and `std` are in the order of red, green, blue in both cases.
         views: Temporal clips x spatial crops that are averaged, as in ``4x3``.
@@ -154,4 +154,5 @@ class Protocol:
             how += f", stride {self.stride}" + (f" at {self.fps:g} fps" if self.fps else "")
         else:
             how += ", one from each of as many segments" + (f" at {self.fps:g} fps" if self.fps else "")
-        return f"{how}; short side {self.short_side}, crop {self.crop}; views {self.views}"
+        colours = "; channels bgr (blue, green, red)" if self.channels == "bgr" else ""
+        return f"{how}; short side {self.short_side}, crop {self.crop}{colours}; views {self.views}"

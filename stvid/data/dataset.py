@@ -34,7 +34,7 @@ from stvid.data.clips import (
 from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import sample_train, sample_views
-from stvid.data.transforms import TrainTransform, normalize
+from stvid.data.transforms import TrainTransform, model_input
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
 from stvid.video.reader import Index, VideoReader
@@ -78,7 +78,8 @@ class Clip:
     """A clip as a model takes it, and where it comes from.
 
     Attributes:
-        tensor: float32 (C, T, H, W), RGB, normalised.
+        tensor: float32 (C, T, H, W), normalised, with the channels in the protocol's order: red, green, blue, or for
+            ``channels: bgr`` blue, green, red.
         indices: Source frame of each frame, int64 (T,), in order of presentation.
         seconds: Time of each frame in the source, float64 (T,); on the file's own clock, which need not begin at 0.
         crop_box: Part of the source frame that is shown, in source pixels.
@@ -110,6 +111,7 @@ def load_clip(
     crop: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    channels: Literal["rgb", "bgr"] | None = None,
     start: float | None = None,
     end: float | None = None,
     backend: str = "av",
@@ -127,6 +129,7 @@ def load_clip(
         crop: Replaces `protocol.crop`.
         mean: Replaces `protocol.mean`.
         std: Replaces `protocol.std`.
+        channels: Replaces `protocol.channels`.
         start: Use the video from this second on, counted from its first frame.
         end: Use the video up to this second, exclusive, counted from its first frame.
         backend: Decoder.
@@ -144,6 +147,7 @@ def load_clip(
         "crop": crop,
         "mean": mean,
         "std": std,
+        "channels": channels,
     }
     given = {name: value for name, value in replacements.items() if value is not None}
     used = (protocol if protocol is not None else Protocol()).replace(**given)
@@ -152,7 +156,7 @@ def load_clip(
         decoded = decode_scaled_frames(reader, indices, used.short_side)
         (plan,) = view_plans(indices, [(0, 1, 0)], frame_size=decoded.size, size=used.crop)
         return Clip(
-            tensor=normalize(cut_views(decoded, [plan], used.crop)[0], used.mean, used.std),
+            tensor=model_input(cut_views(decoded, [plan], used.crop)[0], used),
             indices=plan.indices,
             seconds=reader.timestamps[plan.indices],
             crop_box=decoded.source_box(plan.box),
@@ -229,7 +233,7 @@ class TrainBatch(NamedTuple):
     """A batch of training clips.
 
     Attributes:
-        clips: uint8 (B, C, T, H, W), for `normalize`. The colour is last in memory, as channels_last_3d has it.
+        clips: uint8 (B, C, T, H, W), for `model_input`. The colour is last in memory, as channels_last_3d has it.
         labels: int64 (B,), or multi-hot float (B, K).
         videos: Number of the video of each clip, int64 (B,).
         failures: Path and reason of each video that could not be read and was replaced.

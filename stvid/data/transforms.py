@@ -1,6 +1,7 @@
 """The random changes that training makes to a clip, and normalisation; every frame of a clip is treated alike.
 
-The clips themselves are made by `stvid.data.clips`. They stay uint8 until `normalize` makes floats on the device.
+The clips themselves are made by `stvid.data.clips`. They stay uint8 in the order red, green, blue until `model_input`
+makes floats on the device, in the order of channels that the protocol asks for; `shown_pixels` is its inverse.
 
 Training cuts a box out of the source before it is scaled, mirrors, applies RandAugment, then erases. The order is
 timm's. PySlowFast and UniFormer (``datasets/kinetics.py``, ``_aug_frame``) apply RandAugment to the whole decoded
@@ -25,7 +26,7 @@ from stvid.data.clips import ClipPlan, CropBox, Frames, make_clip, whole_frames
 from stvid.errors import ConfigError, nearest
 from stvid.protocol import Protocol
 
-__all__ = ["RANDAUGMENT_OPS", "CropBox", "TrainTransform", "normalize"]
+__all__ = ["RANDAUGMENT_OPS", "CropBox", "TrainTransform", "model_input", "normalize", "shown_pixels"]
 
 
 # --- RandAugment ------------------------------------------------------------------------------------------------------
@@ -314,20 +315,58 @@ class TrainTransform:
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
+def model_input(
+    clips: torch.Tensor, protocol: Protocol, *, dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Makes the clips that a model takes of RGB clips: normalised, and in the protocol's order of channels.
+
+    Every clip goes through this function on its way into a model: in training, evaluation, prediction, timelines,
+    features and `stvid.load_clip`.
+
+    Args:
+        clips: (..., 3, T, H, W) in the order red, green, blue, either uint8 of 0..255 or float of 0..1.
+        protocol: Gives the mean, the standard deviation and the order of the channels.
+        dtype: Type of the result.
+        out: Where to write the result, see `normalize`.
+
+    Returns:
+        A tensor of the same shape: `out`, or a new contiguous one.
+    """
+    reverse = protocol.channels == "bgr"
+    return normalize(clips, protocol.mean, protocol.std, reverse=reverse, dtype=dtype, out=out)
+
+
+def shown_pixels(clip: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """Returns the pictures that a model's input shows, for people: uint8 in the order red, green, blue.
+
+    Args:
+        clip: A result of `model_input`, (..., 3, T, H, W).
+        protocol: The protocol that it was made with.
+    """
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (protocol.mean, protocol.std))
+    ordered = clip.flip(-4) if protocol.channels == "bgr" else clip
+    return ((ordered * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def normalize(
     clips: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
     *,
+    reverse: bool = False,
     dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Subtracts the mean and divides by the standard deviation, on whatever device the clips are.
 
+    What a model takes is made by `model_input`, which knows the order of its channels.
+
     Args:
         clips: (..., C, T, H, W), either uint8 of 0..255 or float of 0..1.
         mean: One number for each channel, for values in 0..1.
         std: One number for each channel, for values in 0..1.
+        reverse: Whether the result has the channels in the opposite order. Mean and standard deviation are in the
+            order of `clips`.
         dtype: Type of the result.
         out: Where to write the result, of the clips' shape and device and of that type; None takes new memory.
 
@@ -336,6 +375,8 @@ def normalize(
     """
     scale = 1.0 if clips.is_floating_point() else 255.0
     shape = (-1, 1, 1, 1)
+    if reverse:
+        mean, std = mean[::-1], std[::-1]
     subtract = torch.tensor([scale * value for value in mean], dtype=dtype, device=clips.device).view(shape)
     divide = torch.tensor([scale * value for value in std], dtype=dtype, device=clips.device).view(shape)
     result = torch.empty(clips.shape, dtype=dtype, device=clips.device) if out is None else out
@@ -343,10 +384,10 @@ def normalize(
         wanted, given = (f"{kind} {tuple(size)}" for kind, size in ((dtype, clips.shape), (result.dtype, result.shape)))
         raise ValueError(f"out must be {wanted}, not {given}")
     if clips.device.type != "cpu":
-        return result.copy_(clips).sub_(subtract).div_(divide)
+        return result.copy_(clips.flip(-4) if reverse else clips).sub_(subtract).div_(divide)
     subtract, divide = subtract[:, 0], divide[:, 0]
     for place in np.ndindex(*clips.shape[:-4]):
         # Frame by frame: the cache holds it from step to step.
         for frame, target in zip(clips[place].unbind(1), result[place].unbind(1), strict=True):
-            target.copy_(frame).sub_(subtract).div_(divide)
+            target.copy_(frame.flip(0) if reverse else frame).sub_(subtract).div_(divide)
     return result

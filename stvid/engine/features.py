@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stvid.data.datamodule import Loader, worker_options
 from stvid.data.manifest import Manifest
-from stvid.data.transforms import normalize
+from stvid.data.transforms import model_input
 from stvid.engine.trainers import make_trainer, quiet_lightning
 from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, model_protocol
@@ -116,7 +116,7 @@ class _FeatureTask(LightningModule):
         for start in range(0, len(views), self.batch_size):
             part = views[start : start + self.batch_size].to(self.device)
             try:
-                clips = normalize(part, self.protocol.mean, self.protocol.std, dtype=dtype)
+                clips = model_input(part, self.protocol, dtype=dtype)
                 features = self.model.forward_head(self.model.forward_features(clips), pre_logits=True)
             except ValueError as error:
                 text = " ".join(str(error).split())

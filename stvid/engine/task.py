@@ -18,7 +18,7 @@ from stvid.checkpoints import describe
 from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalSample, TrainBatch
 from stvid.data.mixing import Mixer
-from stvid.data.transforms import normalize
+from stvid.data.transforms import model_input
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
@@ -123,7 +123,7 @@ class VideoTask(LightningModule):
         """Returns the loss of a batch."""
         for path, reason in batch.failures:
             self._report_failure(path, reason)
-        clips = normalize(batch.clips, self.protocol.mean, self.protocol.std)
+        clips = model_input(batch.clips, self.protocol)
         clips, targets = self.mixer(clips, batch.labels, self._generator(batch_idx, stream=1))
         logits = self(clips)
         if self.multilabel:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from stvid.console import progress_bar
 from stvid.data.datamodule import LoaderSettings, make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
 from stvid.data.manifest import Manifest, read_manifest
-from stvid.data.transforms import normalize
+from stvid.data.transforms import model_input
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation.metrics import Average
@@ -118,7 +118,8 @@ def sample_logits(
     Args:
         model: Maps normalised clips (B, C, T, H, W) to logits (B, K).
         samples: The videos, as a loader of `EvalDataset` gives them.
-        protocol: Gives the mean and standard deviation, and is named where the model does not take its clips.
+        protocol: Gives mean, standard deviation and order of the channels, and is named where the model does not take
+            its clips.
         placement: Device and type of the model's input. Clips go to the device as uint8 and are normalised there.
         view_chunk: How many clips to take in one forward pass, from one video or from several.
         temporal: See `perturb_time`.
@@ -174,9 +175,9 @@ def _model_input(views: Sequence[Tensor], protocol: Protocol, placement: Placeme
     """Returns views as one normalised batch on the model's device, within `memory` if there is any."""
     if memory is None:
         batch = torch.stack([view.to(placement.device, non_blocking=True) for view in views])
-        return normalize(batch, protocol.mean, protocol.std, dtype=placement.dtype)
+        return model_input(batch, protocol, dtype=placement.dtype)
     for view, place in zip(views, memory, strict=False):
-        normalize(view, protocol.mean, protocol.std, dtype=placement.dtype, out=place)
+        model_input(view, protocol, dtype=placement.dtype, out=place)
     return memory[: len(views)]
 
 
@@ -381,6 +382,11 @@ class EvaluationPlan:
             self.protocol, task=self.task, temporal=self.temporal, also=self.also, average=self.average
         )
 
+    def _described(self) -> dict[str, Any]:
+        # Results from before there were channels have the digests of rgb.
+        described = self.protocol.to_dict()
+        return {key: value for key, value in described.items() if (key, value) != ("channels", "rgb")}
+
     def digest(self, videos: Manifest) -> str:
         """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.
 
@@ -390,7 +396,7 @@ class EvaluationPlan:
         return digest(
             {
                 "videos": videos_digest(videos),
-                "protocol": self.protocol.to_dict(),
+                "protocol": self._described(),
                 "also": [str(ViewPlan.parse(other)) for other in self.also],
                 "task": self.task,
                 "orders": orders,

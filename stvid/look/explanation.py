@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from stvid.data.dataset import Clip, load_clip
+from stvid.data.transforms import shown_pixels
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.evaluation.evaluate import model_protocol, model_task
 from stvid.files import write_atomically
@@ -58,7 +59,7 @@ class Explanation:
 
     Attributes:
         clip: The clip that the model saw.
-        frames: The same before normalisation, uint8 (T, H, W, 3).
+        frames: The same before normalisation, uint8 (T, H, W, 3), in the order red, green, blue.
         heat: float32 (T, H, W) in 0..1; 1 is the strongest place of the clip.
         method: How it was found: ``gradcam``, ``gradcam-tokens``, ``rollout`` or ``grad-rollout``.
         class_name: The class that is explained. The rollout is the same for all; this is then the most probable one.
@@ -206,12 +207,10 @@ def explain(
         heat = heat - heat.min()
     peak = heat.max()
     scores = logits.softmax(0) if model_task(model, None) == "multiclass" else logits.sigmoid()
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (used.mean, used.std))
-    pixels = ((clip.tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     names = used.class_names or tuple(f"class {k}" for k in range(len(scores)))
     return Explanation(
         clip=clip,
-        frames=pixels.permute(1, 2, 3, 0).numpy(),
+        frames=shown_pixels(clip.tensor, used).permute(1, 2, 3, 0).numpy(),
         heat=(heat / peak if peak > 0 else heat).cpu().numpy(),
         method="gradcam-tokens" if method == "gradcam" and tokens else method,
         class_name=names[target],
