@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stvid.data.class_names import read_class_names
 from stvid.data.text_files import Table, parse_json, parse_table, read_lines, read_text
 from stvid.data.video_folder import VideoFolder
-from stvid.data.video_table import checked_class_names
 from stvid.errors import ManifestError, nearest
 
 __all__ = [
@@ -95,35 +95,6 @@ def parse_seconds(text: str, what: str) -> float | None:
     if not (math.isfinite(value) and value >= 0):
         raise ManifestError(f"{what} is {text!r}: a number of seconds is needed, 0 or more")
     return value
-
-
-def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Reads a list of class names: a text file with one a line, a JSON list, or a JSON table from name to number.
-
-    The last is the labels file of Something-Something v2 (``{"Approaching something with your camera": "0", ...}``);
-    its numbers must run from 0 without gaps.
-
-    Raises:
-        ManifestError: If the file is missing, empty, or holds a name twice.
-    """
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise ManifestError(f"{name}: no such file")
-    text = read_text(name)
-    if not name.lower().endswith(".json"):
-        return checked_class_names([line.strip() for line in text.splitlines() if line.strip()], name)
-    content = parse_json(text, name)
-    if isinstance(content, dict):
-        try:
-            numbers = {int(number): label for label, number in content.items()}
-        except (TypeError, ValueError) as error:
-            raise ManifestError(f"{name}: the values are not numbers ({error})") from error
-        if len(numbers) != len(content) or sorted(numbers) != list(range(len(numbers))):
-            raise ManifestError(f"{name}: the numbers of the classes do not run from 0 to {len(content) - 1}")
-        content = [numbers[number] for number in range(len(numbers))]
-    if not isinstance(content, list) or not all(isinstance(label, str) for label in content):
-        raise ManifestError(f"{name}: needs a list of names, or a table from name to number")
-    return checked_class_names(content, name)
 
 
 def _official_names(annotation: Path, *names: str) -> list[str]:
@@ -229,13 +200,8 @@ def read_ucf101(annotation: str | os.PathLike[str]) -> Annotations:
 
     ``classInd.txt`` lies beside the list and has the official order and spelling of the classes.
     """
-    names: list[str] = []
     listed = Path(annotation).with_name("classInd.txt")
-    if listed.is_file():
-        for number, line in read_lines(listed):
-            if len(line.split()) != 2:
-                raise ManifestError(f"{listed}, line {number}: needs '<number> <class>'")
-            names.append(line.split()[1])
+    names = _official_names(Path(annotation), listed.name)
     spelled = {name.casefold(): name for name in names}
     rows = []
     for number, line in read_lines(annotation):

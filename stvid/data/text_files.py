@@ -45,25 +45,50 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
-def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
+def parse_json(text: str, path: str | os.PathLike[str], *, unique_keys: bool = False) -> Any:
     """Returns the value of a JSON text.
+
+    Args:
+        text: The text.
+        path: Where it is from, for messages.
+        unique_keys: Refuse a key that occurs twice in a table, of which otherwise the last one counts.
 
     Raises:
         ManifestError: If it is not JSON; the message begins with `path`.
     """
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ManifestError(f"{path}: the key {key!r} occurs twice")
+            found[key] = value
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=table if unique_keys else None)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from error
+    except ManifestError:
+        raise
+    except RecursionError as error:
+        raise ManifestError(f"{path}: is JSON within JSON too many times") from error
+    except ValueError as error:  # Python refuses numbers of thousands of digits
+        raise ManifestError(f"{path}: is not JSON that can be read ({str(error)[:60]})") from error
 
 
-def parse_table(text: str, path: str | os.PathLike[str]) -> Table:
+def parse_table(text: str, path: str | os.PathLike[str], *, delimiter: str = ",") -> Table:
     """Returns the lines of a CSV.
+
+    Args:
+        text: The text.
+        path: Where it is from, for messages.
+        delimiter: The sign between two cells.
 
     Raises:
         ManifestError: If it is not CSV, or has no lines; the message begins with `path`.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     table = []
     line = 1
     try:
