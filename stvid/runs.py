@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from stvid.checkpoints import newest_checkpoint, read_checkpoint
 from stvid.config import TrainConfig, config_keys, load_config, parse_config
+from stvid.data.labels import numbers_note
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
 from stvid.errors import CheckpointError, ConfigError, ManifestError
 from stvid.machine import usable_cores
@@ -332,6 +334,15 @@ def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
         )
 
 
+def _say_numbers(videos: Manifest, split: str) -> None:
+    if videos.labels_are == "numbers" and is_first_rank():
+        print(
+            f"data.{split}: the labels of {videos.source} are numbers: they are the places of the class names",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     """Reads the training and validation videos of a run, the held-out ones included.
 
@@ -344,13 +355,18 @@ def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     if not train.has_labels:
         raise ConfigError(f"data.train: {train.source} has no labels")
     initial = _initial_class_names(config)
-    if order is None and set(initial) == set(train.class_names):
+    used = set(train.used_classes)
+    if order is None and initial and set(initial) in (set(train.class_names), used):
         train = train.with_class_names(initial)  # the head of the initial weights stays usable
+    elif order is None and is_first_rank() and (note := numbers_note(train.class_names, used)) is not None:
+        print(f"data.train: {note}", file=sys.stderr, flush=True)
     _check_there(train, "train")
+    _say_numbers(train, "train")
     val = None
     if config.data.val is not None:
         val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
         _check_there(val, "val")
+        _say_numbers(val, "val")
     elif config.data.val_fraction:
         train, val = _hold_out(train, config.data.val_fraction, config.seed)
     return _limited(train, config.data.limit_train, config.seed), val

@@ -2,8 +2,8 @@
 
 Five forms are read: a CSV of one's own, a folder per class, the official CSV of Kinetics, the official JSON of
 Something-Something v2, and the tar shards of `stvid prep shard`. Labels are class *names*; their numbers come from the
-list of class names, which is given or made of the names that occur, sorted. A CSV whose labels are numbers is read as
-one whose class names are "0", "1", ...
+list of class names, which is given or made of the names that occur, sorted. Labels that are whole numbers are the
+places of the classes (`stvid.data.labels`); without a list of names the classes are called "0", "1", ...
 
 That a video file is missing is no error here: it is reported when the video is read.
 """
@@ -59,7 +59,7 @@ def read_manifest(
         root: Folder that relative paths start from; None is the folder of the manifest.
         format: One of the above, or ``auto``: shards (a URL, or a folder with ``shards.json``), a folder, a .json file,
             a CSV with a column ``youtube_id``, or a CSV.
-        class_names: The classes in order; None takes the labels that occur, sorted.
+        class_names: The classes in order; None takes the labels that occur, sorted (numbers as numbers).
         multilabel: Whether the labels of a CSV are lists joined by ``|``. An empty one then means that the video shows
             none of the classes.
 
@@ -85,9 +85,7 @@ def read_manifest(
             raise ManifestError(f"{path}: format 'folder' needs a folder that holds a folder per class")
         if root is not None:
             raise ManifestError(f"{path}: root has no meaning for a folder per class; leave it out")
-        found, rows = _read_folder(path)
-        names = class_names if class_names is not None else found
-        return build_manifest(rows, root=path, class_names=names, source=path)
+        return build_manifest(_read_folder(path), root=path, class_names=class_names, source=path)
     if os.path.isdir(path):
         raise ManifestError(f"{path}: is a folder, but format {format!r} needs a file")
     if is_video(path):
@@ -174,10 +172,9 @@ def _read_csv(table: Table, path: str, multilabel: bool) -> list[Row]:
     return rows
 
 
-def _read_folder(path: str) -> tuple[list[str], list[Row]]:
-    """Returns the names of the folders that hold videos, and the videos."""
+def _read_folder(path: str) -> list[Row]:
+    """Returns the videos in the folders of the classes; a folder without videos (logs, notes) is no class."""
     folders = []
-    classes = []
     rows: list[Row] = []
     for entry in sorted(os.scandir(path), key=lambda item: item.name):
         if entry.name.startswith("."):
@@ -186,7 +183,6 @@ def _read_folder(path: str) -> tuple[list[str], list[Row]]:
             if is_video(entry.name):
                 raise ManifestError(f"{path}: {entry.name!r} is not in the folder of a class")
             continue
-        before = len(rows)
         visited: set[str] = set()  # links to folders are followed, but not in circles
         for folder, below, files in os.walk(entry.path, followlinks=True):
             real = os.path.realpath(folder)
@@ -200,8 +196,6 @@ def _read_folder(path: str) -> tuple[list[str], list[Row]]:
                     relative = os.path.relpath(os.path.join(folder, name), path)
                     rows.append(Row(relative, (entry.name,), None, None, relative))
         folders.append(entry.name)
-        if len(rows) > before:  # a folder without videos (logs, notes) is no class
-            classes.append(entry.name)
     if folders and {name.lower() for name in folders} <= _SPLITS:
         raise ManifestError(
             f"{path}: {', '.join(folders)} look like splits, not classes; give one of them, for example "
@@ -211,4 +205,4 @@ def _read_folder(path: str) -> tuple[list[str], list[Row]]:
         raise ManifestError(f"{path}: holds no folders; a folder per class is needed, with video files in it")
     if not rows:
         raise ManifestError(f"{path}: there is no video file in its folders ({', '.join(sorted(VIDEO_EXTENSIONS))})")
-    return classes, rows
+    return rows

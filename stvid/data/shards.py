@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stvid.data.labels import order_labels
 from stvid.data.members import Members, file_system, why
 from stvid.data.video_table import Manifest, VideoEntry
 from stvid.errors import ManifestError, StvidError
@@ -89,6 +90,8 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
     ]
     manifest = Manifest.from_entries(entries, class_names=names or None, source=source, multilabel=True, root=root)
     manifest.members = members
+    if class_names is None and names and list(names) == sorted(names):
+        class_names = order_labels(names, source)  # shards of earlier versions have numbers in the order of words
     return manifest if class_names is None else manifest.with_class_names(class_names)
 
 

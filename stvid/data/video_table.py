@@ -10,12 +10,13 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from stvid.data.labels import are_numbers, label_places, order_labels, unknown_label
 from stvid.data.members import Members
-from stvid.errors import ManifestError, nearest
+from stvid.errors import ManifestError
 from stvid.video.frame_index import Index
 
 __all__ = ["Manifest", "Row", "VideoEntry", "build_manifest", "checked_class_names"]
@@ -97,6 +98,8 @@ class Manifest:
         class_names: The names that label ids stand for.
         source: Where it came from, for messages.
         members: Where the videos lie in shards; None if they are files.
+        labels_are: ``numbers`` if the labels of the list are numbers, which were taken for places of `class_names`,
+            which are words; else ``names``.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Manifest:
         class_names: tuple[str, ...],
         source: str,
         members: Members | None = None,
+        labels_are: Literal["names", "numbers"] = "names",
     ) -> None:
         self._root = root
         self._names = names  # uint8: the paths below the root, UTF-8
@@ -117,6 +121,7 @@ class Manifest:
         self.class_names = class_names
         self.source = source
         self.members = members
+        self.labels_are = labels_are
 
     @classmethod
     def from_entries(
@@ -132,7 +137,7 @@ class Manifest:
 
         Args:
             entries: The rows.
-            class_names: The classes in order; None takes the labels that occur, sorted.
+            class_names: The classes in order; None takes the labels that occur, see `stvid.data.labels.order_labels`.
             source: Name of the list in messages.
             multilabel: Whether a row without labels may stand beside labelled ones: it shows none of the classes.
             root: Folder or URL that relative paths start from; None is the working directory.
@@ -193,6 +198,11 @@ class Manifest:
         return firsts
 
     @property
+    def used_classes(self) -> tuple[str, ...]:
+        """The classes that a video shows, in order."""
+        return tuple(self.class_names[number] for number in np.unique(self._ids.values))
+
+    @property
     def has_labels(self) -> bool:
         """Whether the videos are labelled: every one, or in a multi-label manifest at least one."""
         return len(self._ids.values) > 0
@@ -213,27 +223,27 @@ class Manifest:
             class_names=self.class_names,
             source=self.source,
             members=None if self.members is None else self.members.subset(picked),
+            labels_are=self.labels_are,
         )
 
     def with_class_names(self, names: Sequence[str]) -> Manifest:
-        """Returns the same videos with label ids that are indices into `names`; labels are matched by name.
+        """Returns the same videos with label ids that are indices into `names`.
+
+        Labels are matched by name. If all of them are whole numbers and none is a name, they are the indices.
 
         Raises:
             ManifestError: If a label that occurs is not in `names`.
         """
         wanted = checked_class_names(names, self.source)
-        position = {name: number for number, name in enumerate(wanted)}
-        table = np.array([position.get(name, -1) for name in self.class_names], np.int64)
+        places, numbered = label_places(self.class_names, wanted)
+        table = np.array(places, np.int64)
         before, ends = self._ids
         ids = table[before] if len(before) else before.copy()
         if (ids < 0).any():
             missing = self.class_names[int(before[int(np.argmax(ids < 0))])]
             count = len({int(number) for number in before[ids < 0]})
-            more = f" (and {count - 1} more)" if count > 1 else ""
-            raise ManifestError(
-                f"{self.source}: label {missing!r}{more} is not among the {len(wanted)} class names"
-                f"{nearest(missing, wanted)}"
-            )
+            why = unknown_label(missing, wanted, numbers=are_numbers(self.class_names), more=count - 1)
+            raise ManifestError(f"{self.source}: {why}")
         for begin, end in itertools.pairwise(ends):
             if end - begin > 1:
                 ids[begin:end].sort()
@@ -245,6 +255,7 @@ class Manifest:
             class_names=wanted,
             source=self.source,
             members=self.members,
+            labels_are="numbers" if numbered else self.labels_are,
         )
 
 
@@ -275,7 +286,7 @@ def build_manifest(
     Args:
         rows: The rows.
         root: Folder or URL that relative paths start from.
-        class_names: The classes in order; None takes the labels that occur, sorted.
+        class_names: The classes in order; None takes the labels that occur, see `stvid.data.labels.order_labels`.
         source: Name of the list in messages.
         multilabel: Whether a row without labels may stand beside labelled ones.
 
@@ -283,14 +294,17 @@ def build_manifest(
         ManifestError: If a label is not in `class_names`, two rows are the same, a part ends before it begins, or some
             rows have labels and others have not although `multilabel` is off.
     """
+    labels = list({label: None for row in rows for label in row.labels})
     if class_names is not None:
         names = checked_class_names(class_names, source)
     else:
-        names = tuple(sorted({label for row in rows for label in row.labels}))
-    position = {name: number for number, name in enumerate(names)}
+        names = order_labels(labels, source)
+    places, numbered = label_places(labels, names)
+    position = dict(zip(labels, places, strict=True))
     root = root if "://" in root else os.path.abspath(root)
     seen: dict[tuple[str, float | None, float | None], str] = {}
     ids: list[int] = []
+    counts: list[int] = []
     paths: list[bytes] = []
     unlabelled = next((row for row in rows if not row.labels), None)
     labelled = next((row for row in rows if row.labels), None)
@@ -308,20 +322,21 @@ def build_manifest(
             )
         seen[key] = row.where
         for label in row.labels:
-            if label not in position:
-                raise ManifestError(
-                    f"{source}, {row.where}: label {label!r} is not among the {len(names)} class names"
-                    f"{nearest(label, names)}"
-                )
-        ids.extend(sorted(position[label] for label in row.labels))
+            if position[label] < 0:
+                why = unknown_label(label, names, numbers=are_numbers(labels))
+                raise ManifestError(f"{source}, {row.where}: {why}")
+        own = sorted({position[label] for label in row.labels})
+        ids.extend(own)
+        counts.append(len(own))
         paths.append(os.fsencode(path))
     return Manifest(
         root=root,
         names=_Ragged.of(np.frombuffer(b"".join(paths), np.uint8).copy(), [len(path) for path in paths]),
-        ids=_Ragged.of(np.array(ids, np.int64), [len(row.labels) for row in rows]),
+        ids=_Ragged.of(np.array(ids, np.int64), counts),
         spans=np.array([[_nan(row.start), _nan(row.end)] for row in rows], np.float64).reshape(len(rows), 2),
         class_names=names,
         source=source,
+        labels_are="numbers" if numbered else "names",
     )
 
 

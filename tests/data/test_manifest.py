@@ -89,9 +89,9 @@ def test_csv_without_labels(tmp_path: Path) -> None:
     assert manifest.with_class_names(["x"]).class_names == ("x",)
 
 
-def test_csv_numbers_are_names(tmp_path: Path) -> None:
+def test_csv_numbers_are_places(tmp_path: Path) -> None:
     manifest = read_manifest(write(tmp_path / "list.csv", "a.mp4,10\nb.mp4,9\n"))
-    assert manifest.class_names == ("10", "9") and manifest[0].labels == ("10",)
+    assert manifest.class_names == ("9", "10") and manifest[0].labels == ("10",)
 
 
 def test_csv_with_several_labels(tmp_path: Path) -> None:
