@@ -110,8 +110,9 @@ class DataConfig:
         test: Videos of `stvid test`, in the same forms; null takes `val`.
         root: Folder that the relative paths of a manifest start from; null takes the manifest's own folder.
         format: Format of the manifest; ``auto`` recognises it.
-        class_names: File with one class name a line, which fixes the order of the logits. Null sorts the names that
-            occur in `train`.
+        class_names: File with one class name a line (or CSV, JSON, YAML), or the name of a packaged list such as
+            kinetics400, which fixes the order of the logits. Null sorts the names that occur in `train`; labels that
+            are whole numbers are ordered as numbers.
         backend: Decoder that reads the videos: ``av``, ``decord``, ``torchcodec`` or ``frames``.
         batch_size: Training clips of one process in one step.
         val_batch_size: Validation videos that are decoded together; null takes `batch_size`.

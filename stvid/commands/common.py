@@ -32,6 +32,7 @@ __all__ = [
     "parse",
     "parser_for",
     "pick_device",
+    "say_unnamed",
     "split_config_options",
     "take_option",
     "use_new_names",
@@ -145,7 +146,10 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
     parser.add_argument(
-        "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
+        "--class_names",
+        type=str | None,
+        help="Names of the logits for weights that do not carry them: a file (a name a line; CSV, JSON or YAML with "
+        "names and their numbers), or the name of a packaged list such as kinetics400 (stvid doctor lists them).",
     )
     parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
 
@@ -241,6 +245,21 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     if named and len(named) != model.num_classes:
         raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(named)} class names were given")
     return model, config
+
+
+def say_unnamed(model: VideoModel) -> None:
+    """Says that the order of the classes is not known, if the model has no names for its logits."""
+    if model.default_protocol.class_names:
+        return
+    from stvid.classes import class_list, class_lists
+
+    fitting = [name for name in class_lists() if len(class_list(name)) == model.num_classes]
+    hint = f" such as {', '.join(fitting)}, if its order is theirs" if fitting else "; stvid doctor lists them"
+    print(
+        "the order of the classes is not known, so they are called by the number of their logit; name them with "
+        f"--class_names (a file, or the name of a packaged list{hint})",
+        file=sys.stderr,
+    )
 
 
 def with_test_videos(config: TrainConfig, source: str, dotted: Sequence[str]) -> TrainConfig:

@@ -13,6 +13,7 @@ from stvid.commands.common import (
     parse,
     parser_for,
     pick_device,
+    say_unnamed,
     split_config_options,
 )
 
@@ -41,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     window = parse_seconds(options.window, name="--window")
     stride = parse_seconds(options.window_stride, name="--window_stride")
     model, _ = load(options, dotted)
+    say_unnamed(model)
     page = build_page(
         model,
         window=window,

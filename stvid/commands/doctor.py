@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from stvid.classes import class_list, class_lists
 from stvid.commands.common import parse, parser_for
 from stvid.machine import usable_cores
 from stvid.version import __version__
@@ -89,6 +90,7 @@ def examine() -> dict[str, Any]:
         "decoders": decoders,
         "attention": attention,
         "devices": devices,
+        "class_lists": {name: len(class_list(name)) for name in class_lists()},
         "remedies": remedies,
         "usable": usable,
     }
@@ -142,6 +144,8 @@ def print_report(report: dict[str, Any]) -> None:
     for device in report["devices"]:
         table.add_row("device", device["name"], Text(device["detail"]))
     console.print(table)
+    lists = ", ".join(f"{name} ({count})" for name, count in report["class_lists"].items())
+    console.print(Text(f"class names that --class_names takes by name: {lists}"))
     for problem, command in report["remedies"].items():
         console.print(Text(f"{problem}: {command}"))
     console.print(

@@ -16,6 +16,7 @@ from stvid.commands.common import (
     parse,
     parser_for,
     pick_device,
+    say_unnamed,
     split_config_options,
 )
 
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
     from stvid.look.explanation import explain
 
     model, config = load(options, dotted)
+    say_unnamed(model)
     with inference(model, device=pick_device(options.device), precision="32-true") as place:
         device = place.device
     model.to(device)

@@ -33,7 +33,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", type=str | None, help="A checkpoint, or the folder of a run.")
     parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
     parser.add_argument(
-        "--class_names", type=str | None, help="File with a class name a line, for weights that do not carry them."
+        "--class_names",
+        type=str | None,
+        help="Names of the logits for weights that do not carry them: a file, or the name of a packaged list.",
     )
     parser.add_argument("--clips", type=Literal["train", "test", "both"], default="both", help="Whose clips are drawn.")
     parser.add_argument("--draws", type=int, default=2, help="Epochs of training to draw.")

@@ -17,6 +17,7 @@ from stvid.commands.common import (
     parse,
     parser_for,
     pick_device,
+    say_unnamed,
     split_config_options,
 )
 from stvid.errors import ConfigError, VideoError
@@ -70,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
             if is_live(file):
                 raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
     model, config = load(options, dotted)
+    say_unnamed(model)
     model = optimized(model, options)
     if options.window is not None:
         return _run_timelines(model, options)

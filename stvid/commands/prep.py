@@ -319,7 +319,7 @@ def _shard_parser() -> ArgumentParser:
     parser.add_argument("--out", type=str, required=True, help="Folder for the shards.")
     parser.add_argument("--size", type=float, default=500.0, help="Megabytes of a shard.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the order of the videos, 0 or more.")
-    parser.add_argument("--class_names", type=str | None, help="File with the classes in order; default sorted.")
+    parser.add_argument("--class_names", type=str | None, help="File or packaged list of the classes; default sorted.")
     parser.add_argument("--multilabel", action="store_true", help="Labels of the list are several, joined by |.")
     return parser
 

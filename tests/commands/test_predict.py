@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import stvid
+from stvid.classes import class_list
+from stvid.models.base import VideoModel
+from stvid.protocol import Protocol
+
 Call = Callable[..., tuple[int, str, str]]
+PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32)
 
 
 def test_predict_over_time(checkpoint: str, video: str, tmp_path: Path, call: Call) -> None:
@@ -50,3 +57,29 @@ def test_several_sources_have_folders_of_their_own(checkpoint: str, video: str, 
 def test_predict_over_time_bad_calls(checkpoint: str, video: str, options: list[str], words: str, call: Call) -> None:
     code, _, err = call("predict", video, "--checkpoint", checkpoint, *options)
     assert code == 2 and words in err and len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def unnamed(tiny_model: Callable[[Protocol], VideoModel], tmp_path: Path) -> str:
+    """A checkpoint with as many logits as HMDB51 has classes, and no names for them."""
+    model = tiny_model(PROTOCOL.replace(class_names=class_list("hmdb51")))
+    model.default_protocol = PROTOCOL.replace(class_names=())
+    stvid.save_model(model, tmp_path / "unnamed.safetensors")
+    return str(tmp_path / "unnamed.safetensors")
+
+
+def test_classes_of_unknown_order_are_numbers(unnamed: str, video: str, call: Call) -> None:
+    common = ["predict", video, "--checkpoint", unnamed, "--device", "cpu"]
+    for options in ([], ["--window", "1s"]):
+        code, out, err = call(*common, *options)
+        assert code == 0 and re.search(r"% +class \d", out)
+        assert len(err.splitlines()) == 1 and "the order of the classes is not known" in err
+        assert "--class_names" in err and "hmdb51" in err and "kinetics400" not in err
+    code, out, err = call(*common, "--class_names", "hmdb51")
+    assert code == 0 and not err and "class " not in out and any(name in out for name in class_list("hmdb51"))
+    code, _, err = call(*common, "--class_names", "ucf101")
+    assert code == 2 and "has 51 logits, but 101 class names were given" in err and len(err.splitlines()) == 1
+    code, _, err = call(*common, "--class_names", "hmbd51")
+    assert code == 1 and "no packaged list of class names" in err and "hmdb51" in err
+    code, out, err = call(*common, "--data.class_names", "hmdb51")
+    assert code == 0 and not err and "class " not in out
