@@ -113,17 +113,31 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _with_classes_of(model: VideoModel, videos: Manifest) -> Manifest:
-    """Returns the videos with the classes of the model; a model without names gets those of the videos, sorted."""
+    """Returns the videos with the classes of the model; a model without names gets those of the videos.
+
+    Labels that are numbers are the places of its logits.
+    """
+    from stvid.data.labels import are_numbers
+
+    if not model.default_protocol.class_names and are_numbers(videos.class_names):
+        numbers = tuple(str(number) for number in range(model.num_classes))
+        print("the checkpoint names no classes: the labels are numbers, the places of its logits", file=sys.stderr)
+        model.default_protocol = model.default_protocol.replace(class_names=numbers)
     if not model.default_protocol.class_names:
         if len(videos.class_names) != model.num_classes:
             raise ConfigError(
                 f"the checkpoint has {model.num_classes} logits without names, the videos have "
-                f"{len(videos.class_names)} classes; give the names in the order of the logits with --class_names FILE"
+                f"{len(videos.class_names)} classes; give the names in the order of the logits with --class_names (a "
+                "file, or the name of a packaged list)"
             )
         print("the checkpoint names no classes: its logits are taken in the order of the sorted names", file=sys.stderr)
         model.default_protocol = model.default_protocol.replace(class_names=videos.class_names)
     names = model.default_protocol.class_names
-    return videos.with_class_names(names) if videos.has_labels and tuple(videos.class_names) != names else videos
+    if videos.has_labels and tuple(videos.class_names) != names:
+        videos = videos.with_class_names(names)
+    if videos.labels_are == "numbers":
+        print("the labels are numbers: they are taken as the places of the class names", file=sys.stderr)
+    return videos
 
 
 def _measure(
@@ -131,6 +145,7 @@ def _measure(
 ) -> EvaluationResult:
     from stvid.evaluation.cost import measure_cost
     from stvid.evaluation.evaluate import evaluate
+    from stvid.evaluation.published import compare_with_published
     from stvid.runs import default_workers
 
     device = pick_device(options.device)
@@ -151,6 +166,8 @@ def _measure(
         print(f"stopped; the same command goes on where it was (from {folder})", file=sys.stderr, flush=True)
         raise
     result.cost |= measure_cost(model, model.default_protocol, device=device)
+    if model.weights is not None:
+        result.published = compare_with_published(model.weights, result)
     return result
 
 

@@ -69,6 +69,8 @@ class EvaluationResult:
             notes. Empty if unknown.
         evaluation: Digest of what was measured: videos, labels, protocol, views, order of frames. Two results with
             the same one differ in the model only. Empty if unknown.
+        published: The published numbers of the weights and how the measured ones differ, see
+            `stvid.evaluation.published.compare_with_published`; None if there are none.
         progress_file: The logits of finished videos that an interrupted evaluation would have left; `save` deletes it.
     """
 
@@ -94,6 +96,7 @@ class EvaluationResult:
     cost: dict[str, float] = field(default_factory=dict)
     arithmetic: tuple[str, ...] = ()
     evaluation: str = ""
+    published: dict[str, Any] | None = None
     progress_file: Path | None = field(default=None, compare=False)
     _scores: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -174,6 +177,21 @@ class EvaluationResult:
         """
         return self.metrics[f"{name}@{self.views}"]
 
+    def published_lines(self) -> list[str]:
+        """Returns a line for each published number, with the measured one, or with why they are not compared."""
+        record = self.published
+        if record is None:
+            return []
+        where = record["source"].partition("@")[0] or record["weights"]
+        names = [f"{name}@{record['views']} {record[name]:.1f}%" for name in ("top1", "top5") if name in record]
+        if record["differs"]:
+            return [f"published  {', '.join(names)} ({where}), not compared: {'; '.join(record['differs'])}"]
+        return [
+            f"published  {name}@{record['views']} {record[name]:.1f}% ({where}): measured {value:.1f}%, "
+            f"{record['difference'][name]:+.1f}"
+            for name, value in record["measured"].items()
+        ]
+
     def summary(self) -> str:
         """Returns a few lines for people: the metrics in percent, the number of videos, and each unreadable video."""
         lines = []
@@ -191,6 +209,7 @@ class EvaluationResult:
                     text += " (95% interval {:.2f} to {:.2f}%)".format(*(100 * end for end in intervals[name]))
                 parts.append(text)
             lines.append(", ".join(parts))
+        lines += self.published_lines()
         for temporal, record in self.probe.items():
             drops = [
                 f"{name} {100 * value:.2f}% ({100 * (value - self.metrics[name]):+.2f})"
@@ -252,6 +271,7 @@ class EvaluationResult:
             "classes": list(self.class_names),
             "per_class": self.per_class,
             "evaluation": self.evaluation,
+            "published": self.published,
             "command": self.command,
             "versions": self.versions,
             "run": run,
@@ -328,6 +348,7 @@ class EvaluationResult:
                 cost=record["cost"],
                 arithmetic=tuple(record["arithmetic"]),
                 evaluation=record["evaluation"],
+                published=record.get("published"),  # younger than the file may be
             )
         except OSError as error:
             name = error.filename or target

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stvid.data.dataset import EvalDataset
+from stvid.data.labels import are_numbers
 from stvid.data.views import ViewPlan
 from stvid.evaluation.evaluate import perturb_time
 from stvid.evaluation.metrics import Calibration, video_scores
@@ -183,6 +184,7 @@ def _headline(result: EvaluationResult) -> dict[str, Any]:
         "protocol": result.protocol.describe(),
         "temporal": result.temporal,
         "average": result.average,
+        "published": result.published_lines(),
         "command": result.command,
         "versions": ", ".join(f"{package} {version}" for package, version in result.versions.items()),
     }
@@ -242,6 +244,7 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
 
 
 def _classes(result: EvaluationResult) -> dict[str, Any]:
+    by_name = sorted(result.per_class, key=lambda record: record["class"])
     records = [
         {
             "name": record["class"],
@@ -249,7 +252,7 @@ def _classes(result: EvaluationResult) -> dict[str, Any]:
             "value": record[_class_measure(result)],
             "precision": record.get("precision"),
         }
-        for record in sorted(result.per_class, key=lambda record: record["class"])
+        for record in (result.per_class if are_numbers(result.class_names) else by_name)
     ]
     present = sorted((record for record in records if record["support"]), key=lambda record: record["value"])
     left_out = len(present) > _BAR_CLASSES

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import stvid
+from stvid import zoo
+from stvid.classes import class_list
 from stvid.cli import main
 from stvid.config import load_config
 from stvid.engine.train import train
 from stvid.evaluation.result import EvaluationResult, ViewAccumulator
+from stvid.models.base import VideoModel
+from stvid.models.weights import Weights
+from stvid.protocol import Protocol
 
 Call = Callable[..., tuple[int, str, str]]
+UNNAMED = Protocol(frames=4, stride=2, short_side=40, crop=32)
 
 
 def test_optimize_is_recorded(
@@ -85,3 +93,92 @@ def test_validation_is_what_stvid_test_measures(
     # It could not be so by accident: videos, views and epochs differ by more than the tolerance.
     assert measured.logits.std(axis=0).min() > 1e-3 and measured.logits.std(axis=1).max() > 1e-3
     assert abs(validated[0].logits - last.logits).max() > 1e-2
+
+
+@pytest.fixture
+def answers_two(tiny_model: Callable[[Protocol], VideoModel], tmp_path: Path) -> str:
+    """A checkpoint of 12 logits without names that always answers the one at place 2."""
+    model = tiny_model(UNNAMED.replace(class_names=[str(n) for n in range(12)]))
+    with torch.no_grad():
+        model.get_classifier().weight.zero_()
+        model.get_classifier().bias.copy_(torch.eye(12)[2])
+    model.default_protocol = UNNAMED
+    stvid.save_model(model, tmp_path / "weights.safetensors")
+    return str(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("labels", [range(12), [2, 10], [0, 2, 3], [11, 2, 2]], ids=str)
+def test_labels_that_are_numbers_are_places_of_the_logits(
+    labels: Sequence[int], answers_two: str, video: str, tmp_path: Path, call: Call
+) -> None:
+    rows = [f"{video},{label},{n / 100},\n" for n, label in enumerate(labels)]
+    (tmp_path / "list.csv").write_text("path,label,start,end\n" + "".join(rows))
+    common = ["test", "--checkpoint", answers_two, "--data", tmp_path / "list.csv", "--workers", 0, "--device", "cpu"]
+    code, _, err = call(*common, "--out", tmp_path / "plain")
+    share = list(labels).count(2) / len(labels)
+    assert code == 0 and "the labels are numbers, the places of its logits" in err
+    result = EvaluationResult.load(tmp_path / "plain")
+    assert result.metric("top1") == share and result.labels.tolist() == list(labels) and len(result.class_names) == 12
+    (tmp_path / "names.txt").write_text("".join(f"name {chr(97 + n)}\n" for n in range(12)))
+    code, _, err = call(*common, "--out", tmp_path / "named", "--class_names", tmp_path / "names.txt")
+    assert code == 0 and "taken as the places of the class names" in err
+    named = EvaluationResult.load(tmp_path / "named")
+    assert named.metric("top1") == share and named.class_names[2] == "name c"
+
+
+@pytest.mark.parametrize("labels", [(0, 12), (1, 400), (0, -1)])
+def test_numbers_beyond_the_logits_are_one_line(
+    labels: Sequence[int], answers_two: str, video: str, tmp_path: Path, call: Call
+) -> None:
+    rows = [f"{video},{label},{n / 100},\n" for n, label in enumerate(labels)]
+    (tmp_path / "list.csv").write_text("path,label,start,end\n" + "".join(rows))
+    code, _, err = call("test", "--checkpoint", answers_two, "--data", tmp_path / "list.csv", "--out", tmp_path / "o")
+    line = err.splitlines()[-1]
+    assert code == 1 and f"label '{labels[1]}' is " in line and "list.csv" in line and "internal error" not in line
+
+
+def test_words_need_names(answers_two: str, make_dataset: Callable[..., Path], tmp_path: Path, call: Call) -> None:
+    folder = make_dataset(tmp_path / "videos", per_class=1)
+    code, _, err = call("test", "--checkpoint", answers_two, "--data", folder, "--out", tmp_path / "o")
+    assert code == 2 and "--class_names" in err and "packaged list" in err and len(err.splitlines()) == 1
+
+
+def test_the_published_number_beside_the_measured_one(
+    tiny_model: Callable[[Protocol], VideoModel],
+    video: str,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = class_list("jester")
+    stvid.save_model(tiny_model(UNNAMED.replace(class_names=names)), tmp_path / "m.safetensors")
+    rows = [f'{video},"{name}",{n / 100},\n' for n, name in enumerate(names)]
+    (tmp_path / "list.csv").write_text("path,label,start,end\n" + "".join(rows))
+    published = Weights(
+        model="uniformer_xxs",
+        tag="jester",
+        url="https://example.org/w.pth",
+        protocol=UNNAMED,
+        num_classes=len(names),
+        classes="jester",
+        top1=80.8,
+        source="Sense-X/UniFormer@0123abc:README.md",
+    )
+    load_model = zoo.load_model
+
+    def load(*arguments: Any, **options: Any) -> VideoModel:
+        model = load_model(*arguments, **options)
+        model.weights = published
+        return model
+
+    monkeypatch.setattr(zoo, "load_model", load)
+    common = ["test", "--checkpoint", tmp_path / "m.safetensors", "--data", tmp_path / "list.csv", "--workers", 0]
+    code, out, _ = call(*common, "--device", "cpu", "--out", tmp_path / "same")
+    result = EvaluationResult.load(tmp_path / "same")
+    top1 = 100 * result.metric("top1")
+    line = f"published  top1@1x1 80.8% (Sense-X/UniFormer): measured {top1:.1f}%, {top1 - 80.8:+.1f}"
+    assert code == 0 and line in out.splitlines()
+    assert result.published is not None and result.published["top1"] == 80.8
+    assert line in html.unescape((tmp_path / "same" / "report.html").read_text())
+    code, out, _ = call(*common, "--device", "cpu", "--out", tmp_path / "other", "--protocol.stride", "1")
+    assert code == 0 and "(Sense-X/UniFormer), not compared: stride 1 instead of 2" in out
