@@ -22,6 +22,7 @@ from stvid.models.blocks import Tap, init_conv_weights, rename_keys, run_blocks
 from stvid.models.family import Family, Variant
 from stvid.models.heads import Head
 from stvid.models.kernels import clip_layout
+from stvid.models.published_names import from_mmaction, is_mmaction, read_options
 from stvid.protocol import Protocol
 
 __all__ = ["C3D"]
@@ -129,10 +130,33 @@ class C3D(VideoModel):
         return {"stem": r"^conv1", "blocks": [(r"^conv(\d)", None), (r"^head\.fc(\d)", None)]}
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Renames the classifier of DavideA/c3d-pytorch."""
+        """Renames the classifier of DavideA/c3d-pytorch, and the layers of mmaction2."""
+        if is_mmaction(state) or "conv1a.conv.weight" in state:
+            return "mmaction2", rename_keys(from_mmaction(state), MMACTION_RULES)
         if "fc8.weight" not in state:
             return "stvid", dict(state)
         return "DavideA/c3d-pytorch", rename_keys(state, [(r"^fc([67])\.", r"head.fc\1."), (r"^fc8\.", "head.fc.")])
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the channels that the tensors show."""
+        _, own = self.convert_checkpoint(state)
+        return read_options(_read, own, self.state_dict(), needed=(*_LAST, "head.fc7.weight"))
+
+
+# --- published keys ---------------------------------------------------------------------------------------------------
+
+_LAST = ("conv1.weight", "conv2.weight", "conv3b.weight", "conv4b.weight", "conv5b.weight")
+MMACTION_RULES = (
+    (r"^conv([12])a\.conv\.", r"conv\1."),
+    (r"^(conv\d[ab])\.conv\.", r"\1."),
+    (r"^fc([67])\.", r"head.fc\1."),
+)
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    embed_dim = tuple(own[key].shape[0] for key in _LAST)
+    return {"in_chans": own[_LAST[0]].shape[1], "embed_dim": embed_dim, "hidden_dim": own["head.fc7.weight"].shape[0]}
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
@@ -149,7 +173,7 @@ FAMILY = Family(
     paper="Tran et al. 2015, arXiv:1412.0767",
     small_clip=(16, 16, 16),
     min_clip=(16, 16, 16),
-    formats=("DavideA/c3d-pytorch",),
+    formats=("DavideA/c3d-pytorch", "mmaction2"),
     tiny={"embed_dim": (8, 8, 16, 16, 16), "hidden_dim": 32},
     variants=(Variant("c3d", "C3D.", _SPORTS1M, gflops=38.5),),
 )

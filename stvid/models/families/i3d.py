@@ -240,9 +240,10 @@ class InceptionVideo(VideoModel):
         return "stvid", dict(state)
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns the channels of the published weights: 3, or 2 for those of optical flow."""
-        weight = state.get("Conv3d_1a_7x7.conv3d.weight")
-        return {} if weight is None else {"in_chans": weight.shape[1]}
+        """Returns the channels of the weights: 3, or 2 for those of optical flow."""
+        _, own = self.convert_checkpoint(state)
+        weight = own.get("conv1.conv.weight", own.get("conv1.0.conv.weight"))
+        return {} if weight is None or weight.shape[1] == self.in_chans else {"in_chans": weight.shape[1]}
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
+from stvid.models.published_names import count_blocks, read_options
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["P3D"]
@@ -156,9 +157,15 @@ class P3D(StagedModel):
         return "qijiezhao/pseudo-3d-pytorch", {**own, **kernels}
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns the channels of the published weights: 3, or 2 for those of optical flow."""
-        weight = state.get("conv1_custom.weight")
-        return {} if weight is None else {"in_chans": weight.shape[1]}
+        """Returns what the tensors show: depth and channels, 3 or 2 (those of optical flow)."""
+        _, own = self.convert_checkpoint(state)
+        return read_options(_read, own, self.state_dict(), needed=("conv1.weight", "layer1.0.conv4.weight"))
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    depth = tuple(count_blocks(own, f"layer{stage}.") for stage in range(1, 5))
+    return {"in_chans": own["conv1.weight"].shape[1], "depth": depth}
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------

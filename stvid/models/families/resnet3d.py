@@ -28,6 +28,7 @@ from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
+from stvid.models.published_names import count_blocks, read_options
 from stvid.protocol import Protocol
 
 __all__ = ["ResNet3d"]
@@ -205,8 +206,22 @@ class ResNet3d(StagedModel):
         return "kenshohara/3D-ResNets-PyTorch", rename_keys(state, [(r"^fc\.", "head.fc.")])
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns the shortcut type of the published weights: A for the 18 and 34 layers of 2018."""
-        return {"shortcut_type": _shortcut_type(state)}
+        """Returns what the tensors show: depth, channels, frames of the stem, and the shortcuts' type.
+
+        Type A are the 18 and 34 layers of 2018.
+        """
+        return read_options(_read, state, self.state_dict(), needed=("conv1.weight", "layer1.0.bn1.weight"))
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state, whose keys but the classifier's are ours."""
+    stem = own["conv1.weight"]
+    return {
+        "depth": tuple(count_blocks(own, f"layer{stage}.") for stage in range(1, 5)),
+        "in_chans": stem.shape[1],
+        "conv1_t_size": stem.shape[2],
+        "shortcut_type": _shortcut_type(own),
+    }
 
 
 def _shortcut_type(state: Mapping[str, Tensor]) -> Literal["A", "B"]:

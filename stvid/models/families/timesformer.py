@@ -12,7 +12,7 @@ copy, and the copies are averaged.
 
 The variants differ in frames and size: base 8 x 224, HR 16 x 448, L 96 x 224. The tables of positions and times are
 resized to any other clip (nearest neighbour, as in the official forward), when a checkpoint is loaded or at run time.
-The authors' keys are this file's own; those of transformers' Timesformer are renamed.
+The authors' keys are this file's own; those of transformers' Timesformer and of mmaction2 are renamed.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ from stvid.models.blocks import (
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
+from stvid.models.published_names import (
+    count_blocks,
+    from_mmaction,
+    is_mmaction,
+    mlp_ratio,
+    read_options,
+    square_side,
+)
 from stvid.protocol import Protocol
 
 __all__ = ["TimeSformer"]
@@ -237,8 +245,11 @@ class TimeSformer(VideoModel):
         }
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Recognises the authors' checkpoints and those of transformers' TimesformerForVideoClassification."""
+        """Recognises the checkpoints of the authors, of transformers' TimesformerForVideoClassification, of mmaction2."""
         name, own = super().convert_checkpoint(state)
+        if is_mmaction(own) or any(key.startswith("transformer_layers.layers.") for key in own):
+            divided = any(".temporal_fc." in key for key in own)
+            name, own = "mmaction2", rename_keys(from_mmaction(own), _MMACTION_DIVIDED if divided else _MMACTION)
         if "timesformer.embeddings.cls_token" in own:
             name, own = "transformers Timesformer", rename_keys(own, _TRANSFORMERS)
         patches = own.get("patch_embed.proj.weight")
@@ -246,6 +257,14 @@ class TimeSformer(VideoModel):
             own["patch_embed.proj.weight"] = patches.unsqueeze(2)
             name = "facebookresearch/TimeSformer" if name == "stvid" else name
         return name, rename_keys(own, [(r"^head\.(weight|bias)$", r"head.fc.\1")])
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: kind of attention, depth, patches, and frames and size (taken as square).
+
+        `embed_dim` is not among it: the heads that go with other channels do not show.
+        """
+        _, own = self.convert_checkpoint(state)
+        return read_options(_read, own, self.state_dict(), needed=("patch_embed.proj.weight", "pos_embed"))
 
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
         """Resizes the tables of positions (of a square grid, unless stvid wrote it) and times."""
@@ -286,6 +305,49 @@ _TRANSFORMERS = (
 )
 
 
+_MMACTION_SHARED = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^transformer_layers\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffns\.0\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffns\.0\.layers\.1\.", ".mlp.fc2."),
+)
+_MMACTION_DIVIDED = (
+    *_MMACTION_SHARED,
+    (r"\.attentions\.0\.norm\.", ".temporal_norm1."),
+    (r"\.attentions\.0\.attn\.", ".temporal_attn."),
+    (r"\.attentions\.0\.temporal_fc\.", ".temporal_fc."),
+    (r"\.attentions\.1\.norm\.", ".norm1."),
+    (r"\.attentions\.1\.attn\.", ".attn."),
+    (r"\.ffns\.0\.norm\.", ".norm2."),
+)
+_MMACTION = (
+    *_MMACTION_SHARED,
+    (r"\.attentions\.0\.attn\.", ".attn."),
+    (r"\.norms\.0\.", ".norm1."),
+    (r"\.norms\.1\.", ".norm2."),
+)
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    patches = own["patch_embed.proj.weight"].shape
+    attention: AttentionType = "joint_space_time" if "time_embed" in own else "space_only"
+    options: dict[str, Any] = {
+        "in_chans": patches[1],
+        "patch_size": patches[3],
+        "attention_type": "divided_space_time" if any(".temporal_fc." in key for key in own) else attention,
+        "depth": count_blocks(own, "blocks."),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in own,
+        **mlp_ratio(own, "blocks.0.mlp.fc1.weight"),
+    }
+    if "time_embed" in own:
+        options["num_frames"] = own["time_embed"].shape[1]
+    side = square_side(own["pos_embed"].shape[1] - 1)
+    return options if side is None else {**options, "img_size": (side * patches[3],) * 2}
+
+
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 # Official code: configs/Kinetics/TimeSformer_divST_*.yaml (1 clip of 3 crops; DATA.TARGET_FPS is 30), and
@@ -298,7 +360,7 @@ FAMILY = Family(
     paper="Bertasius et al. 2021, arXiv:2102.05095",
     small_clip=(4, 32, 32),
     min_clip=(1, 16, 16),
-    formats=("facebookresearch/TimeSformer", "transformers Timesformer"),
+    formats=("facebookresearch/TimeSformer", "transformers Timesformer", "mmaction2"),
     parent="vit",
     tiny={"depth": 2, "embed_dim": 48, "num_heads": 4},
     slow_goldens=(

@@ -27,11 +27,13 @@ from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import Attention, Mlp, Tap, drop_path_rates, init_transformer_weights, rename_keys, run_blocks
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
+from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, mlp_ratio, read_options
 from stvid.protocol import Protocol
 
 __all__ = ["UniFormer"]
 
 BLOCK_NORM_EPS = 1e-6  # epsilon of the global blocks' LayerNorms; patch embeddings have 1e-5 (official code)
+MMACTION_NORM_EPS = 1e-5  # the same in mmaction2's port (mmaction/models/backbones/uniformer.py)
 
 
 class PatchEmbed(nn.Module):
@@ -113,12 +115,12 @@ class GlobalBlock(nn.Module):
         self.pos_embed = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
         self.split = split
         if split:
-            self.t_norm = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+            self.t_norm = nn.LayerNorm(dim)
             self.t_attn = attention(axes="time")
-        self.norm1 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim)
         self.attn = attention(axes="space" if split else "clip")
         self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,6 +162,7 @@ class UniFormer(VideoModel):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         split_attention: Attention over time and then over space, instead of both at once.
         temporal_embed: Later patch embeddings with a kernel of three frames.
+        norm_eps: Epsilon of the global blocks' LayerNorms; loading a published format sets that format's.
 
     The features are the normalised last stage, (B, embed_dim[3], ceil(T/2), H/32, W/32). A clip has at least 32 pixels
     in height and width.
@@ -182,6 +185,7 @@ class UniFormer(VideoModel):
         drop_path_rate: float = 0.1,
         split_attention: bool = False,
         temporal_embed: bool = False,
+        norm_eps: float = BLOCK_NORM_EPS,
     ) -> None:
         super().__init__()
         if len(depth) != 4 or len(embed_dim) != 4:
@@ -227,9 +231,17 @@ class UniFormer(VideoModel):
         self.norm = nn.BatchNorm3d(embed_dim[-1])
         self.head = LinearHead(embed_dim[-1], num_classes)
         self._describe(embed_dim)
+        self._set_norm_eps(norm_eps)
         self.apply(init_transformer_weights)
         if split_attention:
             self._init_temporal_attention()
+
+    def _set_norm_eps(self, norm_eps: float) -> None:
+        self.norm_eps = norm_eps
+        for block in (*self.blocks3, *self.blocks4):
+            for module in block.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
 
     def _describe(self, embed_dim: Sequence[int]) -> None:
         """Sets `feature_info`: one entry for each stage, of which the last is taken after the norm."""
@@ -261,10 +273,29 @@ class UniFormer(VideoModel):
         return (time + 1) // 2, height // 32, width // 32
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Renames the classifier of Sense-X/UniFormer, whose other keys are this file's own."""
+        """Renames the classifier of Sense-X/UniFormer and of mmaction2, whose other keys are this file's own."""
+        if is_mmaction(state):
+            return "mmaction2", from_mmaction(state)
         if "head.weight" not in state:
             return "stvid", dict(state)
         return "Sense-X/UniFormer", rename_keys(state, [(r"^head\.", "head.fc.")])
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: depth, channels of the clip, width of the MLPs, and the two ablations.
+
+        `embed_dim` is not among it: the heads that go with other channels do not show.
+        """
+        _, own = self.convert_checkpoint(state)
+        return read_options(_read, own, self.state_dict(), needed=("patch_embed1.proj.weight", "patch_embed2.proj.weight"))
+
+    def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
+        """Takes the epsilon that a layout's weights were trained with."""
+        published = {"Sense-X/UniFormer": BLOCK_NORM_EPS, "mmaction2": MMACTION_NORM_EPS}
+        norm_eps = published.get(format_name, hyperparameters.get("norm_eps", self.norm_eps))
+        if norm_eps != self.norm_eps:
+            self._set_norm_eps(norm_eps)
+            changed = {**self.recipe.get("hyperparameters", {}), "norm_eps": norm_eps}
+            self.recipe = {**self.recipe, "hyperparameters": changed}
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the stem, then every patch embedding and block in order."""
@@ -278,6 +309,20 @@ class UniFormer(VideoModel):
         }
 
 
+# --- published keys ---------------------------------------------------------------------------------------------------
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    return {
+        "depth": tuple(count_blocks(own, f"blocks{stage}.") for stage in range(1, 5)),
+        "in_chans": own["patch_embed1.proj.weight"].shape[1],
+        "temporal_embed": own["patch_embed2.proj.weight"].shape[2] > 1,
+        "split_attention": any(".t_attn." in key for key in own),
+        **mlp_ratio(own, "blocks3.0.mlp.fc1.weight"),
+    }
+
+
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 # Official code: DATA.TARGET_FPS, DATA.MEAN and DATA.STD of slowfast/config/defaults.py; the tests scale the short side
@@ -289,7 +334,7 @@ FAMILY = Family(
     paper="Li et al. 2022, arXiv:2201.04676",
     small_clip=(4, 64, 64),
     min_clip=(1, 32, 32),
-    formats=("Sense-X/UniFormer",),
+    formats=("Sense-X/UniFormer", "mmaction2"),
     parent="uniformer",
     golden_options={
         "uniformer_s_split__16x64": {"name": "uniformer_s", "split_attention": True},

@@ -23,6 +23,11 @@ planes once per block, VMZ for each convolution (`block_midplanes`): the second 
 differs. VMZ has a norm epsilon of 1e-3 (from Caffe2), torchvision and PyTorchVideo 1e-5; PyTorchVideo's heads average
 over windows. Since a CSN has weights in both layouts, loading sets `norm_eps` and `pool_size` to those of the layout.
 VMZ also sets its norms' momentum to 0.9, which is Caffe2's meaning of torch's 0.1; here it is 0.1.
+
+mmaction2's R(2+1)D of 34 layers (open-mmlab/mmaction2, models/backbones/resnet2plus1d.py and common/conv2plus1d.py) is
+another network: 83 mid planes in the stem (`stem_midplanes`), a max pool after it, shortcuts that are split like the
+other convolutions (`split_shortcut`), and an epsilon of 1e-5 in the norms between two halves (`middle_eps`), 1e-3 in
+the others. `options_of` finds it. Its CSN are VMZ's.
 """
 
 from __future__ import annotations
@@ -32,13 +37,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from stvid.errors import CheckpointError
 from stvid.models.base import StagedModel
 from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
+from stvid.models.published_names import (
+    count_blocks,
+    from_mmaction,
+    from_vmz_caffe2,
+    is_mmaction,
+    is_vmz_caffe2,
+    read_options,
+)
 from stvid.protocol import Protocol
 
 __all__ = ["TORCHVISION", "VideoResNet"]
@@ -48,9 +63,9 @@ Size3d = tuple[int, int, int]
 STEM_MIDPLANES = 45  # channels between the two convolutions of the R(2+1)D stem (torchvision, VMZ)
 
 
-def mid_planes(in_planes: int, planes: int) -> int:
-    """Returns the channels between 1x3x3 and 3x1x1 that give as many weights as 3x3x3 (R(2+1)D, section 3.5)."""
-    return (in_planes * planes * 27) // (in_planes * 9 + planes * 3)
+def mid_planes(in_planes: int, planes: int, kernel: int = 3) -> int:
+    """Returns the channels between 1 x k x k and 3x1x1 that give as many weights as 3 x k x k (section 3.5)."""
+    return (in_planes * planes * 3 * kernel**2) // (in_planes * kernel**2 + planes * 3)
 
 
 def make_conv(conv: ConvName, in_planes: int, planes: int, stride: Size3d, middle: int) -> nn.Module:
@@ -82,9 +97,11 @@ def make_conv(conv: ConvName, in_planes: int, planes: int, stride: Size3d, middl
     raise ValueError(f"conv {conv!r}: must be one of 3d, 2d, 2+1d, 1+2d, ir, ip")
 
 
-def make_stem(stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool) -> nn.Sequential:
+def make_stem(
+    stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool, midplanes: int = STEM_MIDPLANES
+) -> nn.Sequential:
     """Builds the stem: 3x7x7, 1x7x7, or 1x7x7 and 3x1x1, with stride 2 in space; then, with `pool`, a max pool."""
-    first, kernel = (STEM_MIDPLANES, 1) if stem == "2+1d" else (64, 3 if stem == "3d" else 1)
+    first, kernel = (midplanes, 1) if stem == "2+1d" else (64, 3 if stem == "3d" else 1)
     layers: list[nn.Module] = [
         nn.Conv3d(in_chans, first, (kernel, 7, 7), stride=(1, 2, 2), padding=(kernel // 2, 3, 3), bias=False),
         nn.BatchNorm3d(first),
@@ -101,6 +118,20 @@ def make_stem(stem: Literal["3d", "2d", "2+1d"], in_chans: int, *, pool: bool) -
     return nn.Sequential(*layers)
 
 
+def make_split_shortcut(in_planes: int, planes: int, stride: Size3d) -> nn.Module:
+    """Builds mmaction2's shortcut of R(2+1)D: 1x1x1 with the stride in space, norm, ReLU, 1x1x1 with that in time."""
+    if stride == (1, 1, 1) and in_planes == planes:
+        return nn.Identity()
+    middle = mid_planes(in_planes, planes, 1)
+    split = nn.Sequential(
+        nn.Conv3d(in_planes, middle, 1, stride=(1, stride[1], stride[2]), bias=False),
+        nn.BatchNorm3d(middle),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(middle, planes, 1, stride=(stride[0], 1, 1), bias=False),
+    )
+    return nn.Sequential(split, nn.BatchNorm3d(planes))
+
+
 class Block(nn.Module):
     """A residual block: two convolutions, or with `bottleneck` one between two of 1x1x1 (four times the channels)."""
 
@@ -113,6 +144,7 @@ class Block(nn.Module):
         stride: Size3d,
         bottleneck: bool,
         block_midplanes: bool,
+        split_shortcut: bool = False,
     ) -> None:
         super().__init__()
         relu = nn.ReLU(inplace=True)
@@ -130,7 +162,8 @@ class Block(nn.Module):
             self.conv1 = nn.Sequential(make_conv(conv, in_planes, planes, stride, middle), nn.BatchNorm3d(planes), relu)
             self.conv2 = nn.Sequential(make_conv(conv, planes, planes, (1, 1, 1), second), nn.BatchNorm3d(planes))
             self.conv3 = nn.Identity()
-        self.downsample = shortcut(in_planes, out_planes, stride)
+        make_shortcut = make_split_shortcut if split_shortcut else shortcut
+        self.downsample = make_shortcut(in_planes, out_planes, stride)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,6 +192,10 @@ class VideoResNet(StagedModel):
         bottleneck: Whether the blocks are bottlenecks.
         stage_strides: (time, height, width) of the first block of each stage.
         block_midplanes: Whether both convolutions of a ``2+1d`` block have the mid planes of the first (torchvision).
+        stem_midplanes: Mid planes of a ``2+1d`` stem.
+        split_shortcut: Whether shortcuts that change the shape are split in space and time (mmaction2's R(2+1)D).
+        middle_eps: Epsilon of the norms between the halves of ``2+1d`` convolutions; None takes `norm_eps`. Loading a
+            published format sets that format's.
         norm_eps: Epsilon of the norms; loading a published format sets that format's.
         pool_size: Window (T, H, W) of the head's average; None takes the plain mean. Loading a published format sets
             that format's.
@@ -182,6 +219,9 @@ class VideoResNet(StagedModel):
         bottleneck: bool = False,
         stage_strides: Sequence[Size3d] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         block_midplanes: bool = True,
+        stem_midplanes: int = STEM_MIDPLANES,
+        split_shortcut: bool = False,
+        middle_eps: float | None = None,
         norm_eps: float = 1e-5,
         pool_size: Size3d | None = None,
         drop_rate: float = 0.0,
@@ -193,7 +233,8 @@ class VideoResNet(StagedModel):
         self.num_classes = num_classes
         self.num_features = 2048 if bottleneck else 512
         self.in_chans = in_chans
-        self.stem = make_stem(stem, in_chans, pool=stem_pool)
+        self.stem_kind = stem
+        self.stem = make_stem(stem, in_chans, pool=stem_pool, midplanes=stem_midplanes)
         strides: list[Size3d] = [
             (1 if kind == "2d" else time, height, width)
             for kind, (time, height, width) in zip(convs, stage_strides, strict=True)
@@ -215,22 +256,25 @@ class VideoResNet(StagedModel):
                 stride=(1, 1, 1) if block else strides[stage],
                 bottleneck=bottleneck,
                 block_midplanes=block_midplanes,
+                split_shortcut=split_shortcut,
             )
 
         self.build_stages(depth, make_block)
         self.describe_stages(64 * expansion, reductions)
         self.head = LinearHead(self.num_features, num_classes, drop_rate=drop_rate)
         self.apply(init_conv_weights)
-        self._configure(norm_eps, pool_size)
+        self._configure(norm_eps, middle_eps, pool_size)
 
-    def _configure(self, norm_eps: float, pool_size: Size3d | None) -> None:
+    def _configure(self, norm_eps: float, middle_eps: float | None, pool_size: Size3d | None) -> None:
         self.norm_eps = norm_eps
+        self.middle_eps = middle_eps
         self.pool_size = None if pool_size is None else (pool_size[0], pool_size[1], pool_size[2])
         if isinstance(self.head, LinearHead):  # a head that pools by attention has no window
             self.head.window = self.pool_size
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.BatchNorm3d):
-                module.eps = norm_eps
+                between = re.search(MIDDLE_NORM, name) is not None and middle_eps is not None
+                module.eps = middle_eps if between and middle_eps is not None else norm_eps
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the stem and the stages."""
@@ -238,24 +282,57 @@ class VideoResNet(StagedModel):
         return self.run_stages(self.stem(clip_layout(clip)), tap)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Turns the layouts of torchvision, VMZ (the same keys) and PyTorchVideo into our keys."""
+        """Turns the layouts of torchvision, VMZ (the same keys, or Caffe2's blobs), PyTorchVideo and mmaction2.
+
+        Raises:
+            CheckpointError: If the weights are of mmaction2's R(2+1)D, and the model is not.
+        """
+        layout, own = self._own_keys(state)
+        if layout == "mmaction2" and own.get("stem.0.weight", EMPTY).shape[0] != self.stem[0].weight.shape[0]:
+            options = ", ".join(f"{name}={value!r}" for name, value in self.options_of(state).items())
+            raise CheckpointError(
+                f"the checkpoint is of mmaction2's network, which differs from this one: build the model with {options}"
+            )
+        return layout, own
+
+    def _own_keys(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         if "blocks.0.conv.weight" in state:
             return "PyTorchVideo", rename_keys(state, PYTORCHVIDEO_RULES)
+        if is_vmz_caffe2(state):
+            return "VMZ Caffe2", rename_keys(from_vmz_caffe2(state), [(r"^fc\.", "head.fc.")])
+        if is_mmaction(state) or "conv1.bn.weight" in state:
+            return "mmaction2", _from_mmaction(state)
         if "fc.weight" in state:
             own = {re.sub(r"^fc\.", "head.fc.", key): value for key, value in state.items()}
             return "VMZ" if is_vmz(state) else "torchvision", own
         return "stvid", dict(state)
 
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: channels, depth, and how convolutions and shortcuts are split.
+
+        VMZ's R(2+1)D of 18 layers has mid planes for each convolution, torchvision's for each block; mmaction2's of 34
+        layers is a network of its own.
+        """
+        layout, own = self._own_keys(state)
+        options = read_options(_read, own, self.state_dict(), needed=("stem.0.weight",))
+        if layout == "mmaction2" and options.get("split_shortcut"):
+            options |= {"stem_pool": True, "middle_eps": 1e-5}
+        return options
+
     def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
-        """Takes the epsilon and the head's window that a layout's weights were trained with."""
+        """Takes the epsilons and the head's window that a layout's weights were trained with."""
+        split = self.stem_kind == "2+1d"
         published: dict[str, dict[str, Any]] = {
-            "torchvision": {"norm_eps": 1e-5, "pool_size": None},
-            "VMZ": {"norm_eps": 1e-3, "pool_size": None},
-            "PyTorchVideo": {"norm_eps": 1e-5, "pool_size": (4, 7, 7)},  # models/hub/csn.py, models/r2plus1d.py
+            "torchvision": {"norm_eps": 1e-5, "middle_eps": None, "pool_size": None},
+            "VMZ": {"norm_eps": 1e-3, "middle_eps": None, "pool_size": None},
+            "VMZ Caffe2": {"norm_eps": 1e-3, "middle_eps": None, "pool_size": None},
+            "mmaction2": {"norm_eps": 1e-3, "middle_eps": 1e-5 if split else None, "pool_size": None},
+            # models/hub/csn.py, models/r2plus1d.py
+            "PyTorchVideo": {"norm_eps": 1e-5, "middle_eps": None, "pool_size": (4, 7, 7)},
         }
-        stored = {key: hyperparameters[key] for key in ("norm_eps", "pool_size") if key in hyperparameters}
-        settings = published.get(format_name, stored)
-        current = {"norm_eps": self.norm_eps, "pool_size": self.pool_size}
+        names = ("norm_eps", "middle_eps", "pool_size")
+        settings = published.get(format_name, {key: hyperparameters[key] for key in names if key in hyperparameters})
+        current = {"norm_eps": self.norm_eps, "middle_eps": self.middle_eps, "pool_size": self.pool_size}
         changed = {key: value for key, value in settings.items() if value != current[key]}
         if changed:
             self._configure(**{**current, **changed})
@@ -263,6 +340,45 @@ class VideoResNet(StagedModel):
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------
+
+EMPTY = torch.empty(0)
+# The norm between the halves of a split convolution, the stem's (if it is split) and a shortcut's among them.
+MIDDLE_NORM = r"^stem\.1$|^layer\d\.\d+\.(?:conv\d|downsample)\.0\.1$"
+
+
+def _from_mmaction(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames mmaction2's CSN and R(2+1)D, whose convolutions carry their norm."""
+    split = any(".conv_s." in key for key in state)
+    with_pointwise = any(".conv2.1.conv." in key for key in state)  # ip-CSN has 1x1x1 in front of the depth-wise one
+    rules = [
+        (r"\.conv_s\.", ".0."),
+        (r"\.bn_s\.", ".1."),
+        (r"\.conv_t\.", ".3."),
+        (r"^conv1\.conv\.", "stem." if split else "stem.0."),
+        (r"^conv1\.bn\.", "stem.4." if split else "stem.1."),
+        (r"\.conv2\.1\.conv\.", ".conv2.0.2."),
+        (r"\.conv2\.1\.bn\.", ".conv2.1."),
+        (r"\.conv2\.0\.conv\.", ".conv2.0.0." if with_pointwise else ".conv2.0."),
+        (r"\.conv2\.0\.bn\.", ".conv2.0.1." if with_pointwise else ".conv2.1."),
+        (r"\.(conv\d|downsample)\.conv\.", r".\1.0."),
+        (r"\.(conv\d|downsample)\.bn\.", r".\1.1."),
+    ]
+    return rename_keys(from_mmaction(state), rules)
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    options: dict[str, Any] = {"depth": tuple(count_blocks(own, f"layer{stage}.") for stage in range(1, 5))}
+    if "stem.0.weight" in own:
+        options["in_chans"] = own["stem.0.weight"].shape[1]
+    if "stem.3.weight" in own and own["stem.3.weight"].dim() == 5:
+        options["stem_midplanes"] = own["stem.0.weight"].shape[0]
+    first, second = own.get("layer2.0.conv1.0.0.weight"), own.get("layer2.0.conv2.0.0.weight")
+    if first is not None and second is not None and "layer2.0.conv1.0.3.weight" in own:  # 2+1d in basic blocks
+        options["block_midplanes"] = first.shape[0] == second.shape[0]
+        options["split_shortcut"] = "layer2.0.downsample.0.3.weight" in own
+    return options
+
 
 PYTORCHVIDEO_RULES = (
     (r"^blocks\.0\.conv\.", "stem.0."),
@@ -327,7 +443,7 @@ FAMILY = Family(
     paper="Tran et al. 2018, arXiv:1711.11248",
     small_clip=(4, 32, 32),
     min_clip=(1, 16, 16),
-    formats=("VMZ",),
+    formats=("VMZ", "VMZ Caffe2", "mmaction2"),
     parent="resnet",
     parent_of=("r3d_18", "mc3_18"),  # the others split their convolutions or separate their channels
     tiny={"depth": (1, 2, 1, 1)},
@@ -348,7 +464,7 @@ FAMILY = Family(
             TORCHVISION,
             params=33.37,
             gflops=40.7,
-            formats=("torchvision",),
+            formats=("torchvision", "VMZ Caffe2"),
         ),
         Variant(
             "mc3_18",
@@ -357,7 +473,7 @@ FAMILY = Family(
             {"conv": ("3d", "2d", "2d", "2d")},
             params=11.7,
             gflops=43.34,
-            formats=("torchvision",),
+            formats=("torchvision", "VMZ Caffe2"),
         ),
         Variant(
             "r2plus1d_18",
@@ -366,7 +482,7 @@ FAMILY = Family(
             _R2PLUS1D,
             params=31.5,
             gflops=40.52,
-            formats=("torchvision",),
+            formats=("torchvision", "VMZ Caffe2"),
         ),
         Variant(
             "r2plus1d_34",
@@ -410,7 +526,7 @@ FAMILY = Family(
             _CSN_PROTOCOL,
             {**_CSN, "conv": "ir", "depth": _D50},
             paper=_CSN_PAPER,
-            formats=("VMZ", "PyTorchVideo"),
+            formats=("VMZ", "VMZ Caffe2", "PyTorchVideo", "mmaction2"),
             min_clip=(1, 32, 32),
         ),
         Variant(
@@ -421,7 +537,7 @@ FAMILY = Family(
             params=22.21,
             gflops=75.62,
             paper=_CSN_PAPER,
-            formats=("VMZ", "PyTorchVideo"),
+            formats=("VMZ", "VMZ Caffe2", "PyTorchVideo", "mmaction2"),
             note=_NORMS,
             gflops_tolerance=0.03,
             min_clip=(1, 32, 32),
@@ -435,7 +551,7 @@ FAMILY = Family(
             params=29.7,
             gflops=97.0,
             paper=_CSN_PAPER,
-            formats=("VMZ", "PyTorchVideo"),
+            formats=("VMZ", "VMZ Caffe2", "PyTorchVideo", "mmaction2"),
             min_clip=(1, 32, 32),
             same_as="ir_csn_50",
         ),

@@ -41,11 +41,20 @@ from stvid.models.blocks import (
     TubeletEmbed,
     drop_path_rates,
     init_transformer_weights,
+    rename_keys,
     resize_grid,
     run_blocks,
 )
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
+from stvid.models.published_names import (
+    count_blocks,
+    from_mmaction,
+    is_mmaction,
+    mlp_ratio,
+    read_options,
+    square_side,
+)
 from stvid.protocol import Protocol
 
 __all__ = ["VideoSwin"]
@@ -427,12 +436,21 @@ class VideoSwin(VideoModel):
         state = {key: value for key, value in state.items() if not key.endswith("relative_position_index")}
         if any(key.startswith("features.") for key in state):
             return "torchvision", {_from_torchvision(key): value for key, value in state.items()}
-        if any(key.startswith(("backbone.", "cls_head.")) for key in state):
-            own = {
-                re.sub(r"^cls_head\.fc_cls\.", "head.fc.", key.removeprefix("backbone.")): state[key] for key in state
-            }
+        if is_mmaction(state):
+            own = rename_keys(from_mmaction(state), [(r"^norm\d\.", "norm.")])  # mmaction2 numbers the last norm
             return "Video-Swin-Transformer", own
         return super().convert_checkpoint(state)
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: depth, channels, heads, patches, and the windows where they are unambiguous."""
+        _, own = self.convert_checkpoint(state)
+        needed = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")
+        options = read_options(_read, own, self.state_dict(), needed=needed)
+        if all(key in own for key in needed):
+            window = _window_of(own[needed[1]].shape[0], _places_of(state), self.window_size)
+            if window is not None and window != self.window_size:
+                options["window_size"] = window
+        return options
 
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
         """Resizes the bias tables of another window."""
@@ -462,6 +480,53 @@ def _from_torchvision(key: str) -> str:
         return f"layers.{position // 2}.downsample.{rest}"
     rest = rest.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")
     return f"layers.{position // 2}.blocks.{rest}"
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    patches = own["patch_embed.proj.weight"].shape
+    stages = [f"layers.{stage}.blocks." for stage in range(count_blocks(own, "layers."))]
+    tables = [own.get(f"{stage}0.attn.relative_position_bias_table") for stage in stages]
+    options = {
+        "in_chans": patches[1],
+        "embed_dim": patches[0],
+        "patch_size": tuple(patches[2:]),
+        "depth": tuple(count_blocks(own, stage) for stage in stages),
+        "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in own,
+        **mlp_ratio(own, "layers.0.blocks.0.mlp.fc1.weight"),
+    }
+    heads = tuple(table.shape[1] for table in tables if table is not None)
+    return {**options, "num_heads": heads} if len(heads) == len(stages) else options
+
+
+def _places_of(state: Mapping[str, Tensor]) -> int | None:
+    """Returns how many tokens a window has, which an index buffer shows: (tokens, tokens), or flat in torchvision."""
+    for key, index in state.items():
+        if key.endswith("relative_position_index"):
+            return index.shape[0] if index.dim() == 2 else square_side(index.numel())
+    return None
+
+
+def _window_of(rows: int, tokens: int | None, own: Sequence[int]) -> tuple[int, int, int] | None:
+    """Returns the window, square in space, whose bias table has `rows` rows; None if several could be meant.
+
+    Args:
+        rows: Rows of the table.
+        tokens: Tokens of a window, if known.
+        own: The model's window, which is taken if it fits, before the published ones.
+    """
+    published = [(window[0], window[1], window[2]) for window in (own, *PUBLISHED_WINDOWS)]
+    found = []
+    for side in range(1, 65):
+        frames, rest = divmod(rows, (2 * side - 1) ** 2)
+        if rest == 0 and frames % 2 and (tokens is None or (frames + 1) // 2 * side * side == tokens):
+            found.append(((frames + 1) // 2, side, side))
+    known = [window for window in published if window in found]
+    if known:
+        return known[0]
+    if tokens is None:
+        found = [window for window in found if window[1] > 1]
+    return found[0] if len(found) == 1 else None
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
