@@ -125,7 +125,9 @@ def from_vmz_caffe2(state: State) -> dict[str, Tensor]:
         Keys such as ``layer1.0.conv1.0.1.running_var``. A blob without a counterpart keeps its name.
     """
     blobs = _weights_alone(state)
-    starts = sorted({0, *(int(match[1]) for blob in blobs if (match := re.match(r"shortcut_projection_(\d+)_w", blob)))})
+    starts = sorted(
+        {0, *(int(match[1]) for blob in blobs if (match := re.match(r"shortcut_projection_(\d+)_w", blob)))}
+    )
     numbers: dict[int, list[int]] = {}
     for blob in blobs:
         if match := re.fullmatch(r"comp_(\d+)_conv_(\d+)_w", blob):

@@ -19,12 +19,13 @@ mmaction2's networks of these names are other functions (open-mmlab/mmaction2, m
 and `NonLocalNd` of mmcv). The head takes the plain mean. Stem and pool of I3D halve time, too; the pool of C2D does not
 pad. Non-local blocks pool keys and values after their projections instead of before, and those of I3D do not scale the
 scores. None of this shows in the shapes: loading mmaction2's files sets it, except where an argument says otherwise.
-Two of its files need one: C2D without the pool in time (``time_pool=False, stem_pool_padding=1``), and Non-local I3D with
-``nonlocal_mode="dot_product"``.
+Two of its files need one: C2D without the pool in time (``time_pool=False, stem_pool_padding=1``), and Non-local I3D
+with ``nonlocal_mode="dot_product"``.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -299,11 +300,11 @@ class InflatedResNet(StagedModel):
     def token_grid(self, clip_shape: Sequence[int]) -> Size3d:
         """Returns the cells of the features; the pool in time drops an odd frame, one without padding odd pixels."""
         time, height, width = clip_shape[-3:]
-        time = -(-(-(-time // self.settings["stem_stride"])) // self.settings["stem_pool_stride"])
+        time = math.ceil(math.ceil(time / self.settings["stem_stride"]) / self.settings["stem_pool_stride"])
 
         def cells(size: int) -> int:
-            pooled = (-(-size // 2) + 2 * self.settings["stem_pool_padding"] - 3) // 2 + 1
-            return -(-pooled // 8)
+            pooled = (math.ceil(size / 2) + 2 * self.settings["stem_pool_padding"] - 3) // 2 + 1
+            return math.ceil(pooled / 8)
 
         return time // 2 if self.time_pool else time, cells(height), cells(width)
 
@@ -423,7 +424,11 @@ def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
         after = tuple(block for block, name in enumerate(names) if f"{name}.nonlocal_block.g.weight" in own)
         nonlocal_blocks.append(after)
         modes |= {f"{names[block]}.nonlocal_block.theta.weight" in own for block in after}
-    options: dict[str, Any] = {"depth": depth, "time_kernels": tuple(kernels), "nonlocal_blocks": tuple(nonlocal_blocks)}
+    options: dict[str, Any] = {
+        "depth": depth,
+        "time_kernels": tuple(kernels),
+        "nonlocal_blocks": tuple(nonlocal_blocks),
+    }
     if "stem.0.weight" in own:
         stem = own["stem.0.weight"]
         options |= {"in_chans": stem.shape[1], "stem_kernel": stem.shape[2], "embed_dim": 4 * stem.shape[0]}

@@ -159,13 +159,13 @@ class P3D(StagedModel):
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns what the tensors show: depth and channels, 3 or 2 (those of optical flow)."""
         _, own = self.convert_checkpoint(state)
-        return read_options(_read, own, self.state_dict(), needed=("conv1.weight", "layer1.0.conv4.weight"))
+        return read_options(_read, own, self.state_dict(), needed=("conv1.weight",))
 
 
 def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
     """Reads arguments off a state in our keys."""
     depth = tuple(count_blocks(own, f"layer{stage}.") for stage in range(1, 5))
-    return {"in_chans": own["conv1.weight"].shape[1], "depth": depth}
+    return {"in_chans": own["conv1.weight"].shape[1], **({"depth": depth} if all(depth) else {})}
 
 
 # --- published keys ---------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class TimeSformer(VideoModel):
         }
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Recognises the checkpoints of the authors, of transformers' TimesformerForVideoClassification, of mmaction2."""
+        """Recognises the authors' checkpoints, mmaction2's, and transformers' TimesformerForVideoClassification."""
         name, own = super().convert_checkpoint(state)
         if is_mmaction(own) or any(key.startswith("transformer_layers.layers.") for key in own):
             divided = any(".temporal_fc." in key for key in own)

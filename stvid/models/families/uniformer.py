@@ -286,7 +286,9 @@ class UniFormer(VideoModel):
         `embed_dim` is not among it: the heads that go with other channels do not show.
         """
         _, own = self.convert_checkpoint(state)
-        return read_options(_read, own, self.state_dict(), needed=("patch_embed1.proj.weight", "patch_embed2.proj.weight"))
+        return read_options(
+            _read, own, self.state_dict(), needed=("patch_embed1.proj.weight", "patch_embed2.proj.weight")
+        )
 
     def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
         """Takes the epsilon that a layout's weights were trained with."""

@@ -37,7 +37,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError
@@ -288,7 +287,8 @@ class VideoResNet(StagedModel):
             CheckpointError: If the weights are of mmaction2's R(2+1)D, and the model is not.
         """
         layout, own = self._own_keys(state)
-        if layout == "mmaction2" and own.get("stem.0.weight", EMPTY).shape[0] != self.stem[0].weight.shape[0]:
+        stem, built = own.get("stem.0.weight"), self.state_dict()["stem.0.weight"]
+        if layout == "mmaction2" and stem is not None and stem.shape[0] != built.shape[0]:
             options = ", ".join(f"{name}={value!r}" for name, value in self.options_of(state).items())
             raise CheckpointError(
                 f"the checkpoint is of mmaction2's network, which differs from this one: build the model with {options}"
@@ -341,7 +341,6 @@ class VideoResNet(StagedModel):
 
 # --- published keys ---------------------------------------------------------------------------------------------------
 
-EMPTY = torch.empty(0)
 # The norm between the halves of a split convolution, the stem's (if it is split) and a shortcut's among them.
 MIDDLE_NORM = r"^stem\.1$|^layer\d\.\d+\.(?:conv\d|downsample)\.0\.1$"
 

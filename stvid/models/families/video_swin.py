@@ -442,7 +442,7 @@ class VideoSwin(VideoModel):
         return super().convert_checkpoint(state)
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns what the tensors show: depth, channels, heads, patches, and the windows where they are unambiguous."""
+        """Returns what the tensors show: depth, channels, heads, patches, and the windows if they are unambiguous."""
         _, own = self.convert_checkpoint(state)
         needed = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")
         options = read_options(_read, own, self.state_dict(), needed=needed)

@@ -51,6 +51,7 @@ from stvid.models.blocks import (
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
+from stvid.models.published_names import count_blocks, mlp_ratio, read_options
 from stvid.protocol import Protocol
 
 __all__ = ["ViViT"]
@@ -380,6 +381,40 @@ class ViViT(VideoModel):
             return "transformers Vivit", _join_qkv(rename_keys(state, _TRANSFORMERS))
         return super().convert_checkpoint(state)
 
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: depth, tubelets, width of the MLPs, and frames and size if unambiguous.
+
+        Channels and heads show in scenic's files alone, whose kernels keep the heads apart.
+        """
+        _, own = self.convert_checkpoint(state)
+        options = read_options(_read, own, self.state_dict(), needed=("patch_embed.proj.weight", "encoder.pos_embed"))
+        if "patch_embed.proj.weight" in own and "encoder.pos_embed" in own:
+            options |= self._clip_of(own)
+        query = next(
+            (value for key, value in state.items() if key.endswith("/query/kernel") and value.dim() == 3), None
+        )
+        if query is not None and query.shape[0] != self.num_features:
+            options |= {"embed_dim": query.shape[0], "num_heads": query.shape[1]}
+        return options
+
+    def _clip_of(self, own: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns ``num_frames`` and ``img_size`` of the tables of positions, where they differ from this model's."""
+        tubelet = own["patch_embed.proj.weight"].shape[2:]
+        cells = own["encoder.pos_embed"].shape[1] - int(self.encoder.class_token)
+        grids = [(self.encoder, self._grid_of(cells, self.encoder.grid, {}))]
+        if self.attention_type == "factorised_encoder" and "temporal_encoder.pos_embed" in own:
+            cells = own["temporal_encoder.pos_embed"].shape[1] - 1
+            grids.append((self.temporal_encoder, self._grid_of(cells, self.temporal_encoder.grid, {})))
+        options: dict[str, Any] = {}
+        for encoder, grid in grids:
+            if grid is None or grid == encoder.grid:
+                continue
+            if len(grid) != 2 and grid[0] != encoder.grid[0]:
+                options["num_frames"] = grid[0] * tubelet[0]
+            if len(grid) > 1 and grid[-2:] != encoder.grid[-2:]:
+                options["img_size"] = (grid[-2] * tubelet[1], grid[-1] * tubelet[2])
+        return options
+
     def resize_table(self, key: str, table: Tensor, built: Mapping[str, Any]) -> Tensor | None:
         """Resizes the tables of positions."""
         encoders = {
@@ -477,6 +512,19 @@ def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(part in state for part in parts):
             joined[f"{match[1]}.qkv.{match[2]}"] = torch.cat([joined.pop(part) for part in parts])
     return joined
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    tubelets = own["patch_embed.proj.weight"].shape
+    options: dict[str, Any] = {
+        "in_chans": tubelets[1],
+        "tubelet_size": tuple(tubelets[2:]),
+        "depth": count_blocks(own, "encoder.blocks."),
+        **mlp_ratio(own, "encoder.blocks.0.mlp.fc1.weight"),
+    }
+    temporal = count_blocks(own, "temporal_encoder.blocks.")
+    return {**options, "temporal_depth": temporal} if temporal else options
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from stvid.models.blocks import (
 )
 from stvid.models.family import Family, Variant
 from stvid.models.heads import MlpHead
+from stvid.models.published_names import count_blocks, mlp_ratio, read_options
 from stvid.protocol import Protocol
 
 __all__ = ["XViT"]
@@ -257,12 +258,7 @@ class XViT(VideoModel):
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Recognises the authors' checkpoints; an unused classifier of other classes is left out."""
-        name, own = super().convert_checkpoint(state)
-        if "base_model.temp_embed" in own:
-            name, own = "1adrianb/video-transformers", rename_keys(own, _OFFICIAL)
-            own["time_embed"] = own["time_embed"].flatten(1, 2)
-            if "patch_embed.proj.weight" in own:
-                own["patch_embed.proj.weight"] = own["patch_embed.proj.weight"].unsqueeze(2)
+        name, own = self._own_keys(state)
         times = own.get("time_embed")
         if times is not None and times.shape[1:2] != self.time_embed.shape[1:2]:
             raise CheckpointError(
@@ -273,6 +269,23 @@ class XViT(VideoModel):
             if key in own and own[key].shape != value.shape:
                 own[key] = value
         return name, own
+
+    def _own_keys(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        name, own = super().convert_checkpoint(state)
+        if "base_model.temp_embed" in own:
+            name, own = "1adrianb/video-transformers", rename_keys(own, _OFFICIAL)
+            own["time_embed"] = own["time_embed"].flatten(1, 2)
+            if "patch_embed.proj.weight" in own:
+                own["patch_embed.proj.weight"] = own["patch_embed.proj.weight"].unsqueeze(2)
+        return name, own
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show: depths, patches, width of the MLPs, and entries of the table of frames.
+
+        How frames exchange channels (`num_segments`, `shift_div`) and the heads do not show.
+        """
+        _, own = self._own_keys(state)
+        return read_options(_read, own, self.state_dict(), needed=("patch_embed.proj.weight", "time_embed"))
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------
@@ -286,6 +299,20 @@ _OFFICIAL = (
     (r"^consensus\.mlp_head\.1\.", "head.hidden."),
     (r"^consensus\.mlp_head\.4\.", "head.fc."),
 )
+
+
+def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads arguments off a state in our keys."""
+    patches = own["patch_embed.proj.weight"].shape
+    return {
+        "in_chans": patches[1],
+        "patch_size": patches[3],
+        "num_time_embeds": own["time_embed"].shape[1],
+        "depth": count_blocks(own, "blocks."),
+        "temporal_depth": count_blocks(own, "temporal_blocks."),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in own,
+        **mlp_ratio(own, "blocks.0.mlp.fc1.weight"),
+    }
 
 
 # --- variants ---------------------------------------------------------------------------------------------------------
