@@ -28,6 +28,7 @@ from stvid.errors import CheckpointError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol, Task
+from stvid.sources import adopt_weights, resolve_source
 from stvid.version import __version__
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
     "describe",
     "head_keys",
     "load_checkpoint",
-    "newest_checkpoint",
     "read_checkpoint",
     "save_model",
     "unwrap",
@@ -56,6 +56,7 @@ class LoadReport:
         loaded: Number of tensors taken over.
         reset: Keys of the classifier that were left as initialised, since `reset_head` was given.
         resized: Keys of position tables that were resized, with the shapes before and after.
+        adapted: Keys of first layers that were adapted to another number of channels, with the two numbers.
         protocol: The protocol that came with the weights, if any.
     """
 
@@ -64,40 +65,18 @@ class LoadReport:
     loaded: int
     reset: list[str] = field(default_factory=list)
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    adapted: dict[str, tuple[int, int]] = field(default_factory=dict)
     protocol: Protocol | None = None
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.format} format, {self.loaded} tensors"
         if self.resized:
             text += f", {len(self.resized)} resized"
+        for key, (before, after) in self.adapted.items():
+            text += f", {key} adapted from {before} to {after} channels"
         if self.reset:
             text += f", new head ({', '.join(self.reset)})"
         return text
-
-
-def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = None) -> Path:
-    """Returns the checkpoint that a path means: itself, or the newest of a run's folder.
-
-    Args:
-        source: A checkpoint, a run's folder, or its ``checkpoints`` folder.
-        prefer: File name to take if it is there, such as ``best.ckpt``.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    path = Path(source)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint or run folder")
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if prefer is not None and (folder / prefer).is_file():
-        return folder / prefer
-    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-    if not found:
-        raise CheckpointError(f"{path}: holds no checkpoint (*.ckpt)")
-    resumable = [file for file in found if file.name != "best.ckpt"] or found
-    return resumable[-1]
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -215,15 +194,18 @@ def load_checkpoint(
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     reset_head: bool = False,
+    name: str | None = None,
 ) -> LoadReport:
     """Loads weights in stvid's own or a published format into a model.
 
     Args:
         model: A model of `create_model`. Its protocol and task are replaced by those stored with the weights, if there
             are any and the head is kept.
-        source: A path, or a mapping from keys to tensors or arrays, with or without wrappers.
+        source: A file, a folder or a name, as `stvid.sources` lists them, or a mapping from keys to tensors or arrays,
+            with or without wrappers.
         reset_head: Leave the classifier as initialised if its size differs from the checkpoint's, or if the
             checkpoint has none.
+        name: The name of a mapping in messages.
 
     Returns:
         What was recognised and done.
@@ -232,10 +214,12 @@ def load_checkpoint(
         CheckpointError: If the file cannot be read, any key is missing or left over, a shape differs, or the head has
             another number of classes and `reset_head` is off. The model is unchanged then.
     """
+    weights = None
     if isinstance(source, Mapping):
-        name, content = "mapping", source
+        name, content = name or "mapping", source
     else:
-        name, content = str(source), read_checkpoint(source)
+        found = resolve_source(source)
+        name, content, weights = found.name, read_checkpoint(found.path), found.weights
     state = unwrap(content)
     if not state:
         raise CheckpointError(f"{name}: holds no tensors")
@@ -255,6 +239,7 @@ def load_checkpoint(
     absent_head = head if reset_head and not head & state.keys() else set()  # weights of a backbone alone
     _check_fit(f"{name}: does not fit {model_name}", state, own, absent_head)
 
+    adapted = _adapt_stem(model, state, own)
     resized = _resize_tables(model, state, own, head, _stored_recipe(content))
     differing = [key for key in state if key in own and state[key].shape != own[key].shape]
     reset = [key for key in differing if key in head]
@@ -280,7 +265,9 @@ def load_checkpoint(
     if not reset and isinstance(model, VideoModel):
         model.default_protocol = model.default_protocol if protocol is None else protocol
         model.task = model.task if task is None else task
-    return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, protocol=protocol)
+    if weights is not None and isinstance(model, VideoModel):
+        adopt_weights(model, weights, trained=not reset)
+    return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, adapted=adapted, protocol=protocol)
 
 
 def _check_fit(what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: set[str]) -> None:
@@ -294,6 +281,35 @@ def _check_fit(what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
         other = len(own) - len(missing) <= len(own) // 2
         hint = f" (it is a checkpoint of another architecture than {what.rpartition(' ')[2]})" if other else ""
         raise CheckpointError(f"{what}{hint}: {'; '.join(parts)}")
+
+
+COLOURS = 3
+
+
+def _adapt_stem(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Adapts in `state` the first convolutions of weights for three colours to the channels of the model's clips.
+
+    As timm does it (timm/models/_manipulate.py, adapt_input_conv): one channel gets the sum over the colours; for other
+    numbers the colours are repeated in turn and scaled, so that the sum over all channels stays about the same.
+
+    Returns:
+        The number of channels before and after, for each key.
+    """
+    adapted: dict[str, tuple[int, int]] = {}
+    channels = model.in_chans if isinstance(model, VideoModel) else COLOURS
+    if channels == COLOURS:
+        return adapted
+    for key, value in list(state.items()):
+        wanted = own[key].shape if key in own else value.shape
+        if value.dim() < 4 or value.shape[1] != COLOURS or tuple(wanted) != (len(value), channels, *value.shape[2:]):
+            continue
+        if channels == 1:
+            state[key] = value.sum(dim=1, keepdim=True)
+        else:
+            turns = [number % COLOURS for number in range(channels)]
+            state[key] = value[:, turns] * (COLOURS / channels)
+        adapted[key] = (COLOURS, channels)
+    return adapted
 
 
 def _resize_tables(

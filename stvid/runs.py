@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import filelock
 import numpy as np
 
-from stvid.checkpoints import newest_checkpoint, read_checkpoint
+from stvid.checkpoints import read_checkpoint
 from stvid.config import TrainConfig, config_keys, load_config, parse_config
 from stvid.data.labels import numbers_note
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
 from stvid.errors import CheckpointError, ConfigError, ManifestError
 from stvid.machine import usable_cores
+from stvid.sources import newest_checkpoint
 
 __all__ = [
     "RUN_DIR_VARIABLE",
@@ -226,14 +228,17 @@ def default_test_output(
     evaluation (other videos, views or options), a new one is named after views and videos, ``test-10x3-val``.
 
     Args:
-        checkpoint: A checkpoint or the folder of a run.
+        checkpoint: Weights, as `stvid.sources` lists their forms.
         evaluation: Digest of what is measured, see `EvaluationResult`.
         views: Temporal clips x spatial crops.
         temporal: The change to the order of frames.
         data: Where the videos are listed.
     """
-    path = newest_checkpoint(checkpoint, prefer="best.ckpt")
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent / f"{path.stem}-test"
+    if os.path.lexists(checkpoint):
+        path = newest_checkpoint(checkpoint, prefer="best.ckpt")
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent / f"{path.stem}-test"
+    else:  # a name; what was fetched lies in the cache, which is no place for results
+        run = Path("runs", re.sub(r"[^\w.-]+", "-", os.fspath(checkpoint)).strip("-") + "-test")
     folder = run if temporal == "normal" else run / f"test-{temporal}"
     name = "-".join(["test", views, Path(data).stem, *([] if temporal == "normal" else [temporal])])
     number = 1

@@ -7,20 +7,26 @@ model of timm or torchvision, inflated.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import importlib
 import os
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stvid.errors import CheckpointError, StvidError, UnknownNameError, nearest
+from stvid.errors import CheckpointError, ConfigError, StvidError, UnknownNameError, nearest
 from stvid.models import registry
 from stvid.models.libraries import NATIVE
 from stvid.models.registry import HeadName, ModelInfo, build_model, native_models
+from stvid.models.weights import Weights
+from stvid.sources import adopt_weights, resolve_source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stvid.checkpoints import LoadReport
     from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
 
@@ -35,13 +41,23 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the sorted names of the models that match a shell pattern.
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Returns the names of the models that match a shell pattern, sorted.
 
     Args:
         pattern: ``uniformer_*`` matches models of stvid itself. A pattern with a slash matches models of other
             libraries, whether those are installed or not: ``pytorchvideo/*``, ``*/mvit_*``.
+        pretrained: List the published weights of stvid's own models instead, as ``MODEL.TAG``, the default weights of
+            each model first. The pattern then means models or weights: ``uniformer_s``, ``*.ssv2*``.
     """
+    if pretrained:
+        published = [(model, [weights.name for weights in registry.weights_of(model)]) for model in native_models()]
+        return [
+            name
+            for model, names in published
+            for name in names
+            if fnmatch.fnmatchcase(model, pattern) or fnmatch.fnmatchcase(name, pattern)
+        ]
     if "/" not in pattern:
         return fnmatch.filter(native_models(), pattern)
     libraries, _, names = pattern.partition("/")
@@ -87,89 +103,178 @@ def _library_model_info(name: str) -> ModelInfo:
 def create_model(
     name: str,
     *,
-    num_classes: int = 400,
+    pretrained: bool = False,
+    num_classes: int | None = None,
     num_frames: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    checkpoint: Any = None,
+    in_chans: int = 3,
+    checkpoint: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     head: HeadName = "default",
     **hyperparameters: Any,
 ) -> VideoModel:
     """Builds a model by name.
 
     Args:
-        name: One of `list_models`; ``<library>/<name>`` is a model of another library.
-        num_classes: Number of logits; 0 gives features.
-        num_frames: Frames of a clip; None takes the model's own.
-        img_size: Side of the square input in pixels, or (height, width); None takes the model's own.
-        checkpoint: A path or mapping of weights for `stvid.load_checkpoint`.
+        name: One of `list_models`; ``<library>/<name>`` is a model of another library. ``MODEL.TAG`` names published
+            weights, too, and builds the model that they were made for.
+        pretrained: Load the published weights of the tag, or without a tag the model's default ones.
+        num_classes: Number of logits; 0 gives features. None takes as many as the weights have, and 400 without
+            weights. Another number than the weights have makes a new classifier, which is said on stderr.
+        num_frames: Frames of a clip; None takes those of the weights, or else the model's own.
+        img_size: Side of the square input in pixels, or (height, width); None takes that of the weights, or the model's.
+        in_chans: Channels of the clip. The first layer of weights for three colours is adapted to any other number.
+        checkpoint: Weights for `stvid.load_checkpoint`, instead of published ones.
         head: ``default``, or ``attentive`` for a head that pools by attention.
         **hyperparameters: Further arguments of the family's class, for example ``drop_path_rate``.
 
     Returns:
         A model in training mode: ``forward(clip)`` takes (B, C, T, H, W) and returns logits (B, num_classes). Its
-        ``default_protocol`` is the published one at these frames and this size.
+        ``default_protocol`` is the one of the weights, or else the published one, at these frames and this size.
 
     Raises:
-        UnknownNameError: If there is no such model; the message lists the nearest names.
+        UnknownNameError: If there is no such model or no such weights; the message lists the nearest names.
+        ConfigError: If both `pretrained` and `checkpoint` are given.
         ValueError: If `num_classes` is negative, there is no such head, or the model cannot be built at these frames or
             this size.
         TypeError: If the model has no such hyperparameter; the message names it.
-        CheckpointError: If the checkpoint cannot be read or does not fit.
+        CheckpointError: If the weights cannot be read or do not fit.
+        StvidError: If they cannot be fetched.
     """
+    if pretrained and checkpoint is not None:
+        raise ConfigError("pretrained and checkpoint both name weights: give one of them")
+    weights = _published(name, pretrained)
+    info = model_info(name if weights is None else weights.model)
+    options = dict(hyperparameters) if in_chans == 3 else {**hyperparameters, "in_chans": in_chans}
+    if weights is not None:
+        options = {**weights.options, **options}
+        info = dataclasses.replace(info, protocol=weights.protocol)
+    wanted = weights.name if weights is not None and pretrained else checkpoint
+    given = None if wanted is None else _Given.read(wanted)
+    classes = num_classes if weights is None or num_classes is not None else weights.num_classes
+    if classes is None and given is not None:
+        classes = given.count_classes(info.name, options)
     model = build_model(
-        model_info(name),
-        num_classes=num_classes,
+        info,
+        num_classes=400 if classes is None else classes,
         num_frames=num_frames,
         img_size=img_size,
         head=head,
-        hyperparameters=hyperparameters,
+        hyperparameters=options,
     )
-    if checkpoint is not None:
+    if given is not None:
+        report = given.load_into(model, reset_head=pretrained)
+        if report.reset and model.num_classes:
+            print(f"{given.name}: new classifier of {model.num_classes} classes, not yet trained", file=sys.stderr)
+    elif weights is not None:
+        adopt_weights(model, weights, trained=False)
+    return model
+
+
+def _published(name: str, pretrained: bool) -> Weights | None:
+    """Returns the weights that a name means; None for a name without a tag, unless weights are wanted."""
+    weights = registry.find_weights(name)
+    if weights is not None or not pretrained:
+        return weights
+    info = model_info(name)  # raises for a name that does not exist
+    published = registry.weights_of(name) if "/" not in name else ()
+    if not published:
+        raise CheckpointError(
+            f"{info.name}: stvid knows of no published weights of it (see: stvid models --pretrained)"
+        )
+    return published[0]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Weights that were read, and where they are from.
+
+    Attributes:
+        name: The name by which they were asked for, for messages.
+        content: What the file holds.
+        weights: What is known of them, if they are published weights with a name.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+    weights: Weights | None = None
+
+    @classmethod
+    def read(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> _Given:
+        """Fetches the weights if need be, and reads them."""
+        from stvid.checkpoints import read_checkpoint
+
+        if isinstance(source, Mapping):
+            return cls("mapping", source)
+        found = resolve_source(source)
+        return cls(found.name, read_checkpoint(found.path), found.weights)
+
+    def count_classes(self, model: str, options: Mapping[str, Any]) -> int:
+        """Reads the number of classes off the head."""
+        return _count_classes(model, self.state, self.name, options)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors under their published names."""
+        from stvid.checkpoints import unwrap
+
+        return unwrap(self.content)
+
+    def load_into(self, model: VideoModel, *, reset_head: bool = False) -> LoadReport:
+        """Loads the weights, and what is known of them."""
         from stvid.checkpoints import load_checkpoint
 
-        load_checkpoint(model, checkpoint)
-    return model
+        report = load_checkpoint(model, self.content, reset_head=reset_head, name=self.name)
+        if self.weights is not None:
+            adopt_weights(model, self.weights, trained=not report.reset)
+        return report
 
 
 def load_model(
     source: str | os.PathLike[str], *, name: str | None = None, protocol: Protocol | None = None
 ) -> VideoModel:
-    """Builds the model that a checkpoint describes, with its weights, protocol and task, in evaluation mode.
+    """Builds the model that weights belong to, with these weights, their protocol and task, in evaluation mode.
 
     Args:
-        source: A checkpoint of stvid, or the folder of a run, of which the best checkpoint is taken, else the newest;
-            or, with `name`, a checkpoint in a published format.
-        name: The model, for a checkpoint that does not describe itself; its head decides the number of classes, and
-            its other weights the options that `VideoModel.options_of` finds.
+        source: One of the forms of `stvid.sources`: a checkpoint of stvid; the folder of a run, of which the best
+            checkpoint is taken, else the newest; published weights by name, ``MODEL.TAG``; a folder of transformers;
+            ``hf-hub:org/repo``; an address that begins with ``https://``; or, with `name`, any other file of weights.
+        name: The model, for weights that do not say themselves what they are of; the head decides the number of
+            classes, and the other tensors the options that `VideoModel.options_of` finds.
         protocol: Replaces the stored or published protocol.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, does not describe a model and no name is given, or does
+        CheckpointError: If the weights cannot be read, do not say which model they are of and no name is given, or do
             not fit.
+        StvidError: If they cannot be fetched.
     """
-    from stvid.checkpoints import load_checkpoint, newest_checkpoint, read_checkpoint, unwrap
-
-    source = newest_checkpoint(source, prefer="best.ckpt")
-    content = read_checkpoint(source)
-    stored = content.get("stvid")
+    given = _Given.read(source)
+    stored = given.content.get("stvid")
     if isinstance(stored, Mapping) and "model" in stored:
-        model = _described(dict(stored["model"]), name, str(source))
+        model = _described(dict(stored["model"]), name, given.name)
+    elif given.weights is not None:
+        model = _of_weights(given, given.weights, name)
     elif name is None:
         raise CheckpointError(
-            f"{source}: does not say which model it is of (not written by stvid); name it with --model, for example "
-            "--model uniformer_s"
+            f"{given.name}: does not say which model it is of (not written by stvid); name it with --model, for "
+            "example --model uniformer_s"
         )
     else:
-        state = unwrap(content)
-        options = create_model(name).options_of(state)
-        model = create_model(name, num_classes=_count_classes(name, state, str(source), options), **options)
-    try:
-        load_checkpoint(model, content)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace("mapping", str(source), 1)) from error
+        options = create_model(name).options_of(given.state)
+        model = create_model(name, num_classes=given.count_classes(name, options), **options)
+    given.load_into(model)
     if protocol is not None:
         model.default_protocol = protocol
     return model.eval()
+
+
+def _of_weights(given: _Given, weights: Weights, name: str | None) -> VideoModel:
+    """Builds the model that published weights were made for."""
+    if name not in (None, weights.model):
+        raise CheckpointError(f"{given.name}: is weights of {weights.model}, not of {name}")
+    classes = weights.num_classes
+    if classes is None:
+        classes = given.count_classes(weights.model, weights.options)
+    return create_model(weights.name, num_classes=classes)
 
 
 def _described(recipe: dict[str, Any], name: str | None, source: str) -> VideoModel:

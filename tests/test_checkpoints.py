@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import stvid
-from stvid.checkpoints import describe, load_checkpoint, newest_checkpoint, read_checkpoint, save_model
+from stvid.checkpoints import describe, load_checkpoint, read_checkpoint, save_model
 from stvid.errors import CheckpointError
 from stvid.models.base import VideoModel
+from stvid.sources import newest_checkpoint
 from stvid.zoo import load_model
 
 

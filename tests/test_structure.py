@@ -41,6 +41,7 @@ LEVELS: list[tuple[set[str], str]] = [
     ({"video"}, "Turns files into frames; knows neither clips nor labels nor torch modules."),
     ({"data"}, "Turns frames into batches: lists of videos, shards, sampling, transforms, data sets, loaders."),
     ({"models"}, "The networks, their building blocks, and the table of their names."),
+    ({"sources"}, "Finds weights, whatever names them, and fetches those that are published."),
     ({"checkpoints"}, "Recognises and converts published weights, and saves a model's own."),
     ({"inflation"}, "Makes video models of image models."),
     ({"zoo"}, "Builds any model by name: native, inflated, or of another library."),

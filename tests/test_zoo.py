@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import types
+from pathlib import Path
+
 import pytest
+import torch
 
 import stvid
-from stvid.errors import UnknownNameError
+import stvid.sources
+from stvid.classes import class_list
+from stvid.errors import StvidError, UnknownNameError
+from stvid.models import registry
+from stvid.models.families.uniformer import UniFormer
+from stvid.models.family import Family, Variant
 from stvid.models.libraries import NATIVE
+from stvid.models.weights import Weights, write_weights
+from stvid.protocol import Protocol
 
 
 @pytest.mark.parametrize(
@@ -33,3 +44,137 @@ def test_unknown_names_show_the_nearest() -> None:
         stvid.create_model("torchvisoin/mvit_v2_s")
     with pytest.raises(UnknownNameError, match=r"'x3d_m': no such model; there is pytorchvideo/x3d_m"):
         stvid.create_model("x3d_m")
+
+
+# --- published weights ------------------------------------------------------------------------------------------------
+
+
+TAGGED = Protocol(
+    frames=4, stride=3, fps=12.5, short_side=40, crop=32, mean=(0.1, 0.2, 0.3), channels="bgr", views="2x3"
+)
+SIZES = {"depth": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "head_dim": 8}
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Registers a tiny UniFormer with published weights of 101 classes; returns the weights.
+
+    The files are not fetched here: `stvid.downloads` has tests of its own.
+    """
+    module = types.ModuleType("toyformer")
+    module.__file__ = str(tmp_path / "toyformer.py")
+    module.UniFormer = UniFormer  # type: ignore[attr-defined]
+    variant = Variant("toyformer", "A tiny UniFormer.", Protocol(frames=8, crop=64, short_side=64), SIZES)
+    module.FAMILY = Family("UniFormer", "", (variant,), small_clip=(4, 32, 32))  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    state = UniFormer(num_classes=101, **SIZES, qkv_bias=False).state_dict()
+    torch.save(state, tmp_path / "toy.pth")
+    url, licence = "https://example.org/toy.pth", "CC-BY-NC-4.0"
+    rows = [
+        Weights("toyformer", "ucf", url, TAGGED, 101, classes="ucf101", top1=90.0, options={"qkv_bias": False}),
+        Weights("toyformer", "own", url, TAGGED, None, task="multilabel", options={"qkv_bias": False}, licence=licence),
+    ]
+    write_weights(tmp_path / "toyformer.csv", rows)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    registry.register_family(module)
+    monkeypatch.setattr(stvid.sources, "fetch_weights", lambda weights: tmp_path / "toy.pth")
+    return state
+
+
+def same_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], *, without: str = "-") -> bool:
+    own = model.state_dict()
+    return all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith(without))
+
+
+def test_pretrained_weights_bring_their_own_protocol(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True)
+    assert same_weights(model, published) and model.training
+    assert model.default_protocol == TAGGED.replace(class_names=class_list("ucf101"))
+    assert model.weights is not None and model.weights.top1 == 90.0
+    assert model.recipe["name"] == "toyformer"  # a checkpoint saved from it needs no table
+    loaded = stvid.load_model("toyformer.ucf")
+    assert same_weights(loaded, published) and not loaded.training
+    assert loaded.default_protocol == model.default_protocol and loaded.weights == model.weights
+
+
+def test_the_first_weights_are_the_default(published: dict[str, torch.Tensor]) -> None:
+    assert stvid.create_model("toyformer", pretrained=True).weights == registry.weights_of("toyformer")[0]
+
+
+def test_a_tag_without_weights_builds_the_model_they_are_for(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.ucf")
+    assert model.num_classes == 101 and model.default_protocol == TAGGED and model.weights is None
+    assert not same_weights(model, published)
+    assert stvid.create_model("toyformer").num_classes == 400
+
+
+def test_other_classes_make_a_new_head_and_say_so(
+    published: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True, num_classes=7)
+    assert model.num_classes == 7 and same_weights(model, published, without="head.")
+    assert model.default_protocol == TAGGED and model.weights is None
+    assert "new classifier of 7 classes" in capsys.readouterr().err
+
+
+def test_features_need_no_head(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True, num_classes=0)
+    assert same_weights(model, published, without="head.")
+    assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 16)
+
+
+def test_the_file_counts_its_classes_if_nothing_else_does(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.own", pretrained=True)
+    assert (model.num_classes, model.task, model.default_protocol.class_names) == (101, "multilabel", ())
+    assert stvid.load_model("toyformer.own").num_classes == 101
+
+
+def test_another_size_and_options_of_ones_own(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True, num_frames=8, img_size=64, drop_path_rate=0.3)
+    assert (model.default_protocol.frames, model.default_protocol.crop, model.default_protocol.short_side) == (
+        8,
+        64,
+        80,
+    )
+    assert model.recipe["hyperparameters"] == {"qkv_bias": False, "drop_path_rate": 0.3}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_the_stem_is_adapted_to_other_channels(channels: int, published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True, in_chans=channels).eval()
+    gray = torch.randn(1, 1, 4, 32, 32)
+    plain = stvid.create_model("toyformer.ucf", pretrained=True).eval()
+    with torch.no_grad():
+        logits = model(gray.expand(-1, channels, -1, -1, -1))
+        wanted = plain(gray.expand(-1, 3, -1, -1, -1))
+    if channels == 1:  # the sum over the colours: a grey picture gives the same
+        torch.testing.assert_close(logits, wanted)
+    first = model.state_dict()["patch_embed1.proj.weight"]
+    assert first.shape[1] == channels
+    if channels > 1:  # repeated, and scaled so that the sum over as many channels is kept where they divide
+        torch.testing.assert_close(first[:, 0], published["patch_embed1.proj.weight"][:, 0] * 3 / channels)
+
+
+def test_weights_that_do_not_exist(published: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(UnknownNameError, match="toyformer has no weights 'ufc'; nearest: ucf"):
+        stvid.create_model("toyformer.ufc", pretrained=True)
+    with pytest.raises(StvidError, match=r"uniformer_xxs: stvid knows of no published weights"):
+        stvid.create_model("uniformer_xxs", pretrained=True)
+    with pytest.raises(StvidError, match="pretrained and checkpoint both name weights"):
+        stvid.create_model("toyformer.ucf", pretrained=True, checkpoint="weights.pth")
+    with pytest.raises(StvidError, match=r"toyformer: is a model, not weights; name its weights, too: toyformer\.ucf"):
+        stvid.load_model("toyformer")
+    with pytest.raises(StvidError, match=r"toyformer\.ucf: is weights of toyformer, not of uniformer_s"):
+        stvid.load_model("toyformer.ucf", name="uniformer_s")
+
+
+def test_weights_load_into_a_model_by_name(published: dict[str, torch.Tensor]) -> None:
+    model = stvid.create_model("toyformer", num_classes=101, num_frames=4, img_size=32, qkv_bias=False)
+    report = stvid.load_checkpoint(model, "toyformer.ucf")
+    assert same_weights(model, published) and report.source == "toyformer.ucf"
+    assert model.default_protocol == TAGGED.replace(class_names=class_list("ucf101"))
+    other = stvid.create_model("toyformer", num_classes=3, qkv_bias=False)
+    stvid.load_checkpoint(other, "toyformer.ucf", reset_head=True)
+    assert (
+        other.default_protocol.class_names == () and other.default_protocol.channels == "bgr" and other.weights is None
+    )

@@ -4,7 +4,8 @@
     python tools/zoo.py --check   # changes nothing; exit code 1 if the table is not that of the code
 
 Parameters and multiply-adds (the literature's "GFLOPs") are counted on torch's meta device, at the frames and size of
-each model's published protocol; what the papers print, their sources and the published formats come from the registry.
+each model's published protocol; what the papers print, their sources, the published formats and the weights come from
+the registry.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stvid
 from stvid.files import write_atomically
-from stvid.models.registry import ModelInfo, model_info
+from stvid.models.registry import ModelInfo, model_info, weights_of
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 HEADER = (
-    "| model | params (M) | GFLOPs | clip | published params, GFLOPs | source | loads |",
-    "|---|---:|---:|---|---|---|---|",
+    "| model | params (M) | GFLOPs | clip | published params, GFLOPs | source | loads | weights, top-1 (views) |",
+    "|---|---:|---:|---|---|---|---|---|",
 )
 
 
@@ -56,6 +57,16 @@ def source_link(paper: str) -> str:
     return f"[{match[1]}](https://arxiv.org/abs/{match[2]})" if match else paper or "this project"
 
 
+def published_weights(name: str) -> str:
+    """Returns the default weights of a model with their accuracy at its views, and how many others there are."""
+    published = weights_of(name)
+    if not published:
+        return "–"
+    first = published[0]
+    text = f"`{first.tag}`" + ("" if first.top1 is None else f" {first.top1:.1f} ({first.views or 'unknown'})")
+    return text + (f", {len(published) - 1} more" if len(published) > 1 else "")
+
+
 def make_row(info: ModelInfo, counted: Counted, note_number: int | None) -> str:
     """Returns the line of one model."""
     protocol = info.protocol
@@ -68,6 +79,7 @@ def make_row(info: ModelInfo, counted: Counted, note_number: int | None) -> str:
         ", ".join(published) + ("" if note_number is None else f" [{note_number}]"),
         source_link(info.paper),
         ", ".join(info.formats) or "stvid",
+        published_weights(info.name),
     ]
     return f"| {' | '.join(cells)} |"
 

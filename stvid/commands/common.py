@@ -137,7 +137,8 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
         "--checkpoint",
         type=str,
         required=True,
-        help="A checkpoint, or the folder of a run (its best one, else its newest).",
+        help="Weights: published ones by name (uniformer_s.k400_16x4; see stvid models --pretrained), a file, the "
+        "folder of a run (its best checkpoint, else its newest) or of transformers, hf-hub:org/repo, an https address.",
     )
     parser.add_argument(
         "--config",
@@ -198,7 +199,7 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     from stvid.checkpoints import read_checkpoint
     from stvid.config import config_keys, load_config, parse_config
     from stvid.data.manifest import read_class_names
-    from stvid.runs import newest_checkpoint
+    from stvid.sources import resolve_source
     from stvid.zoo import load_model
 
     keys = [option[2:].partition("=")[0] for option in dotted if option.startswith("--")]
@@ -207,17 +208,17 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
         if key not in usable:
             why = "has no meaning here: it says how a model is trained" if key in config_keys() else "unknown option"
             raise ConfigError(f"--{key}: {why}{'' if key in config_keys() else nearest(key, usable)}")
-    checkpoint = newest_checkpoint(options.checkpoint, prefer="best.ckpt")
-    stored = read_checkpoint(checkpoint).get("stvid")
-    described = isinstance(stored, Mapping)
+    checkpoint = resolve_source(options.checkpoint)
+    stored = read_checkpoint(checkpoint.path).get("stvid")
+    described = isinstance(stored, Mapping) or checkpoint.weights is not None
     text = stored.get("config") if isinstance(stored, Mapping) else None
     if options.config is not None:
         config = load_config(options.config, dotted)
     elif text is not None:
-        config = parse_config(text, dotted, source=str(checkpoint))
+        config = parse_config(text, dotted, source=checkpoint.name)
     else:
         config = load_config(None, dotted)
-    model = load_model(checkpoint, name=options.model or (config.model.name if options.config else None))
+    model = load_model(options.checkpoint, name=options.model or (config.model.name if options.config else None))
     protocol = model.default_protocol
     if not described and options.config is not None:
         protocol = config.protocol
@@ -234,8 +235,8 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
         changes["views"] = options.views
     if protocol.class_names and changes.get("class_names", protocol.class_names) != protocol.class_names:
         raise ConfigError(
-            f"class names: {checkpoint} names its {len(protocol.class_names)} classes itself, and not as they were "
-            "given; leave the names out"
+            f"class names: {checkpoint.name} names its {len(protocol.class_names)} classes itself, and not as they "
+            "were given; leave the names out"
         )
     for key, value in changes.items():
         if key != "class_names" and getattr(protocol, key) != value:
@@ -243,7 +244,7 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     model.default_protocol = protocol.replace(**changes)
     named = model.default_protocol.class_names
     if named and len(named) != model.num_classes:
-        raise ConfigError(f"{checkpoint}: has {model.num_classes} logits, but {len(named)} class names were given")
+        raise ConfigError(f"{checkpoint.name}: has {model.num_classes} logits, but {len(named)} class names were given")
     return model, config
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import parse, parser_for
+from stvid.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from stvid.models.registry import ModelInfo
+    from stvid.models.weights import Weights
 
 __all__ = ["run"]
 
@@ -30,8 +33,19 @@ def run(argv: Sequence[str]) -> int:
         help="Names to show, of stvid and of the video models of other libraries, such as 'uniformer_*'; with a slash, "
         "of other libraries only, such as 'pytorchvideo/*'.",
     )
+    parser.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="List the published weights instead: MODEL.TAG, with their accuracy, protocol, licence and source. The "
+        "pattern means models or weights, such as 'uniformer_*' or '*.ssv2*'.",
+    )
+    parser.add_argument("--get", type=str | None, help="Fetch published weights, MODEL.TAG, and print where they lie.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parse(parser, argv)
+    if options["get"] is not None:  # as an attribute, get is a method of the namespace
+        return _get(options["get"])
+    if options.pretrained:
+        return _list_weights(options.pattern, as_json=options.json)
 
     from stvid.zoo import model_info
 
@@ -55,6 +69,102 @@ def run(argv: Sequence[str]) -> int:
             "\nImage models, inflated to video: see stvid models 'timm/*' and 'torchvision/*'", highlight=False
         )
     return 0
+
+
+def _get(name: str) -> int:
+    """Fetches weights by name, and prints the file or folder."""
+    from stvid.models.registry import find_weights
+    from stvid.sources import fetch_weights
+    from stvid.zoo import model_info
+
+    weights = find_weights(name)
+    if weights is None:
+        model_info(name)  # raises for a name that does not exist
+        raise UnknownNameError(
+            f"--get {name}: names a model, not weights; list them with: stvid models --pretrained {name}"
+        )
+    print(fetch_weights(weights))
+    return 0
+
+
+def _list_weights(pattern: str, *, as_json: bool) -> int:
+    """Prints a table of published weights, or JSON."""
+    from stvid.models.registry import find_weights
+    from stvid.zoo import list_models, model_info
+
+    found = [weights for name in list_models(pattern, pretrained=True) if (weights := find_weights(name)) is not None]
+    if not found:
+        if "." not in pattern and not any(sign in pattern for sign in "*?["):
+            model_info(pattern)  # raises for a name that does not exist
+        raise UnknownNameError(f"{pattern}: no published weights match (see: stvid models --pretrained)")
+    if as_json:
+        print(json.dumps([_weights_record(weights) for weights in found], indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(box=None, pad_edge=False)
+    for column in ("weights", "top-1 %", "views", "frames", "size", "GFLOPs", "MB", "licence", "published by"):
+        table.add_column(column, justify="right" if column in ("top-1 %", "frames", "size", "GFLOPs", "MB") else "left")
+    for column in table.columns:
+        column.no_wrap = column.header != "published by"
+    for weights in found:
+        table.add_row(*_weights_cells(weights))
+    console.print(table)
+    console.print("\nGet one: stvid models --get NAME; use it: --checkpoint NAME, --init NAME", highlight=False)
+    return 0
+
+
+def _weights_record(weights: Weights) -> dict[str, Any]:
+    protocol = weights.protocol.to_dict()
+    del protocol["class_names"]
+    return {
+        "name": weights.name,
+        "url": weights.url,
+        "sha256": weights.sha256,
+        "bytes": weights.bytes,
+        "num_classes": weights.num_classes,
+        "classes": weights.classes,
+        "task": weights.task,
+        "top1": weights.top1,
+        "top5": weights.top5,
+        "views": weights.views,
+        "gflops": _gflops(weights),
+        "protocol": protocol,
+        "options": dict(weights.options),
+        "pretrained_on": weights.pretrained_on,
+        "licence": weights.licence,
+        "source": weights.source,
+        "note": weights.note,
+    }
+
+
+def _gflops(weights: Weights) -> float | None:
+    """Returns the multiply-adds of one view; those of the model if it was measured at the same frames and size."""
+    from stvid.models.registry import model_info
+
+    info = model_info(weights.model)
+    same = (weights.protocol.frames, weights.protocol.crop) == (info.protocol.frames, info.protocol.crop)
+    return info.gflops if weights.gflops is None and same else weights.gflops
+
+
+def _weights_cells(weights: Weights) -> list[str]:
+    from stvid.models.registry import model_info
+
+    protocol, params, gflops = weights.protocol, model_info(weights.model).params, _gflops(weights)
+    size = "" if params is None else f"~{4 * params:.0f}"
+    return [
+        weights.name,
+        "" if weights.top1 is None else f"{weights.top1:.1f}",
+        weights.views or ("?" if weights.top1 is not None else ""),
+        f"{protocol.frames}" + (f"x{protocol.stride}" if protocol.sampling == "dense" else ""),
+        str(protocol.crop),
+        "" if gflops is None else f"{gflops:.4g}",
+        size if weights.bytes is None else f"{weights.bytes / 1e6:.0f}",
+        weights.licence.partition(" (")[0],
+        re.split(r"[@(:]", weights.source)[0].strip(),
+    ]
 
 
 def _find(pattern: str) -> dict[str, list[str]]:

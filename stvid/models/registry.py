@@ -2,7 +2,8 @@
 
 Every file of `stvid/models/families` is a family and says so itself (``FAMILY``, see `stvid.models.family`). The table
 is made from the sources of these files, so that listing and describing models needs neither torch nor timm; the file of
-a family is imported when one of its models is built. A family that lives elsewhere is added with `register_family`.
+a family is imported when one of its models is built. The table of its published weights stands beside it (see
+`stvid.models.weights`). A family that lives elsewhere is added with `register_family`.
 
 `stvid.zoo` stands above this module: there are `create_model` and `list_models`, which know the models of other
 libraries too.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.errors import UnknownNameError, nearest
 from stvid.models.family import Family, Variant, read_family
+from stvid.models.weights import Weights, read_weights
 from stvid.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -28,7 +30,18 @@ if TYPE_CHECKING:
 
 HeadName = Literal["default", "attentive"]
 
-__all__ = ["HeadName", "ModelInfo", "build_model", "family_of", "model_info", "native_models", "register_family"]
+__all__ = [
+    "HeadName",
+    "ModelInfo",
+    "build_model",
+    "family_of",
+    "find_weights",
+    "model_info",
+    "native_models",
+    "protocol_at",
+    "register_family",
+    "weights_of",
+]
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,45 @@ def family_of(name: str) -> tuple[Family, Variant]:
     return entry.family, entry.variant
 
 
+def weights_of(name: str) -> tuple[Weights, ...]:
+    """Returns the published weights of a native model; the first are its default.
+
+    Raises:
+        UnknownNameError: If there is no such model; the message lists the nearest names.
+    """
+    entry = _entry(name)
+    if entry.module in _registered:
+        file = _registered[entry.module][1].__file__
+        folder_and_stem = Path(file) if file else None
+    else:
+        folder_and_stem = Path(__file__).parent / "families" / f"{entry.module.rpartition('.')[2]}.py"
+    return () if folder_and_stem is None else read_weights(folder_and_stem.with_suffix(".csv")).get(name, ())
+
+
+def find_weights(name: str) -> Weights | None:
+    """Returns the published weights of a name.
+
+    Args:
+        name: ``MODEL.TAG``, such as ``uniformer_s.k400_16x4``.
+
+    Returns:
+        The weights; None if the part before the first dot is no native model, so that the name means something else.
+
+    Raises:
+        UnknownNameError: If the model has no such weights; the message lists the nearest tags.
+    """
+    model, dot, tag = name.partition(".")
+    if not dot or model not in _table():
+        return None
+    published = {weights.tag: weights for weights in weights_of(model)}
+    if tag not in published:
+        if not published:
+            raise UnknownNameError(f"{name}: no weights of {model} are published")
+        hint = nearest(tag, published) or f"; there are {', '.join(published)}"
+        raise UnknownNameError(f"{name}: {model} has no weights {tag!r}{hint} (see: stvid models --pretrained {model})")
+    return published[tag]
+
+
 def model_info(name: str) -> ModelInfo:
     """Returns what is known of a native model.
 
@@ -201,9 +253,7 @@ def build_model(
     size = info.protocol.crop if img_size is None else img_size
     height_width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     model = info.build(num_classes=num_classes, num_frames=frames, img_size=height_width, **options)
-    crop = min(height_width)  # a protocol has square crops; a model built for a wider input is fed by its short side
-    short_side = max(crop, round(crop * info.protocol.short_side / info.protocol.crop))
-    model.default_protocol = info.protocol.replace(frames=frames, crop=crop, short_side=short_side)
+    model.default_protocol = protocol_at(info.protocol, frames, height_width)
     model.recipe = {
         "name": info.name,
         "num_classes": num_classes,
@@ -214,3 +264,16 @@ def build_model(
     if head != "default":
         model.reset_classifier(num_classes, head=head)
     return model
+
+
+def protocol_at(protocol: Protocol, frames: int, size: tuple[int, int]) -> Protocol:
+    """Returns a protocol at other frames and another size; the short side keeps its proportion to the crop.
+
+    Args:
+        protocol: The published one.
+        frames: Frames of a clip.
+        size: (height, width) of the input. A protocol has square crops; a wider input is fed by its short side.
+    """
+    crop = min(size)
+    short_side = max(crop, round(crop * protocol.short_side / protocol.crop))
+    return protocol.replace(frames=frames, crop=crop, short_side=short_side)

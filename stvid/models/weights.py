@@ -6,13 +6,19 @@ each published file. Reading it needs neither torch nor a network connection.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from stvid.protocol import Protocol
+from stvid.classes import class_list
+from stvid.errors import ConfigError, StvidError
+from stvid.protocol import Protocol, Task
 
-__all__ = ["Weights"]
+__all__ = ["COLUMNS", "Weights", "read_weights", "write_weights"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,16 @@ class Weights:
             ``gdrive-folder:ID`` (Google Drive).
         sha256: SHA-256 of the file in hexadecimal digits, or its first digits; empty if it was not published.
         bytes: Size of the file; None if it was not published.
-        protocol: How the published numbers were measured, without the class names.
-        num_classes: Number of logits; 0 for weights without a classifier.
+        protocol: How a video becomes clips for these weights, without the class names.
+        num_classes: Number of logits; 0 for weights without a classifier, None where only the file itself knows.
         classes: Name of the list of class names that fits the logits (see `stvid.classes`); empty if their order is not
             known.
-        top1: Published top-1 accuracy in percent with the views of `protocol`; None if there is none.
-        top5: Published top-5 accuracy in percent with the same views.
+        task: Whether the logits mean one class of a video, or any number of them.
+        top1: Published top-1 accuracy in percent; None if there is none.
+        top5: Published top-5 accuracy in percent; None if there is none.
+        views: The views with which these were measured, as ``4x3``; empty if the source does not say, so that they
+            cannot be compared with a number of one's own.
+        gflops: Published multiply-adds of one view in 1e9; None if there are none.
         pretrained_on: The data of the pretraining, in the words of the source; empty for none or unknown.
         options: Further arguments of `stvid.create_model` that these weights need.
         licence: Licence of the weights, or of the repository that publishes them; empty if unknown.
@@ -43,12 +53,15 @@ class Weights:
     tag: str
     url: str
     protocol: Protocol
-    num_classes: int
+    num_classes: int | None
     sha256: str = ""
     bytes: int | None = None
     classes: str = ""
+    task: Task = "multiclass"
     top1: float | None = None
     top5: float | None = None
+    views: str = ""
+    gflops: float | None = None
     pretrained_on: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
@@ -59,3 +72,112 @@ class Weights:
     def name(self) -> str:
         """The name that commands and `stvid.load_model` take, such as ``uniformer_s.k400_16x4``."""
         return f"{self.model}.{self.tag}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each logit; empty if their order is not known."""
+        return class_list(self.classes) if self.classes else ()
+
+    @property
+    def needs_a_person(self) -> bool:
+        """Whether the file cannot be fetched by a program, because its host shows a page first."""
+        return self.url.startswith("gdrive-folder:")
+
+
+_PROTOCOL = ("frames", "stride", "fps", "sampling", "short_side", "crop", "mean", "std", "channels", "views")
+COLUMNS = (
+    *("model", "tag", "url", "sha256", "bytes", "num_classes", "classes", "task", "top1", "top5", "views", "gflops"),
+    *(name for name in _PROTOCOL if name != "views"),
+    "other_views",
+    *("options", "pretrained_on", "licence", "source", "note"),
+)
+"""The columns of a table. A cell that is empty has the default. ``other_views`` are those of the protocol where the
+published ones are unknown."""
+
+
+@functools.cache
+def read_weights(path: Path) -> Mapping[str, tuple[Weights, ...]]:
+    """Reads a table of published weights.
+
+    Args:
+        path: A CSV file with the columns `COLUMNS`; there need not be such a file.
+
+    Returns:
+        The weights of each model in the order of the table; empty without a file.
+
+    Raises:
+        StvidError: If a row cannot be read, or two have the same name; the message has the line.
+    """
+    found: dict[str, list[Weights]] = {}
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise StvidError(f"{path}: the columns are not {','.join(COLUMNS)}")
+        for row in rows:
+            try:
+                weights = _from_row(row)
+            except (ConfigError, ValueError, TypeError) as error:
+                raise StvidError(f"{path}, line {rows.line_num}: {error}") from error
+            if any(other.tag == weights.tag for other in found.get(weights.model, ())):
+                raise StvidError(f"{path}, line {rows.line_num}: {weights.name} stands twice")
+            found.setdefault(weights.model, []).append(weights)
+    return {model: tuple(entries) for model, entries in found.items()}
+
+
+def _from_row(row: Mapping[str, str]) -> Weights:
+    def number(column: str) -> float | None:
+        return float(row[column]) if row[column] else None
+
+    def whole(column: str) -> int | None:
+        return int(row[column]) if row[column] else None
+
+    texts = {key: row[key] for key in _PROTOCOL if row[key]}
+    texts["views"] = row["views"] or row["other_views"] or "1x1"
+    values: dict[str, Any] = dict(texts)
+    values |= {key: int(texts[key]) for key in ("frames", "stride", "short_side", "crop") if key in texts}
+    values |= {key: tuple(map(float, texts[key].split())) for key in ("mean", "std") if key in texts}
+    values |= {"fps": number("fps")}
+    return Weights(
+        model=row["model"],
+        tag=row["tag"],
+        url=row["url"],
+        protocol=Protocol(**values),
+        num_classes=whole("num_classes"),
+        sha256=row["sha256"],
+        bytes=whole("bytes"),
+        classes=row["classes"],
+        task="multilabel" if row["task"] == "multilabel" else "multiclass",
+        top1=number("top1"),
+        top5=number("top5"),
+        views=row["views"],
+        gflops=number("gflops"),
+        pretrained_on=row["pretrained_on"],
+        options=json.loads(row["options"]) if row["options"] else {},
+        licence=row["licence"],
+        source=row["source"],
+        note=row["note"],
+    )
+
+
+def write_weights(path: Path, entries: Sequence[Weights]) -> None:
+    """Writes a table of published weights, as `read_weights` reads it."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, tuple):
+            return " ".join(f"{part:.10g}" for part in value)
+        if isinstance(value, Mapping):
+            return json.dumps(value) if value else ""
+        return (
+            "" if value in (None, "multiclass", "rgb") else f"{value:.10g}" if isinstance(value, float) else str(value)
+        )
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for entry in entries:
+            cells = {key: text(getattr(entry, key)) for key in COLUMNS if hasattr(entry, key)}
+            cells |= {key: text(getattr(entry.protocol, key)) for key in _PROTOCOL if key != "views"}
+            cells["other_views"] = "" if entry.views else entry.protocol.views
+            writer.writerow([cells[key] for key in COLUMNS])
