@@ -121,7 +121,7 @@ def create_model(
         num_classes: Number of logits; 0 gives features. None takes as many as the weights have, and 400 without
             weights. Another number than the weights have makes a new classifier, which is said on stderr.
         num_frames: Frames of a clip; None takes those of the weights, or else the model's own.
-        img_size: Side of the square input in pixels, or (height, width); None takes that of the weights, or the model's.
+        img_size: Side of the square input in pixels, or (height, width); None takes the weights' or the model's.
         in_chans: Channels of the clip. The first layer of weights for three colours is adapted to any other number.
         checkpoint: Weights for `stvid.load_checkpoint`, instead of published ones.
         head: ``default``, or ``attentive`` for a head that pools by attention.

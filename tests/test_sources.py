@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import stvid.downloads
 import stvid.hub
 
+import stvid.downloads
 from stvid import sources
 from stvid.errors import CheckpointError, UnknownNameError
 from stvid.models.registry import find_weights

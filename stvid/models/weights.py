@@ -41,6 +41,7 @@ class Weights:
         top5: Published top-5 accuracy in percent; None if there is none.
         views: The views with which these were measured, as ``4x3``; empty if the source does not say, so that they
             cannot be compared with a number of one's own.
+        params: Published parameters in millions; None if there are none.
         gflops: Published multiply-adds of one view in 1e9; None if there are none.
         pretrained_on: The data of the pretraining, in the words of the source; empty for none or unknown.
         options: Further arguments of `stvid.create_model` that these weights need.
@@ -61,6 +62,7 @@ class Weights:
     top1: float | None = None
     top5: float | None = None
     views: str = ""
+    params: float | None = None
     gflops: float | None = None
     pretrained_on: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +88,8 @@ class Weights:
 
 _PROTOCOL = ("frames", "stride", "fps", "sampling", "short_side", "crop", "mean", "std", "channels", "views")
 COLUMNS = (
-    *("model", "tag", "url", "sha256", "bytes", "num_classes", "classes", "task", "top1", "top5", "views", "gflops"),
+    *("model", "tag", "url", "sha256", "bytes", "num_classes", "classes", "task", "top1", "top5", "views"),
+    *("params", "gflops"),
     *(name for name in _PROTOCOL if name != "views"),
     "other_views",
     *("options", "pretrained_on", "licence", "source", "note"),
@@ -152,6 +155,7 @@ def _from_row(row: Mapping[str, str]) -> Weights:
         top1=number("top1"),
         top5=number("top5"),
         views=row["views"],
+        params=number("params"),
         gflops=number("gflops"),
         pretrained_on=row["pretrained_on"],
         options=json.loads(row["options"]) if row["options"] else {},
