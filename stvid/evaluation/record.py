@@ -183,11 +183,12 @@ class EvaluationResult:
         if record is None:
             return []
         where = record["source"].partition("@")[0] or record["weights"]
-        names = [f"{name}@{record['views']} {record[name]:.1f}%" for name in ("top1", "top5") if name in record]
+        views = f"@{record['views']}" if record["views"] else ""
+        names = [f"{name}{views} {record[name]:.1f}%" for name in ("top1", "top5") if name in record]
         if record["differs"]:
             return [f"published  {', '.join(names)} ({where}), not compared: {'; '.join(record['differs'])}"]
         return [
-            f"published  {name}@{record['views']} {record[name]:.1f}% ({where}): measured {value:.1f}%, "
+            f"published  {name}{views} {record[name]:.1f}% ({where}): measured {value:.1f}%, "
             f"{record['difference'][name]:+.1f}"
             for name, value in record["measured"].items()
         ]

@@ -162,6 +162,7 @@ def test_the_published_number_beside_the_measured_one(
         num_classes=len(names),
         classes="jester",
         top1=80.8,
+        views=UNNAMED.views,
         source="Sense-X/UniFormer@0123abc:README.md",
     )
     load_model = zoo.load_model

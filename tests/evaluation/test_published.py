@@ -30,6 +30,7 @@ WEIGHTS = Weights(
     classes="jester",
     top1=80.8,
     top5=94.7,
+    views="2x3",
     source="Sense-X/UniFormer@0123abc:video_classification/README.md",
 )
 
@@ -105,6 +106,10 @@ def test_other_classes_and_other_orders_of_frames_are_not_compared() -> None:
     others = compare(measured(PROTOCOL.replace(class_names=(*NAMES[:-1], "something else"))))
     assert others.published is not None
     assert others.published["differs"] == [f"classes: 1 of {len(NAMES)} are none of jester"]
+    no_views = compare(measured(), views="")
+    assert no_views.published is not None
+    assert no_views.published["differs"] == ["views: those of the published number are not known"]
+    assert "top1 80.8%" in no_views.published_lines()[0] and "@" not in no_views.published_lines()[0]
     unknown = compare(measured(), classes="")
     assert unknown.published is not None and "order" in unknown.published["differs"][0]
     frozen = compare(measured(temporal="frozen"))
