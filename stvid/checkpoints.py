@@ -30,9 +30,11 @@ from stvid.models.base import VideoModel
 from stvid.protocol import Protocol, Task
 from stvid.sources import adopt_weights, resolve_source
 from stvid.version import __version__
+from stvid.weight_files.states import find_candidates
 
 __all__ = [
     "LoadReport",
+    "candidates",
     "describe",
     "head_keys",
     "load_checkpoint",
@@ -41,8 +43,7 @@ __all__ = [
     "unwrap",
 ]
 
-WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model", "module", "params", "target", "optimizer/target")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.module.")
+PREFIXES = ("module.", "model.", "backbone.", "encoder.module.")
 SHOWN_KEYS = 8
 
 
@@ -136,33 +137,36 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray | np.generic)
+def candidates(content: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]]]:
+    """Lists what may be the state of a network in the content of a file, the likeliest first.
+
+    The content as a whole, what stands under each wrapper (``state_dict``, ``model``, ``params``, ``ema``, ...), and
+    what is left when a prefix is taken off that all of the keys share, or many of them (``model.``,
+    ``module.encoder_q.``, ``student.backbone.``). Marks of torch's wrappers (``_orig_mod.``) are taken out everywhere.
+    Plain networks come before averaged copies (moving averages, teachers, MoCo's ``encoder_k``).
+
+    Args:
+        content: From `read_checkpoint`, or any mapping from names to tensors and arrays, with or without wrappers.
+
+    Returns:
+        Pairs of where the state was found, such as ``state_dict: module.encoder_q.`` (empty for the content as it is),
+        and the flat state without that prefix.
+    """
+    return [(found.name, found.state) for found in find_candidates(content)]
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Takes off the mappings and key prefixes around a state; flattens nested ones (flax) with ``/``."""
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping) and content[wrapper]:
-            return unwrap(content[wrapper])
-    flat: dict[str, Tensor] = {}
+    """Returns the likeliest state of a network in the content of a file, without the usual prefixes.
 
-    def collect(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if _is_array(value):
-                flat[prefix + str(key)] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-            elif isinstance(value, Mapping) and key != "stvid":
-                collect(value, f"{prefix}{key}/")
-
-    collect(content, "")
-    stripped = True
-    while stripped and flat:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in flat):
-                flat = {key[len(prefix) :]: value for key, value in flat.items()}
-                stripped = True
-    return flat
+    `candidates` lists the others; where it is known what the network must look like, that is the better choice.
+    """
+    found = find_candidates(content)
+    if not found:
+        return {}
+    state = found[0].state
+    while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in state)), ""):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
 
 
 def _listed(keys: list[str]) -> str:

@@ -28,6 +28,7 @@ LEVELS: list[tuple[set[str], str]] = [
             "protocol",
             "classes",
             "files",
+            "weight_files",
             "journal",
             "console",
             "downloads",
