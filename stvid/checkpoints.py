@@ -1,8 +1,9 @@
 """Reading and writing weights: stvid's own checkpoints and every published format of the models it has.
 
-A published format is recognised by its keys, not by its file name: wrappers are taken off, the model's family turns
-the keys into its own (`VideoModel.convert_checkpoint`), and what is then missing or left over is an error that lists
-it. Files are read without unpickling objects, so that a downloaded checkpoint cannot run code.
+A published format is recognised by its keys, not by its file name. Everything in a file that may be the state of a
+network is tried (see `candidates`): the model's family turns the keys into its own (`VideoModel.convert_checkpoint`),
+and the first state that has all keys of the model and no others is taken. If none fits, an error lists what is missing
+and left over. Files are read by `stvid.weight_files` without running anything of what they hold.
 
 A checkpoint of stvid also says what it is: under the key ``stvid`` (``.ckpt``, ``.pt``) or in the metadata
 (``.safetensors``) it holds the call that builds the model, the protocol with the class names, the task, and the
@@ -13,14 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import zipfile
-from collections.abc import Mapping
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +29,9 @@ from stvid.errors import CheckpointError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol, Task
-from stvid.sources import adopt_weights, resolve_source
+from stvid.sources import adopt_weights, newest_checkpoint, resolve_source
 from stvid.version import __version__
-from stvid.weight_files.states import find_candidates
+from stvid.weight_files import Candidate, WeightFile, find_candidates, read_weight_file
 
 __all__ = [
     "LoadReport",
@@ -38,6 +39,7 @@ __all__ = [
     "describe",
     "head_keys",
     "load_checkpoint",
+    "nearest_state",
     "read_checkpoint",
     "save_model",
     "unwrap",
@@ -45,6 +47,24 @@ __all__ = [
 
 PREFIXES = ("module.", "model.", "backbone.", "encoder.module.")
 SHOWN_KEYS = 8
+# Modules that training code keeps beside the network, by the first part of their names.
+AUXILIARY = re.compile(
+    r"criterion|loss|metric|accuracy|acc[._0-9]|_acc|top_?[15]|confusion|f1|auroc|ema|swa|averaged|teacher|queue", re.I
+)
+
+
+class Content(dict[str, Any]):
+    """The content of a file of weights, which knows where it is from.
+
+    Attributes:
+        source: The file or folder.
+        foreign: Names of the foreign classes that were not built, and how often each was met.
+    """
+
+    def __init__(self, read: WeightFile) -> None:
+        super().__init__(read.content)
+        self.source = str(read.path)
+        self.foreign = dict(read.foreign)
 
 
 @dataclass
@@ -59,6 +79,10 @@ class LoadReport:
         resized: Keys of position tables that were resized, with the shapes before and after.
         adapted: Keys of first layers that were adapted to another number of channels, with the two numbers.
         protocol: The protocol that came with the weights, if any.
+        found: Where in the file the network stands, such as ``state_dict: model.``; empty for the file as a whole.
+        left_out: Parts of the file that were not taken: criteria, metrics, averaged copies, a classifier that the model
+            has not, and foreign classes.
+        others: Where other states of the same network stand, such as an averaged copy; the plain one was taken.
     """
 
     source: str
@@ -68,73 +92,47 @@ class LoadReport:
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     adapted: dict[str, tuple[int, int]] = field(default_factory=dict)
     protocol: Protocol | None = None
+    found: str = ""
+    left_out: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.format} format, {self.loaded} tensors"
+        if self.found and self.found != "state_dict":
+            text += f" (of {self.found})"
         if self.resized:
             text += f", {len(self.resized)} resized"
         for key, (before, after) in self.adapted.items():
             text += f", {key} adapted from {before} to {after} channels"
         if self.reset:
             text += f", new head ({', '.join(self.reset)})"
+        if self.left_out:
+            text += f", left out {_listed(self.left_out)}"
+        if self.others:
+            text += f"; {_listed(self.others)} fits too and was not taken"
         return text
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a file of weights without executing anything in it.
+    """Reads a file or folder of weights without running anything of what it holds.
 
     Args:
-        source: A .pth, .pt, .pyth, .ckpt, .tar, .safetensors or .npz file.
+        source: A file of any program: .pth, .pt, .pyth, .pkl, .ckpt, .bin, .safetensors, .npz, flax's ``checkpoint``
+            (its first bytes tell, not its name); the index of a file in shards; a folder of a run, of transformers,
+            DeepSpeed or torch.distributed.
 
     Returns:
-        The content of the file; for .safetensors and .npz a flat mapping, with stvid's own description under ``stvid``.
+        The content of the file. Objects of foreign classes are placeholders. For files of arrays alone it is a flat
+        mapping, with stvid's own description under ``stvid``; for folders of transformers the state is under
+        ``state_dict`` and the configs are under ``transformers``.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or holds objects other than tensors and plain values.
+        CheckpointError: If the file is missing or damaged, or is something else.
     """
     path = Path(source)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint file")
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder, not a checkpoint file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:  # is a ValueError, too, which is caught below
-        raise
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:
-            raise CheckpointError(
-                f"{path}: holds Python objects besides tensors, which stvid does not unpickle; save its state dict "
-                "alone, in the environment that wrote it"
-            ) from error
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged") from error
-    except (RuntimeError, EOFError, IndexError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({' '.join(str(error).split())[:120]})") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a mapping of tensors")
-    return dict(content)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged ({error})") from error
-    if "stvid" in metadata:
-        content["stvid"] = json.loads(metadata["stvid"])
-    return content
+        path = newest_checkpoint(path, prefer="best.ckpt")
+    return Content(read_weight_file(path))
 
 
 def candidates(content: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]]]:
@@ -174,9 +172,59 @@ def _listed(keys: list[str]) -> str:
     return shown + (f", and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
 
 
-def _stored_protocol(content: Mapping[str, Any]) -> Protocol | None:
+def _stored_protocol(content: Mapping[str, Any], model: VideoModel) -> Protocol | None:
+    """Returns the protocol that came with weights, for a model with their classes; None if there is none."""
     stored = content.get("stvid")
-    return Protocol.from_dict(stored["protocol"]) if isinstance(stored, Mapping) and "protocol" in stored else None
+    if isinstance(stored, Mapping) and "protocol" in stored:
+        protocol = Protocol.from_dict(stored["protocol"])
+        return protocol.replace(class_names=()) if model.num_classes == 0 else protocol
+    foreign = content.get("transformers")
+    return _transformers_protocol(foreign, model) if isinstance(foreign, Mapping) else None
+
+
+def _transformers_protocol(configs: Mapping[str, Any], model: VideoModel) -> Protocol | None:
+    """Returns the model's protocol with the class names and the pixels' scale that transformers' configs hold."""
+    changes: dict[str, Any] = {}
+    config, pixels = configs.get("config"), configs.get("preprocessor")
+    labels = config.get("id2label") if isinstance(config, Mapping) else None
+    if isinstance(labels, Mapping):
+        names = [labels.get(str(number), labels.get(number)) for number in range(len(labels))]
+        words = [name for name in names if isinstance(name, str) and not re.fullmatch(r"LABEL_\d+|", name)]
+        if len(words) == len(names) == model.num_classes:
+            changes["class_names"] = tuple(words)
+    if isinstance(pixels, Mapping):
+        changes |= _transformers_pixels(pixels, model.default_protocol.crop)
+    return model.default_protocol.replace(**changes) if changes else None
+
+
+def _transformers_pixels(pixels: Mapping[str, Any], crop: int) -> dict[str, Any]:
+    """Returns mean, deviation and short side of a preprocessor's config.
+
+    transformers computes ``(value * rescale_factor - offset - mean) / std`` of values in 0..255
+    (``models/vivit/image_processing_vivit.py``); a protocol's values are in 0..1 before its mean is subtracted.
+    """
+
+    def three(value: Any, otherwise: float) -> list[float] | None:
+        if value is None:
+            return [otherwise] * 3
+        values = list(value) if isinstance(value, list | tuple) else [value] * 3
+        return values if len(values) == 3 and all(type(each) in (int, float) for each in values) else None
+
+    changes: dict[str, Any] = {}
+    normalised = pixels.get("do_normalize", True)
+    mean = three(pixels.get("image_mean") if normalised else None, 0.0)
+    std = three(pixels.get("image_std") if normalised else None, 1.0)
+    scale = 255 * pixels.get("rescale_factor", 1 / 255) if pixels.get("do_rescale", True) else 255.0
+    given = ("image_mean" in pixels and "image_std" in pixels) or not normalised
+    if given and mean is not None and std is not None and scale > 0 and min(std) > 0:
+        offset = 1.0 if pixels.get("offset", False) else 0.0
+        changes["mean"] = tuple(round((each + offset) / scale, 6) for each in mean)
+        changes["std"] = tuple(round(each / scale, 6) for each in std)
+    size = pixels.get("size")
+    side = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    if type(side) is int and side >= crop:
+        changes["short_side"] = side
+    return changes
 
 
 def _stored_task(content: Mapping[str, Any], name: str) -> str | None:
@@ -193,6 +241,164 @@ def _stored_recipe(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe if isinstance(recipe, Mapping) else {}
 
 
+@dataclass
+class _Fit:
+    """How a part of a file fits a model.
+
+    Attributes:
+        candidate: The part.
+        format: The format that the model's family recognised.
+        state: Its tensors in the model's own keys, without those that are left out.
+        missing: Keys of the model that it has not.
+        left_over: Keys that the model has not.
+        left_out: Keys that the model has not and need not have: of a criterion, or of a classifier.
+        differing: Number of its tensors, without the classifier's, that have another shape.
+        matched: Number of its tensors that the model has.
+        error: Why the family refuses it.
+    """
+
+    candidate: Candidate
+    format: str = ""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    differing: int = 0
+    matched: int = 0
+    error: CheckpointError | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has all keys of the model and no others."""
+        return not self.missing and not self.left_over and self.error is None
+
+
+class _Target:
+    """A model that weights are looked for.
+
+    Args:
+        model: The model.
+        reset_head: Whether the classifier may be missing.
+    """
+
+    def __init__(self, model: nn.Module, *, reset_head: bool) -> None:
+        self.model = model
+        self.own = model.state_dict()
+        self.head = head_keys(model)
+        self.reset_head = reset_head
+        self.name: str = getattr(model, "recipe", {}).get("name") or type(model).__name__
+        # A model without classes leaves the file's classifier out, which would stand where its own is not.
+        self.no_classifier = ""
+        if isinstance(model, VideoModel) and model.num_classes == 0 and not self.head:
+            self.no_classifier = f"{_classifier_name(model)}."
+
+    def fit(self, candidate: Candidate) -> _Fit:
+        """Tells how a part of a file fits."""
+        found = _Fit(candidate, "state dict", dict(candidate.state))
+        if isinstance(self.model, VideoModel):
+            try:
+                found.format, found.state = self.model.convert_checkpoint(candidate.state)
+            except CheckpointError as error:
+                found.error = error
+                return found
+        counts = "num_batches_tracked"
+        may_miss = self.head if self.reset_head and not self.head & found.state.keys() else set()
+        found.missing = [
+            key for key in self.own if key not in found.state and not key.endswith(counts) and key not in may_miss
+        ]
+        foreign = [key for key in found.state if key not in self.own]
+        found.left_out = [key for key in foreign if self.no_classifier and key.startswith(self.no_classifier)]
+        if not found.missing:
+            first = {key: key.partition(".")[0] for key in foreign}
+            modules = {key.partition(".")[0] for key in self.own}
+            found.left_out += [key for key, part in first.items() if part not in modules and AUXILIARY.search(key)]
+        left_out = set(found.left_out)
+        found.left_over = [key for key in foreign if key not in left_out and not key.endswith(counts)]
+        found.state = {key: value for key, value in found.state.items() if key not in left_out}
+        shared = [key for key in found.state if key in self.own]
+        found.matched = len(shared)
+        found.differing = sum(found.state[key].shape != self.own[key].shape for key in shared if key not in self.head)
+        return found
+
+
+def _choose(target: _Target, found: Sequence[Candidate], name: str) -> tuple[_Fit, list[str]]:
+    """Returns the first part of a file that fits a model, and where others stand that fit, too.
+
+    Raises:
+        CheckpointError: If none fits: with the keys of the nearest.
+    """
+    fits: list[_Fit] = []
+    nearest: _Fit | None = None
+    refused: CheckpointError | None = None
+    for candidate in found:
+        if any(fit.differing == 0 for fit in fits) and len(candidate.state) < len(fits[0].candidate.state) // 2:
+            continue
+        fit = target.fit(candidate)
+        if fit.fits:
+            fits.append(fit)
+        elif fit.error is not None:
+            refused = refused or fit.error
+        elif nearest is None or fit.matched > nearest.matched:
+            nearest = fit
+    if fits:
+        best = next((fit for fit in fits if fit.differing == 0), fits[0])
+        tensors = {id(value) for value in best.candidate.state.values()}
+        others = [
+            fit.candidate.name
+            for fit in fits
+            if fit.differing <= best.differing and not tensors & {id(value) for value in fit.candidate.state.values()}
+        ]
+        return best, list(dict.fromkeys(others))
+    if refused is not None:
+        raise CheckpointError(f"{name}: {refused}") from refused
+    if nearest is None:
+        raise CheckpointError(f"{name}: holds no tensors")
+    raise CheckpointError(f"{name}: does not fit {target.name}{_misfit(nearest, target)}")
+
+
+def _misfit(fit: _Fit, target: _Target) -> str:
+    """Says which keys are missing and left over; and that it is another architecture, if it is."""
+    where = f" (nearest: {fit.candidate.name})" if fit.candidate.name else ""
+    parts = [f"missing {_listed(fit.missing)}"] if fit.missing else []
+    parts += [f"left over {_listed(fit.left_over)}"] if fit.left_over else []
+    missing = set(fit.missing)
+    endings = sum(any(key[place + 1 :] in missing for place in _dots(key)) for key in fit.left_over)
+    if 2 * endings >= max(1, len(missing)):
+        where = " (its keys end like those of the model: what stands before them differs from key to key)"
+    elif len(target.own) - len(missing) <= len(target.own) // 2:
+        where = f" (it is a checkpoint of another architecture than {target.name})"
+    return f"{where}: {'; '.join(parts)}"
+
+
+def _dots(key: str) -> list[int]:
+    return [place for place, letter in enumerate(key) if letter in "./"]
+
+
+def nearest_state(model: VideoModel, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the state in a file that fits a model, or that is nearest to it, before its keys are converted.
+
+    The classifier may be missing or of another size. It is for callers that must know the state before they can build
+    the model as the weights need it.
+
+    Args:
+        model: A model of the same name, with any options.
+        content: From `read_checkpoint`.
+
+    Raises:
+        CheckpointError: If there are no tensors.
+    """
+    target = _Target(model, reset_head=True)
+    fits = [target.fit(candidate) for candidate in find_candidates(content)]
+    if not fits:
+        raise CheckpointError(f"{_name_of(content)}: holds no tensors")
+    fitting = [fit for fit in fits if fit.fits] or [fit for fit in fits if fit.error is not None]
+    return (fitting[0] if fitting else max(fits, key=lambda fit: fit.matched)).candidate.state
+
+
+def _name_of(content: Mapping[str, Any]) -> str:
+    return content.source if isinstance(content, Content) else "mapping"
+
+
 def load_checkpoint(
     model: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Any],
@@ -202,9 +408,12 @@ def load_checkpoint(
 ) -> LoadReport:
     """Loads weights in stvid's own or a published format into a model.
 
+    What else a file holds (a criterion, metrics, an averaged copy) is left out. A position table that has to be resized
+    is said on standard error.
+
     Args:
         model: A model of `create_model`. Its protocol and task are replaced by those stored with the weights, if there
-            are any and the head is kept.
+            are any and the head is kept. If it has no classes, the classifier in the file is left out.
         source: A file, a folder or a name, as `stvid.sources` lists them, or a mapping from keys to tensors or arrays,
             with or without wrappers.
         reset_head: Leave the classifier as initialised if its size differs from the checkpoint's, or if the
@@ -220,71 +429,101 @@ def load_checkpoint(
     """
     weights = None
     if isinstance(source, Mapping):
-        name, content = name or "mapping", source
+        name, content = name or _name_of(source), source
     else:
-        found = resolve_source(source)
-        name, content, weights = found.name, read_checkpoint(found.path), found.weights
-    state = unwrap(content)
-    if not state:
-        raise CheckpointError(f"{name}: holds no tensors")
+        located = resolve_source(source)
+        name, content, weights = located.name, read_checkpoint(located.path), located.weights
     if isinstance(model, VideoModel) and model.inference_only:
         raise CheckpointError(
             f"{name}: cannot be loaded into this model: {model.inference_only}; load it into a plain one"
         )
     task = _stored_task(content, name)
-    own = model.state_dict()
-    model_name = getattr(model, "recipe", {}).get("name") or type(model).__name__
-    if isinstance(model, VideoModel):
-        format_name, state = model.convert_checkpoint(state)
-    else:
-        format_name = "state dict"
-
-    head = head_keys(model)
-    absent_head = head if reset_head and not head & state.keys() else set()  # weights of a backbone alone
-    _check_fit(f"{name}: does not fit {model_name}", state, own, absent_head)
-
+    try:
+        found = find_candidates(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    target = _Target(model, reset_head=reset_head)
+    fit, others = _choose(target, found, name)
+    state, own = fit.state, target.own
     adapted = _adapt_stem(model, state, own)
-    resized = _resize_tables(model, state, own, head, _stored_recipe(content))
-    differing = [key for key in state if key in own and state[key].shape != own[key].shape]
-    reset = [key for key in differing if key in head]
-    if absent_head:
-        reset = sorted(head)
-    elif reset:
-        if not reset_head:
-            raise CheckpointError(
-                f"{name}: its head has {state[reset[0]].shape[0]} classes, the model {own[reset[0]].shape[0]}; build "
-                f"the model with num_classes={state[reset[0]].shape[0]}, or load with reset_head=True for a new head"
-            )
-        reset = sorted(head)  # weight and bias go together, even where one of them happens to fit
-    wrong = [key for key in differing if key not in head]
-    if wrong:
-        shown = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in wrong]
-        raise CheckpointError(f"{name}: shapes differ from {model_name}: {_listed(shown)}")
-
+    resized = _resize_tables(model, state, own, target.head, _stored_recipe(content))
+    reset = _reset_keys(fit, target, name)
     taken = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in reset}
     model.load_state_dict(taken, strict=False)
+    protocol = None
     if isinstance(model, VideoModel):
-        model.adopt_format(format_name, _stored_recipe(content).get("hyperparameters", {}))
-    protocol = _stored_protocol(content)
-    if not reset and isinstance(model, VideoModel):
-        model.default_protocol = model.default_protocol if protocol is None else protocol
-        model.task = model.task if task is None else task
+        model.adopt_format(fit.format, _stored_recipe(content).get("hyperparameters", {}))
+        protocol = _stored_protocol(content, model)
+        if not reset:
+            model.default_protocol = model.default_protocol if protocol is None else protocol
+            model.task = model.task if task is None else task
     if weights is not None and isinstance(model, VideoModel):
         adopt_weights(model, weights, trained=not reset)
-    return LoadReport(name, format_name, len(taken), reset=reset, resized=resized, adapted=adapted, protocol=protocol)
+    if resized:
+        print(f"stvid: {name}: {_said_of_tables(resized)}", file=sys.stderr)
+    report = LoadReport(name, fit.format, len(taken), reset=reset, resized=resized, adapted=adapted, protocol=protocol)
+    report.found, report.others = fit.candidate.name, others
+    report.left_out = _left_out(fit, found, content, target)
+    return report
 
 
-def _check_fit(what: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: set[str]) -> None:
-    """Raises CheckpointError, with the keys, unless a state has all keys of a model and no others."""
-    counts = "num_batches_tracked"
-    missing = [key for key in own if key not in state and not key.endswith(counts) and key not in may_miss]
-    left_over = [key for key in state if key not in own and not key.endswith(counts)]
-    if missing or left_over:
-        parts = [f"missing {_listed(missing)}"] if missing else []
-        parts += [f"left over {_listed(left_over)}"] if left_over else []
-        other = len(own) - len(missing) <= len(own) // 2
-        hint = f" (it is a checkpoint of another architecture than {what.rpartition(' ')[2]})" if other else ""
-        raise CheckpointError(f"{what}{hint}: {'; '.join(parts)}")
+def _reset_keys(fit: _Fit, target: _Target, name: str) -> list[str]:
+    """Returns the keys of the classifier if it has to stay as initialised.
+
+    Raises:
+        CheckpointError: If its size differs and it must not, or another tensor has another shape.
+    """
+    state, own = fit.state, target.own
+    differing = [key for key in state if key in own and state[key].shape != own[key].shape]
+    wrong = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in differing]
+    wrong = [text for key, text in zip(differing, wrong, strict=True) if key not in target.head]
+    if wrong:
+        raise CheckpointError(f"{name}: shapes differ from {target.name}: {_listed(wrong)}")
+    if target.reset_head and not target.head & state.keys():  # weights of a backbone alone
+        return sorted(target.head)
+    reset = [key for key in differing if key in target.head]
+    if reset and not target.reset_head:
+        classes = state[reset[0]].shape[0]
+        raise CheckpointError(
+            f"{name}: its head has {classes} classes, the model {own[reset[0]].shape[0]}; build the model with "
+            f"num_classes={classes}, or load with reset_head=True for a new head"
+        )
+    return sorted(target.head) if reset else []  # weight and bias go together, even where one of them happens to fit
+
+
+def _left_out(fit: _Fit, found: Sequence[Candidate], content: Mapping[str, Any], target: _Target) -> list[str]:
+    """Lists the parts of a file that were not taken."""
+
+    def counted(name: str, count: int) -> str:
+        return f"{name} ({count} tensor{'' if count == 1 else 's'})"
+
+    path = fit.candidate.path
+    beside = {
+        "/".join(other.path): len(other.state)
+        for other in found
+        if not other.prefix and other.path[: len(path)] != path and path[: len(other.path)] != other.path
+    }
+    parts = [counted(name, count) for name, count in (fit.candidate.beside | beside).items()]
+    classifier = [key for key in fit.left_out if target.no_classifier and key.startswith(target.no_classifier)]
+    if classifier:
+        parts.append(f"its classifier ({', '.join(sorted(classifier))})")
+    groups = Counter(key.partition(".")[0] for key in fit.left_out if key not in classifier)
+    parts += [counted(f"{name}.", count) for name, count in groups.items()]
+    foreign = content.foreign if isinstance(content, Content) else {}
+    return parts + [f"objects of {name}" for name in foreign]
+
+
+def _said_of_tables(resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Says in one line which tables were resized, and which option of `create_model` decides their size."""
+    options = dict.fromkeys(_option_of(key) for key in resized)
+    tables = [f"{key} from {old} to {new}" for key, (old, new) in resized.items()]
+    return f"resized {_listed(tables)}; {' and '.join(options)} of the model decides"
+
+
+def _option_of(key: str) -> str:
+    if key.endswith("relative_position_bias_table"):
+        return "window_size"
+    return "num_frames" if re.search("tim|temp|frame", key) else "num_frames or img_size"
 
 
 COLOURS = 3
@@ -337,13 +576,16 @@ def _resize_tables(
     return resized
 
 
+def _classifier_name(model: VideoModel) -> str:
+    classifier = model.get_classifier()
+    return next(name for name, module in model.named_modules() if module is classifier)
+
+
 def head_keys(model: nn.Module) -> set[str]:
     """Returns the names of the classifier's tensors; empty for a module that is no model of stvid."""
     if not isinstance(model, VideoModel):
         return set()
-    classifier = model.get_classifier()
-    prefix = next(name for name, module in model.named_modules() if module is classifier)
-    return {f"{prefix}.{key}" for key in classifier.state_dict()}
+    return {f"{_classifier_name(model)}.{key}" for key in model.get_classifier().state_dict()}
 
 
 def describe(model: VideoModel) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from stvid.errors import CheckpointError
 from stvid.models.registry import find_weights, native_models, protocol_at, weights_of
 from stvid.models.weights import Weights
+from stvid.weight_files import holds_weights
 
 if TYPE_CHECKING:
     from stvid.models.base import VideoModel
@@ -113,7 +114,8 @@ def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = No
     """Returns the checkpoint that a path means: itself, or the newest of a run's folder.
 
     Args:
-        source: A checkpoint, a run's folder, or its ``checkpoints`` folder.
+        source: A checkpoint, a run's folder, or its ``checkpoints`` folder; a folder of another program (transformers,
+            DeepSpeed, torch.distributed) stands for itself.
         prefer: File name to take if it is there, such as ``best.ckpt``.
 
     Raises:
@@ -128,7 +130,12 @@ def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = No
     if prefer is not None and (folder / prefer).is_file():
         return folder / prefer
     found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not found and holds_weights(path):
+        return path
     if not found:
-        raise CheckpointError(f"{path}: holds no checkpoint (*.ckpt)")
+        raise CheckpointError(
+            f"{path}: holds no checkpoint: it is neither a run of stvid (*.ckpt) nor a folder of transformers, "
+            "DeepSpeed or torch.distributed"
+        )
     resumable = [file for file in found if file.name != "best.ckpt"] or found
     return resumable[-1]

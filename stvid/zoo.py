@@ -24,8 +24,6 @@ from stvid.models.weights import Weights
 from stvid.sources import adopt_weights, resolve_source
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stvid.checkpoints import LoadReport
     from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
@@ -208,16 +206,21 @@ class _Given:
         found = resolve_source(source)
         return cls(found.name, read_checkpoint(found.path), found.weights)
 
+    def options_of(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads arguments of `create_model` off the tensors: those that the model's family finds in them."""
+        from stvid.checkpoints import nearest_state
+
+        network = create_model(model, **options)
+        return network.options_of(nearest_state(network, self.content))
+
     def count_classes(self, model: str, options: Mapping[str, Any]) -> int:
-        """Reads the number of classes off the head."""
-        return _count_classes(model, self.state, self.name, options)
+        """Reads the number of classes off the head; 0 if there is none, so that the model gives features."""
+        from stvid.checkpoints import head_keys, nearest_state
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """The tensors under their published names."""
-        from stvid.checkpoints import unwrap
-
-        return unwrap(self.content)
+        network = create_model(model, **options)
+        _, state = network.convert_checkpoint(nearest_state(network, self.content))
+        biases = (key for key in head_keys(network) if key.endswith("bias") and key in state)
+        return next((int(state[key].shape[0]) for key in biases), 0)
 
     def load_into(self, model: VideoModel, *, reset_head: bool = False) -> LoadReport:
         """Loads the weights, and what is known of them."""
@@ -239,7 +242,8 @@ def load_model(
             checkpoint is taken, else the newest; published weights by name, ``MODEL.TAG``; a folder of transformers;
             ``hf-hub:org/repo``; an address that begins with ``https://``; or, with `name`, any other file of weights.
         name: The model, for weights that do not say themselves what they are of; the head decides the number of
-            classes, and the other tensors the options that `VideoModel.options_of` finds.
+            classes, and the other tensors the options that `VideoModel.options_of` finds. Without a head it gives
+            features.
         protocol: Replaces the stored or published protocol.
 
     Raises:
@@ -259,7 +263,7 @@ def load_model(
             "example --model uniformer_s"
         )
     else:
-        options = create_model(name).options_of(given.state)
+        options = given.options_of(name, {})
         model = create_model(name, num_classes=given.count_classes(name, options), **options)
     given.load_into(model)
     if protocol is not None:
@@ -292,16 +296,3 @@ def _described(recipe: dict[str, Any], name: str | None, source: str) -> VideoMo
         )
     except (StvidError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: its description cannot be built here: {error}") from error
-
-
-def _count_classes(name: str, state: Mapping[str, Tensor], source: str, options: Mapping[str, Any]) -> int:
-    """Reads the number of classes off the head of a published checkpoint."""
-    from stvid.checkpoints import head_keys
-
-    model = create_model(name, **options)
-    _, state = model.convert_checkpoint(state)
-    biases = [key for key in head_keys(model) if key.endswith("bias")]
-    for key in biases:
-        if key in state:
-            return int(state[key].shape[0])
-    raise CheckpointError(f"{source}: has no classifier of {name} (looked for {', '.join(sorted(biases))})")

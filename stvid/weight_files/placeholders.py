@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["Placeholder", "as_mapping"]
+__all__ = ["Placeholder", "as_mapping", "is_module"]
 
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
@@ -70,5 +70,5 @@ def as_mapping(value: Any) -> Mapping[Any, Any] | None:
 
 
 def is_module(value: Any) -> bool:
-    """Whether a value stands for a network that was pickled whole."""
-    return isinstance(value, Placeholder) and _is_module(value.attributes)
+    """Whether a value stands for a network that was pickled whole, or for a program of TorchScript."""
+    return isinstance(value, Placeholder) and (value.name.startswith("__torch__") or _is_module(value.attributes))
