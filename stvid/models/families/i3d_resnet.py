@@ -25,7 +25,6 @@ with ``nonlocal_mode="dot_product"``.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -300,11 +299,12 @@ class InflatedResNet(StagedModel):
     def token_grid(self, clip_shape: Sequence[int]) -> Size3d:
         """Returns the cells of the features; the pool in time drops an odd frame, one without padding odd pixels."""
         time, height, width = clip_shape[-3:]
-        time = math.ceil(math.ceil(time / self.settings["stem_stride"]) / self.settings["stem_pool_stride"])
+        for step in (self.settings["stem_stride"], self.settings["stem_pool_stride"]):
+            time = -(-time // step)
 
         def cells(size: int) -> int:
-            pooled = (math.ceil(size / 2) + 2 * self.settings["stem_pool_padding"] - 3) // 2 + 1
-            return math.ceil(pooled / 8)
+            pooled = ((size + 1) // 2 + 2 * self.settings["stem_pool_padding"] - 3) // 2 + 1
+            return -(-pooled // 8)
 
         return time // 2 if self.time_pool else time, cells(height), cells(width)
 

@@ -14,9 +14,10 @@ first, with learned positions. `attention_type` names the paper's models:
   parameters; the mean token is classified.
 - ``average_pool`` (the baseline of section 4.2): the first transformer of model 2, and the mean of its class tokens.
 
-The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation. Position tables are resized to other clips
+The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation (exact in TAdaConv's weights). Position tables are resized to other clips
 (linearly with fixed corners, which is scenic's zoom of order 1), when a checkpoint is loaded or at run time. Converted:
-scenic's flax parameters, nested or flattened with ``/``, and transformers' VivitForVideoClassification.
+scenic's flax parameters, nested or flattened with ``/``, transformers' VivitForVideoClassification, and the factorised
+encoder of alibaba-mmai-research/TAdaConv (tadaconv/models/base/transformer.py).
 """
 
 from __future__ import annotations
@@ -200,6 +201,8 @@ class ViViT(VideoModel):
         drop_rate: Dropout of embeddings and projections.
         attn_drop_rate: Dropout of attention weights.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        gelu: torch's name of the GELU: ``tanh``, or ``none`` for the exact one. Loading a published format sets that
+            format's.
         token_merging: ``r`` and ``prop_attn`` of `stvid.merge_tokens`, such as ``{"r": 8}``; None merges nothing.
 
     The features are normalised tokens. ``joint``: (B, 1 + t*s, embed_dim), the class token first.
@@ -229,6 +232,7 @@ class ViViT(VideoModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        gelu: Literal["tanh", "none"] = "tanh",
         token_merging: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -243,6 +247,7 @@ class ViViT(VideoModel):
         self.num_features = embed_dim
         self.in_chans = in_chans
         self.tubelet_size = tubelet_size
+        self.gelu = gelu
         self.attention_type = attention_type
         self.by_frame = attention_type in ("factorised_encoder", "average_pool")
         self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=tubelet_size)
@@ -254,7 +259,7 @@ class ViViT(VideoModel):
 
         def block(rate: float, axes: Axes) -> FeedForward:
             options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "drop_rate": drop_rate, "drop_path_rate": rate}
-            options |= {"norm_eps": NORM_EPS, "gelu": "tanh"}
+            options |= {"norm_eps": NORM_EPS, "gelu": gelu}
             if attention_type != "factorised_self_attention":
                 return Block(embed_dim, attention=attention(axes=axes), **options)
             order = SelfAttentionBlock if attention_order == "space_time" else TimeSpaceBlock
@@ -371,7 +376,7 @@ class ViViT(VideoModel):
         }
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        """Recognises scenic's flax parameters and transformers' Vivit."""
+        """Recognises scenic's flax parameters, transformers' Vivit and TAdaConv's factorised encoder."""
         for prefix in ("", "params/", "target/", "optimizer/target/", "optimizer/params/"):
             if f"{prefix}embedding/kernel" in state and f"{prefix}output_projection/kernel" in state:
                 inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -379,7 +384,21 @@ class ViViT(VideoModel):
                 return "scenic ViViT", _join_qkv(rename_keys(values, _SCENIC))
         if "vivit.embeddings.cls_token" in state:
             return "transformers Vivit", _join_qkv(rename_keys(state, _TRANSFORMERS))
+        if "backbone.cls_token_out" in state:
+            return "TAdaConv", rename_keys(state, _TADACONV)
         return super().convert_checkpoint(state)
+
+    def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
+        """Takes the GELU that a layout's weights were trained with."""
+        published = {"scenic ViViT": "tanh", "transformers Vivit": "tanh", "TAdaConv": "none"}
+        gelu = published.get(format_name, hyperparameters.get("gelu", self.gelu))
+        if gelu == self.gelu:
+            return
+        self.gelu = gelu
+        for module in self.modules():
+            if isinstance(module, nn.GELU):
+                module.approximate = gelu
+        self.recipe = {**self.recipe, "hyperparameters": {**self.recipe.get("hyperparameters", {}), "gelu": gelu}}
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns what the tensors show: depth, tubelets, width of the MLPs, and frames and size if unambiguous.
@@ -488,6 +507,23 @@ _TRANSFORMERS = (
     (r"^vivit\.layernorm\.", "encoder.norm."),
     (r"^classifier\.", "head.fc."),
 )
+_TADACONV = (
+    (r"^backbone\.stem\.conv1\.", "patch_embed.proj."),
+    (r"^backbone\.cls_token$", "encoder.cls_token"),
+    (r"^backbone\.cls_token_out$", "temporal_encoder.cls_token"),
+    (r"^backbone\.pos_embd$", "encoder.pos_embed"),
+    (r"^backbone\.temp_embd$", "temporal_encoder.pos_embed"),
+    (r"^backbone\.layers\.", "encoder.blocks."),
+    (r"^backbone\.layers_temporal\.", "temporal_encoder.blocks."),
+    (r"^backbone\.norm\.", "encoder.norm."),
+    (r"^backbone\.norm_out\.", "temporal_encoder.norm."),
+    (r"(blocks\.\d+)\.norm\.", r"\1.norm1."),
+    (r"(blocks\.\d+)\.norm_ffn\.", r"\1.norm2."),
+    (r"\.attn\.to_qkv\.", ".attn.qkv."),
+    (r"\.ffn\.net\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.net\.3\.", ".mlp.fc2."),
+    (r"^head\.linear\.", "head.fc."),
+)
 
 
 def _scenic_value(key: str, value: Tensor) -> Tensor:
@@ -568,6 +604,7 @@ FAMILY = Family(
             {"attention_type": "factorised_encoder"},
             params=115.1,
             gflops=284.4,
+            formats=("scenic ViViT", "TAdaConv"),
         ),
         Variant(
             "vivit_b16x2_fsa",
