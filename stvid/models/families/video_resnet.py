@@ -311,12 +311,16 @@ class VideoResNet(StagedModel):
         """Returns what the tensors show: channels, depth, and how convolutions and shortcuts are split.
 
         VMZ's R(2+1)D of 18 layers has mid planes for each convolution, torchvision's for each block; mmaction2's of 34
-        layers is a network of its own.
+        layers is a network of its own. VMZ's files of 152 layers are of a network without the pool after the stem: so
+        converts them utilities/model_conversion, and so are the 329.1 GFLOPs of the model zoo (at 128 pixels), while
+        the function of its hub has the pool.
         """
         layout, own = self._own_keys(state)
         options = read_options(_read, own, self.state_dict(), needed=("stem.0.weight",))
         if layout == "mmaction2" and options.get("split_shortcut"):
             options |= {"stem_pool": True, "middle_eps": 1e-5}
+        if layout in ("VMZ", "VMZ Caffe2") and "layer1.0.conv2.0.3.weight" in own and "layer1.0.conv3.0.weight" in own:
+            options["stem_pool"] = False
         return options
 
     def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:

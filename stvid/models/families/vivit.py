@@ -14,10 +14,11 @@ first, with learned positions. `attention_type` names the paper's models:
   parameters; the mean token is classified.
 - ``average_pool`` (the baseline of section 4.2): the first transformer of model 2, and the mean of its class tokens.
 
-The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation (exact in TAdaConv's weights). Position tables are resized to other clips
-(linearly with fixed corners, which is scenic's zoom of order 1), when a checkpoint is loaded or at run time. Converted:
-scenic's flax parameters, nested or flattened with ``/``, transformers' VivitForVideoClassification, and the factorised
-encoder of alibaba-mmai-research/TAdaConv (tadaconv/models/base/transformer.py).
+The sizes are those of ViT-B, L and H; GELU is flax's tanh approximation (exact in TAdaConv's weights). Position tables
+are resized to other clips (linearly with fixed corners, which is scenic's zoom of order 1), when a checkpoint is loaded
+or at run time. Converted: scenic's flax parameters, nested or flattened with ``/``, transformers'
+VivitForVideoClassification, and the factorised encoder of alibaba-mmai-research/TAdaConv
+(tadaconv/models/base/transformer.py).
 """
 
 from __future__ import annotations
