@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stvid.evaluation.predict import Prediction, predict
     from stvid.evaluation.timeline import timeline
     from stvid.exporting import export_model, load_exported
+    from stvid.hub import ModelCard, push_to_hub, save_pretrained
     from stvid.inference import fuse, optimize
     from stvid.inflation.inflate import inflate
     from stvid.look.explanation import explain
@@ -32,6 +33,7 @@ _HOMES = {
     "Clip": "stvid.data.dataset",
     "EvaluationResult": "stvid.evaluation.evaluate",
     "LoadReport": "stvid.checkpoints",
+    "ModelCard": "stvid.hub",
     "Prediction": "stvid.evaluation.predict",
     "Protocol": "stvid.protocol",
     "StvidError": "stvid.errors",
@@ -51,8 +53,10 @@ _HOMES = {
     "merge_tokens": "stvid.models.merging",
     "optimize": "stvid.inference",
     "predict": "stvid.evaluation.predict",
+    "push_to_hub": "stvid.hub",
     "read_manifest": "stvid.data.manifest",
     "save_model": "stvid.checkpoints",
+    "save_pretrained": "stvid.hub",
     "set_attention_backend": "stvid.models.attention",
     "timeline": "stvid.evaluation.timeline",
 }
@@ -61,6 +65,7 @@ __all__ = [
     "Clip",
     "EvaluationResult",
     "LoadReport",
+    "ModelCard",
     "Prediction",
     "Protocol",
     "StvidError",
@@ -81,8 +86,10 @@ __all__ = [
     "merge_tokens",
     "optimize",
     "predict",
+    "push_to_hub",
     "read_manifest",
     "save_model",
+    "save_pretrained",
     "set_attention_backend",
     "timeline",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -17,8 +18,8 @@ from types import TracebackType
 class Route:
     """What the server does with a path.
 
-    `statuses` are answered one after the other before the content is sent; `cuts` are the bytes after which each answer
-    breaks off, one a request; `delay` holds the body back for as many seconds.
+    `statuses` are answered one after the other, with the `refusal`, before the content is sent; `cuts` are the bytes
+    after which each answer breaks off, one a request; `gate` holds the body back until it is set.
     """
 
     content: bytes = b""
@@ -27,6 +28,7 @@ class Route:
     etag: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     statuses: list[int] = field(default_factory=list)
+    refusal: bytes = b""
     cuts: list[int] = field(default_factory=list)
     with_length: bool = True
     gate: threading.Event | None = None
@@ -39,6 +41,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 Answer = Route | None
@@ -81,8 +84,12 @@ class Server:
             def do_GET(self) -> None:
                 self.answer(body=True)
 
+            def do_POST(self) -> None:
+                self.answer(body=True)
+
             def answer(self, *, body: bool) -> None:
-                request = Request(self.command, self.path, dict(self.headers))
+                length = int(self.headers.get("Content-Length", 0))
+                request = Request(self.command, self.path, dict(self.headers), self.rfile.read(length))
                 server.requests.append(request)
                 route = server._find(request)
                 if route is None:
@@ -92,8 +99,9 @@ class Server:
                     self.send_response(status)
                     for name, value in route.headers.items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", "0")
+                    self.send_header("Content-Length", str(len(route.refusal)))
                     self.end_headers()
+                    self.wfile.write(route.refusal if body else b"")
                 else:
                     self.send(route, body)
 
@@ -132,7 +140,7 @@ class Server:
 
 
 class Hub(Server):
-    """Answers as the Hugging Face hub does, as far as files are read.
+    """Answers as the Hugging Face hub does, as far as files are read and small ones uploaded.
 
     Attributes:
         repos: Repository -> revision -> file -> content. A branch and its commit are two revisions with the same files;
@@ -145,6 +153,8 @@ class Hub(Server):
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.gated: set[str] = set()
         self.down = False
+        self.token = ""  # that uploads must have
+        self.private: set[str] = set()
 
     def put(self, repo: str, files: Mapping[str, bytes], revision: str = "main") -> None:
         self.repos.setdefault(repo, {})[revision] = dict(files)
@@ -164,6 +174,8 @@ class Hub(Server):
         if self.down:
             return Route(statuses=[500])
         path = urllib.parse.unquote(request.path.partition("?")[0])
+        if path.startswith("/api/"):
+            return self._api(request, path)
         match = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
         if match is None:
             return None
@@ -181,6 +193,49 @@ class Hub(Server):
             return error(404, "EntryNotFound", commit)
         etag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
         return Route(files[name], etag=etag, headers={"X-Repo-Commit": commit})
+
+    def _api(self, request: Request, path: str) -> Answer:
+        def answer(values: object) -> Answer:
+            return Route(as_json(values), kind="application/json")
+
+        if request.method == "POST" and self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return Route(statuses=[401])
+        if path == "/api/validate-yaml":
+            return answer({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            asked = json.loads(request.body)
+            repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+            if repo in self.repos:
+                return Route(statuses=[409], refusal=as_json({"url": f"{self.url}/{repo}"}))
+            self.put(repo, {".gitattributes": b""})
+            self.private |= {repo} if asked.get("private") or asked.get("visibility") == "private" else set()
+            return answer({"url": f"{self.url}/{repo}"})
+        match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(branch|preupload|commit|tree|revision)/([^/]+)", path)
+        if match is None or match[1] not in self.repos:
+            return Route(statuses=[404])
+        repo, what, revision = match.groups()
+        if what == "branch" and revision in self.repos[repo]:
+            return Route(statuses=[409], refusal=as_json({}))
+        if what == "branch":
+            self.put(repo, self.repos[repo]["main"], revision)
+            return answer({})
+        files = self.repos[repo][revision]
+        if what == "revision":
+            return answer({"id": repo, "sha": self.commit(files), "siblings": [{"rfilename": name} for name in files]})
+        if what == "tree":
+            rows = [{"type": "file", "path": name, "size": len(text), "oid": "0"} for name, text in files.items()]
+            return answer(rows)
+        if what == "preupload":
+            names = [row["path"] for row in json.loads(request.body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in names]
+            return answer({"files": modes})
+        for row in map(json.loads, request.body.splitlines()):
+            if row["key"] == "file":
+                files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
+            elif row["key"] == "deletedFile":
+                del files[row["value"]["path"]]
+        commit = self.commit(files)
+        return answer({"commitUrl": f"{self.url}/{repo}/commit/{commit}", "commitOid": commit})
 
 
 def as_json(values: object) -> bytes:

@@ -44,6 +44,7 @@ LEVELS: list[tuple[set[str], str]] = [
     ({"models"}, "The networks, their building blocks, and the table of their names."),
     ({"sources"}, "Finds weights, whatever names them, and fetches those that are published."),
     ({"checkpoints"}, "Recognises and converts published weights, and saves a model's own."),
+    ({"hub"}, "Reads and writes repositories of the Hugging Face hub, and folders of the same layout."),
     ({"inflation"}, "Makes video models of image models."),
     ({"zoo"}, "Builds any model by name: native, inflated, or of another library."),
     ({"inference", "exporting"}, "Prepares a built model for use: faster, fused, or as a file for another program."),

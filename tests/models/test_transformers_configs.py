@@ -12,6 +12,7 @@ import torch
 
 import stvid
 from stvid.errors import CheckpointError
+from stvid.models.registry import model_info
 from stvid.models.transformers_configs import known_types, recipe_of
 
 TINY: dict[str, Any] = {
@@ -87,7 +88,7 @@ def test_published_sizes_get_their_own_names(config: dict[str, Any], name: str) 
     rates = {"drop_path_rate": 0.0} if name.startswith("timesformer") else {}
     assert found.recipe["hyperparameters"] == rates
     assert found.recipe["num_classes"] == 2 and found.protocol.class_names == ("a", "b")
-    assert found.protocol.replace(class_names=()) == stvid.create_model(name, num_classes=0).default_protocol
+    assert found.protocol.replace(class_names=()) == model_info(name).protocol
 
 
 def test_the_first_configs_of_vivit_name_a_video_size() -> None:
