@@ -186,8 +186,8 @@ class _Pixels:
     """How a frame becomes the numbers that a model sees.
 
     Attributes:
-        mean: Of values in 0..1.
-        std: Of values in 0..1.
+        mean: The mean that is subtracted from values in 0..1.
+        std: The standard deviation by which the differences are divided.
         short_side: Pixels of the short side before the crop; None if the file does not say.
         crop: Side of the crop; None if the file does not say.
     """
