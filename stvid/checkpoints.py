@@ -286,6 +286,8 @@ class _Target:
         self.own = model.state_dict()
         self.head = head_keys(model)
         self.reset_head = reset_head
+        # A head of another kind (attentive) is new as a whole, and the file's is left out.
+        self.whole_head = {key for key in self.own if key.startswith("head.")} | self.head
         self.name: str = getattr(model, "recipe", {}).get("name") or type(model).__name__
         # A model without classes leaves the file's classifier out, which would stand where its own is not.
         self.no_classifier = ""
@@ -302,12 +304,15 @@ class _Target:
                 found.error = error
                 return found
         counts = "num_batches_tracked"
-        may_miss = self.head if self.reset_head and not self.head & found.state.keys() else set()
+        if self.reset_head and not self.whole_head <= found.state.keys() and self.whole_head != self.head:
+            found.left_out = [key for key in found.state if key.startswith("head.")]
+            found.state = {key: value for key, value in found.state.items() if not key.startswith("head.")}
+        may_miss = self.whole_head if self.reset_head and not self.head & found.state.keys() else set()
         found.missing = [
             key for key in self.own if key not in found.state and not key.endswith(counts) and key not in may_miss
         ]
         foreign = [key for key in found.state if key not in self.own]
-        found.left_out = [key for key in foreign if self.no_classifier and key.startswith(self.no_classifier)]
+        found.left_out += [key for key in foreign if self.no_classifier and key.startswith(self.no_classifier)]
         if not found.missing:
             first = {key: key.partition(".")[0] for key in foreign}
             modules = {key.partition(".")[0] for key in self.own}
@@ -479,8 +484,8 @@ def _reset_keys(fit: _Fit, target: _Target, name: str) -> list[str]:
     wrong = [text for key, text in zip(differing, wrong, strict=True) if key not in target.head]
     if wrong:
         raise CheckpointError(f"{name}: shapes differ from {target.name}: {_listed(wrong)}")
-    if target.reset_head and not target.head & state.keys():  # weights of a backbone alone
-        return sorted(target.head)
+    if target.reset_head and not target.head & state.keys():  # weights of a backbone alone, or of another kind of head
+        return sorted(target.whole_head)
     reset = [key for key in differing if key in target.head]
     if reset and not target.reset_head:
         classes = state[reset[0]].shape[0]

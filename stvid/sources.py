@@ -60,9 +60,9 @@ def resolve_source(source: str | os.PathLike[str], *, prefer: str | None = "best
     if os.path.lexists(given):
         return Source(given, newest_checkpoint(given, prefer=prefer))
     if given.startswith("hf-hub:"):
-        from stvid.hub import fetch_repo
+        from stvid.downloads import fetch_hub_folder
 
-        return Source(given, fetch_repo(given))
+        return Source(given, fetch_hub_folder(given))
     if given.startswith(("https://", "http://")):
         from stvid.downloads import fetch
 
@@ -100,7 +100,8 @@ def adopt_weights(model: VideoModel, weights: Weights, *, trained: bool) -> None
         weights: The published weights.
         trained: Whether the model has their classifier; otherwise the classes are others, and unknown here.
     """
-    names = weights.class_names if len(weights.class_names) == model.num_classes else ()
+    names = weights.class_names or model.default_protocol.class_names  # the file itself may name them
+    names = names if len(names) == model.num_classes else ()
     size = model.recipe["img_size"]
     model.default_protocol = protocol_at(
         weights.protocol.replace(class_names=names if trained else ()), model.recipe["num_frames"], (size[0], size[1])

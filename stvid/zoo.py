@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stvid.errors import CheckpointError, ConfigError, StvidError, UnknownNameError, nearest
@@ -25,6 +26,7 @@ from stvid.sources import adopt_weights, resolve_source
 
 if TYPE_CHECKING:
     from stvid.checkpoints import LoadReport
+    from stvid.hub import StoredModel
     from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
 
@@ -190,11 +192,13 @@ class _Given:
         name: The name by which they were asked for, for messages.
         content: What the file holds.
         weights: What is known of them, if they are published weights with a name.
+        folder: The folder with a ``config.json`` that they lie in, if it is one of `stvid.hub` or of transformers.
     """
 
     name: str
     content: Mapping[str, Any]
     weights: Weights | None = None
+    folder: Path | None = None
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> _Given:
@@ -204,7 +208,9 @@ class _Given:
         if isinstance(source, Mapping):
             return cls("mapping", source)
         found = resolve_source(source)
-        return cls(found.name, read_checkpoint(found.path), found.weights)
+        folder = found.path.parent if found.path.name.endswith(".index.json") else found.path
+        described = (folder / "config.json").is_file()
+        return cls(found.name, read_checkpoint(found.path), found.weights, folder if described else None)
 
     def options_of(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Reads arguments of `create_model` off the tensors: those that the model's family finds in them."""
@@ -221,6 +227,27 @@ class _Given:
         _, state = network.convert_checkpoint(nearest_state(network, self.content))
         biases = (key for key in head_keys(network) if key.endswith("bias") and key in state)
         return next((int(state[key].shape[0]) for key in biases), 0)
+
+    def in_folder(self, name: str | None) -> StoredModel | None:
+        """Returns the model that the config beside the weights describes.
+
+        Args:
+            name: The model, if the caller names it; a config of another one of the same family does not count then.
+
+        Raises:
+            CheckpointError: If the config is of a model that stvid does not have, and the caller names none.
+        """
+        from stvid.hub import load_recipe
+
+        if self.folder is None:
+            return None
+        try:
+            found = load_recipe(self.folder)
+        except CheckpointError:
+            if name is None:
+                raise
+            return None
+        return found if name in (None, found.recipe["name"]) else None
 
     def load_into(self, model: VideoModel, *, reset_head: bool = False) -> LoadReport:
         """Loads the weights, and what is known of them."""
@@ -253,7 +280,10 @@ def load_model(
     """
     given = _Given.read(source)
     stored = given.content.get("stvid")
-    if isinstance(stored, Mapping) and "model" in stored:
+    in_folder = None if given.weights is not None else given.in_folder(name)
+    if in_folder is not None:
+        model = _described(in_folder.recipe, name, given.name)
+    elif isinstance(stored, Mapping) and "model" in stored:
         model = _described(dict(stored["model"]), name, given.name)
     elif given.weights is not None:
         model = _of_weights(given, given.weights, name)
@@ -266,6 +296,8 @@ def load_model(
         options = given.options_of(name, {})
         model = create_model(name, num_classes=given.count_classes(name, options), **options)
     given.load_into(model)
+    if in_folder is not None:
+        model.default_protocol, model.task = in_folder.protocol, in_folder.task
     if protocol is not None:
         model.default_protocol = protocol
     return model.eval()

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import stvid.hub
 
 import stvid.downloads
 from stvid import sources
@@ -50,7 +49,7 @@ def test_names_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_addresses_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stvid.downloads, "fetch", lambda url: tmp_path / url.rpartition("/")[2])
-    monkeypatch.setattr(stvid.hub, "fetch_repo", lambda source: tmp_path / source.rpartition("/")[2])
+    monkeypatch.setattr(stvid.downloads, "fetch_hub_folder", lambda source: tmp_path / source.rpartition("/")[2])
     assert resolve_source("https://example.org/a/w.pth").path == tmp_path / "w.pth"
     assert resolve_source("hf-hub:org/repo@main").path == tmp_path / "repo@main"
 

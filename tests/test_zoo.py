@@ -178,3 +178,21 @@ def test_weights_load_into_a_model_by_name(published: dict[str, torch.Tensor]) -
     assert (
         other.default_protocol.class_names == () and other.default_protocol.channels == "bgr" and other.weights is None
     )
+
+
+def test_a_head_of_another_kind_is_new(published: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]) -> None:
+    model = stvid.create_model("toyformer.ucf", pretrained=True, head="attentive")
+    assert same_weights(model, published, without="head.") and model.num_classes == 101
+    assert model.weights is None and model.default_protocol == TAGGED
+    assert "new classifier of 101 classes" in capsys.readouterr().err
+    model(torch.randn(1, 3, 4, 32, 32)).sum().backward()
+
+
+def test_a_folder_says_itself_what_it_holds(tmp_path: Path) -> None:
+    model = stvid.create_model("uniformer_xxs", num_classes=3, **SIZES).eval()
+    model.default_protocol = model.default_protocol.replace(class_names=("a", "b", "c"), channels="bgr")
+    stvid.save_pretrained(model, tmp_path / "own")
+    loaded = stvid.load_model(tmp_path / "own")
+    assert same_weights(loaded, model.state_dict()) and loaded.default_protocol == model.default_protocol
+    with pytest.raises(StvidError, match=r"is a checkpoint of uniformer_xxs, not of r3d_18"):
+        stvid.load_model(tmp_path / "own", name="r3d_18")

@@ -106,9 +106,8 @@ def _list_weights(pattern: str, *, as_json: bool) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     table = Table(box=None, pad_edge=False)
     for column in ("weights", "top-1 %", "views", "frames", "size", "GFLOPs", "MB", "licence", "published by"):
-        table.add_column(column, justify="right" if column in ("top-1 %", "frames", "size", "GFLOPs", "MB") else "left")
-    for column in table.columns:
-        column.no_wrap = column.header != "published by"
+        right = column in ("top-1 %", "frames", "size", "GFLOPs", "MB")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column != "published by")
     for weights in found:
         table.add_row(*_weights_cells(weights))
     console.print(table)
