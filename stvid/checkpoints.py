@@ -515,7 +515,8 @@ def _left_out(fit: _Fit, found: Sequence[Candidate], content: Mapping[str, Any],
     groups = Counter(key.partition(".")[0] for key in fit.left_out if key not in classifier)
     parts += [counted(f"{name}.", count) for name, count in groups.items()]
     foreign = content.foreign if isinstance(content, Content) else {}
-    return parts + [f"objects of {name}" for name in foreign]
+    modules = ("torch.nn.", "__torch__")  # of a network that was saved whole, whose tensors are what was taken
+    return parts + [f"objects of {name}" for name in foreign if not name.startswith(modules)]
 
 
 def _said_of_tables(resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:

@@ -128,6 +128,8 @@ def read_torch_zip(archive: Archive, root: str, foreign: Counter[str]) -> Any:
         if archive.members[name].compress_type != zipfile.ZIP_STORED or not archive.is_whole:
             return storage_of(archive.read(name), dtype)
         start, length = archive.place(name)
+        if start % dtype.itemsize:  # packed again by somebody
+            return storage_of(archive.read(name), dtype)
         if not whole:
             whole.append(torch.UntypedStorage.from_file(str(archive.path), False, len(archive.data)))
         return whole[0][start : start + length] if length else torch.UntypedStorage(0)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 __all__ = ["kind_of", "refusal"]
 
-SHOWN = 120
 PICKLE_TEXT = re.compile(rb"[(\]}cilLNIFSVdp]")
 
 # What a file may be that holds no weights, by its first bytes, and what to do about it.
@@ -27,14 +26,16 @@ OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "is a PDF document, not weights"),
     (b"\x1aE\xdf\xa3", "is a Matroska or WebM video, not weights"),
 )
+OLD_TAR = (b"sys_info", b"pickle", b"storages", b"tensors")
 WEB_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<head|<\?xml|<!--)", flags=re.I)
 
 
 def kind_of(path: Path) -> str:
-    """Returns what a file of weights is: ``zip``, ``safetensors``, ``npy``, ``msgpack``, ``pickle`` or ``tar``.
+    """Tells the kind of a file of weights.
 
     Returns:
-        The kind; empty if it is none of them.
+        ``zip``, ``safetensors``, ``npy``, ``msgpack``, ``pickle``, ``tar`` or ``old tar`` (torch's of 2016); empty if
+        it is none of them.
 
     Raises:
         OSError: If it cannot be read.
@@ -46,15 +47,15 @@ def kind_of(path: Path) -> str:
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head[257:262] == b"ustar":
-        return "tar"
+        return "old tar" if head[:100].rstrip(b"\0") in OLD_TAR else "tar"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
-    if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
-        return "msgpack"
     if refusal(path):
         return ""
+    if 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
+        return "msgpack"
     return "pickle" if PICKLE_TEXT.match(head) else ""
 
 

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stvid.errors import CheckpointError
 from stvid.weight_files.archives import Archive, mapped, read_npy, read_npz, read_torch_zip, torch_root
 from stvid.weight_files.kinds import kind_of, refusal
 from stvid.weight_files.legacy import read_pickle
 from stvid.weight_files.msgpack import read_msgpack
 from stvid.weight_files.pickles import DamagedFile
-from stvid.weight_files.placeholders import Placeholder, as_mapping, is_module
+from stvid.weight_files.placeholders import Placeholder, as_mapping, is_module, shown_name
 
 __all__ = ["WeightFile", "read_one_file"]
 
@@ -54,13 +52,11 @@ def read_one_file(path: Path) -> WeightFile:
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({error}); fetch or save it again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if isinstance(content, torch.Tensor | Placeholder) and not is_module(content) and not as_mapping(content):
-        what = content.name if isinstance(content, Placeholder) else "single tensor"
-        raise CheckpointError(f"{path}: holds a {what}, not a mapping of tensors; save the state dict of the network")
     mapping = {"module": content} if is_module(content) else as_mapping(content)
-    if mapping is None:
+    if mapping is None or (isinstance(content, Placeholder) and not mapping):
+        what = shown_name(content.name) if isinstance(content, Placeholder) else type(content).__name__
         raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, not a mapping of tensors; save the state dict of the network"
+            f"{path}: holds one object of type {what}, not a mapping of tensors; save the state dict of the network"
         )
     return WeightFile(path, dict(mapping), foreign)
 
@@ -78,6 +74,8 @@ def _content(path: Path, foreign: Counter[str]) -> Any:
         return read_msgpack(mapped(path))
     if kind == "pickle":
         return read_pickle(mapped(path), foreign)
+    if kind == "old tar":
+        raise CheckpointError(f"{path}: is in torch's format of 2016: load it with torch and save it again")
     if kind == "tar":
         raise CheckpointError(f"{path}: is a tar archive: unpack it first (tar -xf), and name what comes out")
     reason = refusal(path)

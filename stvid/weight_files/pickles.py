@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import codecs
 import collections
-import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stvid.weight_files.placeholders import Placeholder
+from stvid.weight_files.placeholders import Placeholder, shown_name
 
-__all__ = ["DamagedFile", "Deferred", "Machine", "Named", "Rebuild", "checked_key", "shown_name"]
+__all__ = ["DamagedFile", "Deferred", "ForeignValue", "Machine", "Named", "Rebuild", "checked_key"]
 
 Rebuild = Callable[[tuple[Any, ...]], Any]
 BULK = 4096  # bytes from which on a string of a file is given as a view of the file, not as a copy
@@ -34,6 +33,10 @@ HASHED_BY_PLACE = (torch.dtype, torch.device, torch.Tensor, np.generic)
 
 class DamagedFile(ValueError):
     """A file that does not hold what its first bytes promise; the message says where it breaks."""
+
+
+class ForeignValue(DamagedFile):
+    """Arguments that make no plain value; the call is noted as one of a foreign class."""
 
 
 class Named:
@@ -67,11 +70,6 @@ class Deferred:
     def __init__(self, finish: Callable[[Any], Any]) -> None:
         self.finish = finish
         self.slots: list[int] = []
-
-
-def shown_name(name: str) -> str:
-    """Returns a name out of a file as it may be printed: without control characters and not too long."""
-    return re.sub(r"[^\w.<>]", "?", name)[:80]
 
 
 def checked_key(key: Any) -> Any:
@@ -208,9 +206,12 @@ class Machine:
         if not isinstance(args, tuple):
             raise DamagedFile("the arguments of a call are not a tuple")
         if isinstance(function, Named):
-            if function.rebuild is not None:
-                return function.rebuild(args)
             name = function.name
+            if function.rebuild is not None:
+                try:
+                    return function.rebuild(args)
+                except ForeignValue:
+                    return self._note(name, args)
             if name == "copyreg._reconstructor" and len(args) == 3:  # (class, base, what the base is made of)
                 function, args = args[0], args[2:]
                 name = getattr(function, "name", name)
@@ -218,6 +219,10 @@ class Machine:
                 return self.call(args[0], args[1:] if name.endswith("__newobj__") else ())
         else:
             name = function.name if isinstance(function, Placeholder) else type(function).__name__
+        return self._note(name, args)
+
+    def _note(self, name: str, args: tuple[Any, ...]) -> Placeholder:
+        """Makes a placeholder, and counts it."""
         self.foreign[shown_name(name)] += 1
         made = Placeholder(name, args)
         if len(args) == 1 and isinstance(args[0], dict):  # of a class that is a mapping

@@ -6,12 +6,18 @@ where a file asks for a foreign class, a `Placeholder` notes the name and what c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["Placeholder", "as_mapping", "is_module"]
+__all__ = ["Placeholder", "as_mapping", "is_module", "shown_name"]
 
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
+
+
+def shown_name(name: str) -> str:
+    """Returns a name out of a file as it may be printed: without control characters and not too long."""
+    return re.sub(r"[^\w.<>]", "?", name)[:80]
 
 
 class Placeholder:
@@ -35,7 +41,7 @@ class Placeholder:
         self.entries: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<placeholder of {self.name}>"
+        return f"<placeholder of {shown_name(self.name)}>"
 
     @property
     def attributes(self) -> dict[str, Any]:

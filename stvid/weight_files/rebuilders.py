@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.weight_files.pickles import DamagedFile, Deferred, Named, checked_key
+from stvid.weight_files.pickles import DamagedFile, Deferred, ForeignValue, Named, checked_key
 from stvid.weight_files.placeholders import Placeholder
 
 __all__ = ["DTYPES", "TABLE", "ArrayType", "Storage", "StorageType", "array_of", "strided"]
@@ -181,8 +181,11 @@ def _from_numpy(args: tuple[Any, ...]) -> Any:
 
 def _device(args: tuple[Any, ...]) -> Any:
     if not all(isinstance(arg, str | int) for arg in args):
-        raise DamagedFile("the name of a device is no text")
-    return torch.device(*args)
+        raise ForeignValue("the name of a device is no text")
+    try:
+        return torch.device(*args)
+    except (RuntimeError, TypeError) as error:
+        raise ForeignValue(f"there is no such device: {error}") from error
 
 
 def _layout(args: tuple[Any, ...]) -> Any:
@@ -306,9 +309,9 @@ def _pairs(values: Any) -> dict[Any, Any]:
     if isinstance(values, dict):
         return values
     if not isinstance(values, list | tuple):
-        raise DamagedFile("a mapping is not made of pairs")
+        raise ForeignValue("a mapping is not made of pairs")
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in values):
-        raise DamagedFile("a mapping is not made of pairs")
+        raise ForeignValue("a mapping is not made of pairs")
     return {checked_key(key): value for key, value in values}
 
 
@@ -330,7 +333,7 @@ def _sequence(args: tuple[Any, ...]) -> Sequence[Any]:
     if not args:
         return []
     if not isinstance(args[0], list | tuple | set | frozenset):
-        raise DamagedFile("a list is not made of values")
+        raise ForeignValue("a list is not made of values")
     return list(args[0])
 
 
@@ -351,18 +354,18 @@ def _raw(args: tuple[Any, ...]) -> bytes | memoryview:
         return args[0].encode("latin-1")
     if isinstance(args[0], bytes | memoryview):
         return args[0]
-    raise DamagedFile("bytes that are not made of bytes")
+    raise ForeignValue("bytes that are not made of bytes")
 
 
 def _complex(args: tuple[Any, ...]) -> complex:
     if not all(type(arg) in (int, float) for arg in args):
-        raise DamagedFile("a complex number is not made of numbers")
+        raise ForeignValue("a complex number is not made of numbers")
     return complex(*args[:2])
 
 
 def _path(args: tuple[Any, ...]) -> str:
     if not all(isinstance(arg, str) for arg in args):
-        raise DamagedFile("a path is not made of names")
+        raise ForeignValue("a path is not made of names")
     return str(pathlib.PurePosixPath(*args))
 
 
