@@ -358,20 +358,21 @@ def _choose(target: _Target, found: Sequence[Candidate], name: str) -> tuple[_Fi
         raise CheckpointError(f"{name}: {refused}") from refused
     if nearest is None:
         raise CheckpointError(f"{name}: holds no tensors")
-    raise CheckpointError(f"{name}: does not fit {target.name}{_misfit(nearest, target)}")
+    raise CheckpointError(f"{name}: does not fit {target.name}{_misfit(nearest, target, found)}")
 
 
-def _misfit(fit: _Fit, target: _Target) -> str:
+def _misfit(fit: _Fit, target: _Target, found: Sequence[Candidate]) -> str:
     """Says which keys are missing and left over; and that it is another architecture, if it is."""
     where = f" (nearest: {fit.candidate.name})" if fit.candidate.name else ""
     parts = [f"missing {_listed(fit.missing)}"] if fit.missing else []
     parts += [f"left over {_listed(fit.left_over)}"] if fit.left_over else []
     missing = set(fit.missing)
-    endings = sum(any(key[place + 1 :] in missing for place in _dots(key)) for key in fit.left_over)
-    if 2 * endings >= max(1, len(missing)):
-        where = " (its keys end like those of the model: what stands before them differs from key to key)"
-    elif len(target.own) - len(missing) <= len(target.own) // 2:
+    keys = next((other.state for other in found if other.path == fit.candidate.path), fit.candidate.state)
+    endings = sum(any(key[place + 1 :] in missing for place in _dots(key)) for key in keys)
+    if len(target.own) - len(missing) <= len(target.own) // 2:  # most of the model is missing
         where = f" (it is a checkpoint of another architecture than {target.name})"
+        if 2 * endings >= len(missing):
+            where = " (its keys end like those of the model: what stands before them differs from key to key)"
     return f"{where}: {'; '.join(parts)}"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import stvid
-from stvid.checkpoints import describe, load_checkpoint, read_checkpoint, save_model
+from stvid.checkpoints import candidates, describe, load_checkpoint, read_checkpoint, save_model
 from stvid.errors import CheckpointError
 from stvid.models.base import VideoModel
 from stvid.sources import newest_checkpoint
@@ -244,3 +245,218 @@ def test_a_published_table_is_taken_for_a_square(name: str, options: dict[str, A
     clip = torch.randn(1, 3, 8, 48, 80)
     with torch.no_grad():
         torch.testing.assert_close(target(clip), source(clip), rtol=1e-4, atol=1e-4)
+
+
+# --- finding the network ----------------------------------------------------------------------------------------------
+
+
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def other() -> dict[str, Any]:
+    """Returns a state with the keys of `tiny` and other numbers."""
+    return {key: value + 1 for key, value in tiny().state_dict().items()}
+
+
+EXTRA = {"criterion.weight": torch.ones(5), "val_acc.tp": torch.ones(3), "val_acc.fp": torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    "wrap,found",
+    [
+        (lambda state: {"state_dict": under("net.", state)}, "state_dict: net."),
+        (lambda state: {"state_dict": under("recognizer.0.", state)}, "state_dict: recognizer.0."),
+        (lambda state: {"state_dict": under("_forward_module.model.", state)}, "state_dict: model."),
+        (lambda state: {"state_dict": {**under("model.", state), **EXTRA}}, "state_dict: model."),
+        (
+            lambda state: {"state_dict": {**under("net.model.", state), **under("net.", EXTRA)}},
+            "state_dict: net.model.",
+        ),
+        (lambda state: {"state_dict": {**state, **EXTRA}}, "state_dict"),
+        (lambda state: {"my_network": state, "optimizer": {"state": {}, "param_groups": []}}, "my_network/"),
+        (lambda state: {"ema": other(), "net": state}, "net"),
+        (lambda state: {"teacher": under("module.", other()), "student": under("module.", state)}, "student: module."),
+        (
+            lambda state: {"state_dict": {**under("ema.module.", other()), **under("model.", state)}},
+            "state_dict: model.",
+        ),
+        (lambda state: {"ema_state_dict": {"module": state}}, "ema_state_dict/module"),
+        (lambda state: {key.replace("blocks3.", "blocks3._fsdp_wrapped_module."): state[key] for key in state}, ""),
+        (lambda state: {key.replace("blocks3.", "blocks3.module."): state[key] for key in state}, ""),
+    ],
+)
+def test_the_network_is_found_under_any_name(wrap: Any, found: str) -> None:
+    source, target = tiny(), tiny()
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.zero_()
+    report = load_checkpoint(target, wrap(source.state_dict()))
+    assert same(source, target) and report.found == found
+    assert report.loaded == len(source.state_dict())
+
+
+def test_the_report_lists_what_was_left_out() -> None:
+    content = {
+        "state_dict": {**under("model.", tiny().state_dict()), **under("ema.module.", other()), **EXTRA},
+        "state_dict_ema": other(),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []},
+    }
+    report = load_checkpoint(tiny(), content)
+    number = len(tiny().state_dict())
+    assert report.left_out == [
+        f"ema. ({number} tensors)",
+        "criterion. (1 tensor)",
+        "val_acc. (2 tensors)",
+        f"state_dict_ema ({number} tensors)",
+    ]
+    assert report.others == ["state_dict: ema.module.", "state_dict_ema"]
+    assert "(of state_dict: model.), left out ema." in str(report)
+    assert "state_dict: ema.module., state_dict_ema fits too and was not taken" in str(report)
+
+
+def test_an_averaged_copy_is_taken_if_it_alone_fits() -> None:
+    source, target = tiny(), tiny()
+    content = {"student": {"other.weight": torch.ones(2)}, "teacher": under("backbone.", source.state_dict())}
+    report = load_checkpoint(target, content)
+    assert report.found == "teacher: backbone." and report.others == []
+
+
+def test_a_part_with_other_shapes_is_not_preferred() -> None:
+    larger = tiny(embed_dim=(8, 8, 24, 16)).state_dict()
+    source, target = tiny(), tiny()
+    report = load_checkpoint(
+        target, {"state_dict": {**under("teach.", larger), **under("learn.", source.state_dict())}}
+    )
+    assert report.found == "state_dict: learn." and same(source, target)
+
+
+def test_a_misfit_names_the_nearest_part_and_blames_no_architecture() -> None:
+    state = tiny().state_dict()
+    lacking = {key: value for key, value in state.items() if key != "norm.weight"}
+    with pytest.raises(CheckpointError, match=r"nearest: state_dict: net\.\): missing norm\.weight$"):
+        load_checkpoint(tiny(), {"state_dict": {**under("net.", lacking), "loss.a": torch.ones(1)}})
+    mixed = {f"part{place % 7}x.{key}": value for place, (key, value) in enumerate(state.items())}
+    with pytest.raises(CheckpointError, match="keys end like those of the model") as error:
+        load_checkpoint(tiny(), mixed)
+    assert "another architecture" not in str(error.value)
+
+
+def test_a_module_of_ones_own_that_is_left_over_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match=r"left over aux_head\.weight"):
+        load_checkpoint(tiny(), {**tiny().state_dict(), "aux_head.weight": torch.ones(2)})
+
+
+def test_candidates_are_public() -> None:
+    found = candidates({"state_dict": under("module.encoder_q.", tiny().state_dict())})
+    assert ("state_dict: module.encoder_q.", set(tiny().state_dict())) in [(name, set(state)) for name, state in found]
+
+
+# --- classifiers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reset_head", [False, True])
+def test_a_model_without_classes_leaves_the_classifier_out(reset_head: bool, tmp_path: Path) -> None:
+    source, target = tiny(), tiny(0)
+    source.default_protocol = source.default_protocol.replace(class_names=tuple("abcde"), stride=7)
+    save_model(source, tmp_path / "m.pt")
+    for weights in (tmp_path / "m.pt", source.state_dict()):
+        report = load_checkpoint(target, weights, reset_head=reset_head)
+        assert report.left_out == ["its classifier (head.fc.bias, head.fc.weight)"] and report.reset == []
+        assert "left out its classifier" in str(report)
+    load_checkpoint(target, tmp_path / "m.pt")
+    assert target.default_protocol.stride == 7 and target.default_protocol.class_names == ()
+    source.reset_classifier(0)
+    clip = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(source(clip), target(clip))
+
+
+def test_load_model_of_a_backbone_gives_features(tmp_path: Path) -> None:
+    state = stvid.create_model("uniformer_xxs", num_classes=6).state_dict()
+    backbone = {key: value for key, value in state.items() if not key.startswith("head.")}
+    torch.save({"state_dict": under("encoder.", backbone)}, tmp_path / "w.pth")
+    model = load_model(tmp_path / "w.pth", name="uniformer_xxs")
+    assert model.num_classes == 0 and torch.equal(model.norm.weight, state["norm.weight"])
+    with pytest.raises(CheckpointError, match=r"missing head\.fc\.weight"):
+        stvid.create_model("uniformer_xxs", num_classes=6, checkpoint=tmp_path / "w.pth")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resized_table_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    source = stvid.create_model("timesformer_base", num_frames=4, img_size=32, **TINY)
+    target = stvid.create_model("timesformer_base", num_frames=8, img_size=64, **TINY)
+    load_checkpoint(source, source.state_dict())
+    assert capsys.readouterr().err == ""
+    load_checkpoint(target, {"state_dict": source.state_dict()})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stvid: mapping: resized ") and "num_frames" in line and "img_size" in line
+    assert "(1, 5, 32) to (1, 17, 32)" in line and "(1, 4, 32) to (1, 8, 32)" in line
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def transformers_folder(folder: Path, labels: list[str], **pixels: Any) -> VideoModel:
+    model = tiny(len(labels))
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    config = {"id2label": {str(place): label for place, label in enumerate(labels)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return model
+
+
+def test_a_folder_of_transformers_brings_its_classes_and_pixels(tmp_path: Path) -> None:
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.25], "size": {"shortest_edge": 40}}
+    source = transformers_folder(tmp_path / "hf", ["run", "sit"], **pixels)
+    target = tiny(2)
+    report = load_checkpoint(target, tmp_path / "hf")
+    protocol = target.default_protocol
+    assert same(source, target) and report.protocol == protocol
+    assert protocol.class_names == ("run", "sit") and protocol.mean == (0.5, 0.4, 0.3)
+    assert protocol.std == (0.2, 0.2, 0.25) and (protocol.short_side, protocol.crop) == (40, 32)
+    new_head = tiny(3)
+    load_checkpoint(new_head, tmp_path / "hf", reset_head=True)
+    assert new_head.default_protocol == tiny(3).default_protocol
+    assert newest_checkpoint(tmp_path / "hf") == tmp_path / "hf"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mean", "std"),
+    [
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "offset": True, "rescale_factor": 1 / 127.5}, 0.75, 0.25),
+        ({"do_normalize": False}, 0.0, 1.0),
+        ({"image_mean": 0.5, "image_std": 0.25, "do_rescale": False}, 0.5 / 255, 0.25 / 255),
+    ],
+)
+def test_the_pixels_of_transformers_are_brought_to_our_scale(
+    pixels: dict[str, Any], mean: float, std: float, tmp_path: Path
+) -> None:
+    transformers_folder(tmp_path / "hf", ["run", "sit"], **pixels)
+    model = tiny(2)
+    load_checkpoint(model, tmp_path / "hf")
+    assert model.default_protocol.mean == pytest.approx((mean,) * 3, abs=1e-6)
+    assert model.default_protocol.std == pytest.approx((std,) * 3, abs=1e-6)
+
+
+def test_labels_without_words_are_no_class_names(tmp_path: Path) -> None:
+    transformers_folder(tmp_path / "hf", ["LABEL_0", "LABEL_1"])
+    model = tiny(2)
+    report = load_checkpoint(model, tmp_path / "hf")
+    assert model.default_protocol.class_names == () and report.protocol is None
+
+
+def test_the_folder_of_a_run_comes_first(tmp_path: Path) -> None:
+    transformers_folder(tmp_path / "run", ["a", "b"])
+    save_model(tiny(4), tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert read_checkpoint(tmp_path / "run")["stvid"]["model"]["num_classes"] == 4
+
+
+def test_the_content_of_a_file_names_it(tmp_path: Path) -> None:
+    torch.save({"state_dict": tiny().state_dict()}, tmp_path / "w.pth")
+    content = read_checkpoint(tmp_path / "w.pth")
+    assert load_checkpoint(tiny(), content).source == str(tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: its head has 5 classes"):
+        load_checkpoint(tiny(3), content)
