@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -121,3 +124,74 @@ def test_scenic_parameters_nested_in_a_train_state() -> None:
     torch.testing.assert_close(model.head.fc.weight, params["output_projection"]["kernel"].t())
     query = model.encoder.blocks[0].attn.qkv.weight[:8]
     torch.testing.assert_close(query, heads["kernel"].reshape(8, 8).t())
+
+
+TADACONV = [
+    (r"^patch_embed\.proj\.", "backbone.stem.conv1."),
+    (r"^encoder\.(cls_token)$", r"backbone.\1"),
+    (r"^temporal_encoder\.cls_token$", "backbone.cls_token_out"),
+    (r"^encoder\.pos_embed$", "backbone.pos_embd"),
+    (r"^temporal_encoder\.pos_embed$", "backbone.temp_embd"),
+    (r"^encoder\.blocks\.", "backbone.layers."),
+    (r"^temporal_encoder\.blocks\.", "backbone.layers_temporal."),
+    (r"^encoder\.norm\.", "backbone.norm."),
+    (r"^temporal_encoder\.norm\.", "backbone.norm_out."),
+    (r"\.norm1\.", ".norm."),
+    (r"\.norm2\.", ".norm_ffn."),
+    (r"\.attn\.qkv\.", ".attn.to_qkv."),
+    (r"\.mlp\.fc1\.", ".ffn.net.0."),
+    (r"\.mlp\.fc2\.", ".ffn.net.3."),
+    (r"^head\.fc\.", "head.linear."),
+]
+
+
+def test_tadaconv_has_the_exact_gelu(tmp_path: Path) -> None:
+    source = stvid.create_model("vivit_b16x2_fe", num_frames=4, img_size=32, gelu="none", **TINY).eval()
+    torch.nn.init.normal_(source.head.fc.weight)
+    for module in source.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.constant_(module.weight, 3.0)  # so that values far from zero reach the GELU
+    state = {}
+    for key, value in source.state_dict().items():
+        for pattern, replacement in TADACONV:
+            key = re.sub(pattern, replacement, key)
+        state[key] = value
+    model = stvid.create_model("vivit_b16x2_fe", num_frames=4, img_size=32, **TINY).eval()
+    clip = torch.randn(1, 3, 4, 32, 32)
+    assert stvid.load_checkpoint(model, state).format == "TAdaConv"
+    with torch.no_grad():
+        expected = source(clip)
+        torch.testing.assert_close(model(clip), expected)
+        stvid.save_model(model, tmp_path / "own.pt")
+        torch.testing.assert_close(stvid.load_model(tmp_path / "own.pt")(clip), expected)
+        other = stvid.create_model("vivit_b16x2_fe", num_frames=4, img_size=32, **TINY).eval()
+        other.load_state_dict(source.state_dict())  # the same weights with scenic's GELU
+        assert not torch.allclose(other(clip), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_scenic_kernels_show_heads_and_channels() -> None:
+    with torch.device("meta"):
+        state = {
+            "embedding/kernel": torch.empty(2, 16, 16, 3, 1024),
+            "output_projection/kernel": torch.empty(1024, 600),
+            "SpatialTransformer/posembed_input/pos_embedding": torch.empty(1, 101, 1024),
+            "TemporalTransformer/posembed_input/pos_embedding": torch.empty(1, 9, 1024),
+            **{
+                f"{name}Transformer/encoderblock_{number}/{part}": torch.empty(shape)
+                for name, depth in (("Spatial", 3), ("Temporal", 2))
+                for number in range(depth)
+                for part, shape in (
+                    ("MultiHeadDotProductAttention_0/query/kernel", (1024, 16, 64)),
+                    ("MlpBlock_0/Dense_0/kernel", (1024, 4096)),
+                )
+            },
+        }
+        shown = stvid.create_model("vivit_b16x2_fe").options_of(state)
+    assert shown == {
+        "depth": 3,
+        "temporal_depth": 2,
+        "embed_dim": 1024,
+        "num_heads": 16,
+        "num_frames": 16,
+        "img_size": (160, 160),
+    }
