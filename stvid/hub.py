@@ -43,6 +43,7 @@ __all__ = [
     "push_to_hub",
     "read_config",
     "save_pretrained",
+    "weights_in",
 ]
 
 CONFIG, CARD = "config.json", "README.md"
@@ -157,7 +158,7 @@ def load_recipe(folder: str | os.PathLike[str]) -> StoredModel:
             f"{config.path}: is of an image model of timm; stvid inflate makes a video model of it "
             "(--from hf-hub:organisation/name)"
         )
-    weights = _weights_in(Path(folder))
+    weights = weights_in(Path(folder))
     if config.kind == "transformers":
         found = recipe_of(config.values, config.preprocessor, where=str(config.path))
         return StoredModel(found.recipe, found.protocol, _task(found.task, config.path), weights, {})
@@ -187,8 +188,12 @@ def _task(name: Any, path: Path) -> Task:
     return task
 
 
-def _weights_in(folder: Path) -> tuple[Path, ...]:
-    """Returns the file with the weights of a folder, or its shards."""
+def weights_in(folder: Path) -> tuple[Path, ...]:
+    """Returns the file with the weights of a folder, or its shards.
+
+    Raises:
+        CheckpointError: If there are none, or a shard is missing.
+    """
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return (folder / name,)

@@ -92,7 +92,8 @@ def _parser() -> ArgumentParser:
         "--from",
         type=str,
         required=True,
-        help="The image model: timm:<name> or torchvision:<name>; with --to also a file of its weights.",
+        help="The image model: timm:<name>, torchvision:<name>, or hf-hub:<organisation>/<name> for a repository of "
+        "timm's with its weights; with --to also a file of its weights.",
     )
     parser.add_argument(
         "--to",

@@ -19,7 +19,7 @@ from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
 from stvid.inflation.proof import check_foldable, filter_pairs, still_difference
 from stvid.inflation.report import EXACT, InflationReport, TensorRule
-from stvid.inflation.sources import ImageOrigin, head_classes, image_models, load_strictly, parse_source
+from stvid.inflation.sources import ImageOrigin, find_origin, head_classes, image_models, load_strictly
 from stvid.models.base import VideoModel
 from stvid.models.registry import ModelInfo
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
@@ -80,7 +80,8 @@ def inflate(
     """Makes a video model of an image model; for a still video it computes what the image model computes.
 
     Args:
-        source: ``timm:<name>``, ``torchvision:<name>``, or a network that takes images (N, C, H, W) and returns logits
+        source: ``timm:<name>``, ``torchvision:<name>``, ``hf-hub:<organisation>/<name>`` (a repository of an image
+            model of timm, with its weights), or a network that takes images (N, C, H, W) and returns logits
             (N, classes); the network itself is not changed.
         num_frames: Frames of a clip.
         num_classes: Number of logits; None keeps the classifier of the 2D network.
@@ -135,7 +136,8 @@ def inflate_with_report(
     ):
         raise ConfigError(f"num_classes {num_classes!r}: must be a whole number; 0 leaves the classifier out")
     if isinstance(source, str):
-        origin = ImageOrigin(*parse_source(source), options=rest)
+        origin, weights, pretrained = find_origin(source, rest, weights=weights, pretrained=pretrained)
+        hyperparameters = {**own, **origin.options}
         image = _from_library(
             origin, img_size=img_size, num_classes=num_classes, weights=weights, pretrained=pretrained
         )

@@ -24,7 +24,7 @@ from stvid.inflation.options import Init
 from stvid.inflation.parent_proof import compare
 from stvid.inflation.parent_rules import PARENTS, ParentRule, fill
 from stvid.inflation.report import InflationReport
-from stvid.inflation.sources import LIBRARIES, ImageOrigin, parse_source
+from stvid.inflation.sources import HUB, LIBRARIES, find_origin
 from stvid.inflation.transfer import Transfer
 from stvid.models.base import VideoModel
 from stvid.models.registry import build_model, family_of, model_info, native_models
@@ -68,7 +68,8 @@ def inflate_parent(
 
     Args:
         source: A file of weights or a mapping (the layouts of `stvid.inflation.image_networks`, with or without
-            wrappers), ``timm:<name>``, ``torchvision:<name>``, or the 2D network itself.
+            wrappers), ``timm:<name>``, ``torchvision:<name>``, ``hf-hub:<organisation>/<name>``, or the 2D network
+            itself.
         to: The video model, one of `models_with_parent`.
         weights: Weights for a named source.
         pretrained: Whether a named source gets its published weights, from the network or the library's cache.
@@ -182,13 +183,13 @@ def _read_source(source: Source, *, weights: Weights | None, pretrained: bool) -
         name = type(source).__name__
         return recognise_network(source.state_dict(), module=source, name=name), name
     name = str(source)
-    if not name.startswith(tuple(f"{library}:" for library in LIBRARIES)):
+    if not name.startswith((HUB, *(f"{library}:" for library in LIBRARIES))):
         if weights is not None or pretrained:
             raise ConfigError(
                 f"{name}: is a file of weights itself; weights and pretrained are for timm:<name> and such"
             )
         return recognise_network(unwrap(read_checkpoint(name)), name=name), name
-    origin = ImageOrigin(*parse_source(name))
+    origin, weights, pretrained = find_origin(name, {}, weights=weights, pretrained=pretrained)
     side = origin.settings()["crop"]
     if pretrained and weights is not None:
         raise ConfigError("give either weights or pretrained, not both")

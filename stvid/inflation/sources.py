@@ -1,8 +1,9 @@
-"""Where 2D networks come from: timm, torchvision, and files of their weights."""
+"""Where 2D networks come from: timm, torchvision, repositories of the Hugging Face hub, and files of their weights."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 import sys
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError, nearest
+from stvid.hub import fetch_repo, read_config, weights_in
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["LIBRARIES", "EncoderClassifier", "ImageOrigin", "image_models", "parse_source"]
+__all__ = ["HUB", "LIBRARIES", "EncoderClassifier", "ImageOrigin", "find_origin", "image_models", "parse_source"]
 
 LIBRARIES = ("timm", "torchvision")
+HUB = "hf-hub:"
 SHOWN = 6
 # Models of torchvision that take images but do not classify them, or classify something else.
 _OTHER_TASKS = ("detection", "segmentation", "video", "optical_flow", "quantization")
@@ -44,6 +47,75 @@ def parse_source(source: str) -> tuple[str, str]:
             raise UnknownNameError(f"{source}: is {article} {task} model; only image classifiers can be inflated")
         raise UnknownNameError(f"{source}: {library} has no such image classifier{nearest(name, names)}")
     return library, name
+
+
+def find_origin(
+    source: str, options: Mapping[str, Any], *, weights: Any = None, pretrained: bool = False
+) -> tuple[ImageOrigin, Any, bool]:
+    """Returns a named 2D network, the file of its weights, and whether the library's published weights are taken.
+
+    Args:
+        source: As for `parse_source`, or ``hf-hub:organisation/name@revision``, a repository of an image model of timm,
+            whose weights, sizes and normalisation are taken.
+        options: Further arguments of the library's function.
+        weights: The weights that the user gives.
+        pretrained: Whether the user asks for published weights.
+
+    Raises:
+        UnknownNameError: If there is no such library or model.
+        ConfigError: If weights are given for a repository, which has its own, or its images have other channels.
+        CheckpointError: If the repository cannot be had, or holds no image model of timm.
+    """
+    if not source.startswith(HUB):
+        return ImageOrigin(*parse_source(source), options=dict(options)), weights, pretrained
+    if weights is not None:
+        raise ConfigError(f"{source}: has its own weights; others are for timm:<name> and torchvision:<name>")
+    config = read_config(fetch_repo(source))
+    if config.kind != "timm":
+        raise CheckpointError(f"{source}: is a video model ({config.kind}), not an image model of timm")
+    name = str(config.values["architecture"])
+    if name.partition(".")[0] not in image_models("timm"):
+        hint = nearest(name, image_models("timm"))
+        raise UnknownNameError(f"{source}: timm {_version_of_timm()} has no image classifier {name!r}{hint}")
+    origin = ImageOrigin(
+        "timm", name, {**_model_arguments(config.values), **options}, _pretrained_config(config.values), source
+    )
+    channels = dict(origin.config or {}).get("input_size", (3,))[0]
+    if channels != 3:
+        raise ConfigError(f"{source}: takes images of {channels} channels, but frames have 3")
+    files = weights_in(config.path.parent)
+    if len(files) > 1:
+        raise CheckpointError(f"{source}: its weights are in {len(files)} files, which is not known of timm")
+    return origin, files[0], False
+
+
+def _version_of_timm() -> str:
+    import timm
+
+    return str(timm.__version__)
+
+
+def _pretrained_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns timm's description of weights from a ``config.json``, in which it may lie inside or be the whole.
+
+    Entries of the file itself win, as in timm (``models/_hub.py``); those that this version does not know are left out.
+    """
+    import timm
+
+    inner = values.get("pretrained_cfg")
+    found = {**(inner if isinstance(inner, Mapping) else values)}
+    for key in ("num_classes", "label_names", "label_descriptions"):
+        if key in values:
+            found[key] = values[key]
+    known = {entry.name for entry in dataclasses.fields(timm.models.PretrainedCfg)}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if key in known}
+
+
+def _model_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that built the model of a ``config.json``, without those that `ImageOrigin` decides."""
+    arguments = values.get("model_args")
+    decided = ("img_size", "in_chans", "num_classes", "pretrained")
+    return {key: value for key, value in arguments.items() if key not in decided} if arguments else {}
 
 
 @functools.cache
@@ -102,14 +174,18 @@ class ImageOrigin:
         library: ``timm`` or ``torchvision``.
         name: Its name there; timm's may have a tag (``convnext_tiny.fb_in1k``).
         options: Further arguments of the library's function.
+        config: The ``pretrained_cfg`` of a repository, in place of the library's own; None without a repository.
+        repo: The repository, such as ``hf-hub:timm/resnet18.a1_in1k``; empty without one.
     """
 
     library: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    repo: str = ""
 
     def __str__(self) -> str:
-        return f"{self.library}:{self.name}"
+        return self.repo or f"{self.library}:{self.name}"
 
     def settings(self) -> dict[str, Any]:
         """Returns ``mean``, ``std``, ``crop`` and ``short_side`` of the images that the network was trained on."""
@@ -137,6 +213,8 @@ class ImageOrigin:
     def _timm_config(self) -> Any:
         import timm
 
+        if self.config is not None:
+            return timm.models.PretrainedCfg(**self.config)
         try:
             return timm.get_pretrained_cfg(self.name)
         except RuntimeError:  # the model has no such tag
@@ -183,7 +261,9 @@ class ImageOrigin:
         import timm
 
         options = {"num_classes": num_classes, **self.options}
-        own_size = tuple(self._timm_config().input_size[1:]) == tuple(img_size)
+        if self.config is not None:
+            options["pretrained_cfg"] = dict(self.config)
+        own_size = self.config is None and tuple(self._timm_config().input_size[1:]) == tuple(img_size)
         if own_size or "img_size" in options:
             return timm.create_model(self.name, pretrained=pretrained, **options)
         try:
