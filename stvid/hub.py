@@ -32,6 +32,8 @@ from stvid.protocol import Protocol, Task, parse_views
 from stvid.version import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stvid.models.base import VideoModel
 
 __all__ = [
@@ -334,8 +336,8 @@ def push_to_hub(
         except failures as error:
             raise _refused(repo_id, error) from error
         content.source = f"hf-hub:{repo}" + (f"@{revision}" if revision else "")  # the hub completes a short name
-        content.write(folder, "5GB")
         try:
+            content.write(folder, "5GB")
             if card is None and api.file_exists(repo, CARD, revision=revision):
                 (folder / CARD).unlink()
                 print(f"{repo}: its model card is kept; give a card to replace it", file=sys.stderr, flush=True)
@@ -390,12 +392,22 @@ class _Content:
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).write_text(_card_text(self), encoding="utf-8")
-        state = {key: value.detach().cpu() for key, value in self.model.state_dict().items()}
         metadata = {"format": "pt", "stvid": json.dumps(self.description)}
-        save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata=metadata)
+        save_torch_state_dict(_own_tensors(self.model), folder, max_shard_size=max_shard_size, metadata=metadata)
         mode = (folder / CONFIG).stat().st_mode
         for path in folder.iterdir():  # safetensors makes files that nobody else may read
             path.chmod(mode)
+
+
+def _own_tensors(model: VideoModel) -> dict[str, Tensor]:
+    """Returns the state of a model, each tensor with memory of its own: of tied ones a file would hold one alone."""
+    state, seen = {}, set()
+    for key, value in model.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        state[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return state
 
 
 # --- what was measured ------------------------------------------------------------------------------------------------

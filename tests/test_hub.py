@@ -148,6 +148,13 @@ def test_a_model_for_inference_only_is_not_saved(model: VideoModel, tmp_path: Pa
     assert not (tmp_path / "net").exists()
 
 
+def test_tied_weights_are_all_written(model: VideoModel, tmp_path: Path) -> None:
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert norms[0].weight.shape == norms[1].weight.shape
+    norms[1].weight = norms[0].weight
+    assert_same(build(save_pretrained(model, tmp_path / "net")), model)
+
+
 def test_an_inflated_model_is_saved(tmp_path: Path) -> None:
     model = stvid.inflate("timm:resnet18", num_frames=2, num_classes=3, img_size=32)
     folder = save_pretrained(model, tmp_path / "net")
