@@ -339,6 +339,16 @@ def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
         )
 
 
+def _ordered(train: Manifest, initial: Sequence[str]) -> Manifest:
+    """Gives the classes the order of the initial weights, if these are the same; else says how numbers are ordered."""
+    used = set(train.used_classes)
+    if initial and set(initial) in (set(train.class_names), used):
+        return train.with_class_names(initial)  # the head of the initial weights stays usable
+    if is_first_rank() and (note := numbers_note(train.class_names, used)) is not None:
+        print(f"data.train: {note}", file=sys.stderr, flush=True)
+    return train
+
+
 def _say_numbers(videos: Manifest, split: str) -> None:
     if videos.labels_are == "numbers" and is_first_rank():
         print(
@@ -360,11 +370,8 @@ def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
     if not train.has_labels:
         raise ConfigError(f"data.train: {train.source} has no labels")
     initial = _initial_class_names(config)
-    used = set(train.used_classes)
-    if order is None and initial and set(initial) in (set(train.class_names), used):
-        train = train.with_class_names(initial)  # the head of the initial weights stays usable
-    elif order is None and is_first_rank() and (note := numbers_note(train.class_names, used)) is not None:
-        print(f"data.train: {note}", file=sys.stderr, flush=True)
+    if order is None:
+        train = _ordered(train, initial)
     _check_there(train, "train")
     _say_numbers(train, "train")
     val = None

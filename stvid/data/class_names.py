@@ -75,12 +75,16 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         names = _of_value(_parse_yaml(text, source), source)
     else:
         names = _of_lines(text, source, table=suffix in (".csv", ".tsv"))
-    return checked_class_names([_plain(name) for name in names], source)
+    plain = [_plain(name) for name in names]
+    for name in plain:
+        if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+            raise ManifestError(f"{source}: the class name {name!r} holds a control character")
+    return checked_class_names(plain, source)
 
 
 def _plain(name: str) -> str:
-    """Returns a name without the quotes around it, and with composed letters."""
-    name = name.strip()
+    """Returns a name without the quotes around it, with spaces for tabs, and with composed letters."""
+    name = name.replace("\t", " ").strip()
     if len(name) > 2 and name[0] == name[-1] == '"':
         name = name[1:-1].replace('""', '"').strip()
     return unicodedata.normalize("NFC", name)
@@ -198,11 +202,11 @@ def _of_records(records: Sequence[Mapping[Any, Any]], source: str) -> list[str]:
     table: Table = [(0, columns)]
     for number, record in enumerate(records, start=1):
         if [str(key) for key in record] != columns or not all(isinstance(v, (str, int)) for v in record.values()):
-            raise ManifestError(f"{source}, item {number}: needs a name and a number, as {', '.join(columns)}")
+            raise ManifestError(f"{source}, item {number}: needs a name and a number, as {', '.join(columns)!r}")
         table.append((number, [str(value) for value in record.values()]))
     names = _of_columns(table, source)
     if names is None:
-        raise ManifestError(f"{source}: no column is called name or label; it has {', '.join(columns)}")
+        raise ManifestError(f"{source}: no column is called name or label; it has {', '.join(columns)!r}")
     return names
 
 
@@ -259,7 +263,7 @@ def _of_columns(table: Table, source: str) -> list[str] | None:
     for number, cells in body:
         if len(cells) != len(header):
             raise ManifestError(
-                f"{source}, line {number}: has {len(cells)} columns, not {len(header)} ({','.join(header)}); put "
+                f"{source}, line {number}: has {len(cells)} columns, not {len(header)} ({','.join(header)!r}); put "
                 "quotes around a name that holds a comma"
             )
     columns = [[cells[place].strip() for _, cells in body] for place in range(len(header))]
@@ -277,7 +281,7 @@ def _of_columns(table: Table, source: str) -> list[str] | None:
         if said is not None:
             wrong = next(row for row, cell in enumerate(columns[words.index(said)]) if _whole_number(cell) is None)
             raise ManifestError(
-                f"{source}, line {body[wrong][0]}: {header[words.index(said)]} is "
+                f"{source}, line {body[wrong][0]}: {header[words.index(said)]!r} is "
                 f"{columns[words.index(said)][wrong]!r}, not the number of a class"
             )
         return columns[names]

@@ -21,7 +21,7 @@ from stvid.data.annotations import (
     read_ssv2,
     read_ucf101,
 )
-from stvid.data.labels import order_labels
+from stvid.data.labels import composed, order_labels
 from stvid.data.manifest import read_manifest
 from stvid.data.video_folder import VideoFolder
 from stvid.errors import ConfigError, ManifestError, nearest
@@ -58,7 +58,7 @@ def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
             out.missing.append(row.cut or row.video)
         else:
             path, start, end = found
-            out.rows.append((os.path.join(videos.root, path), row.label, start, end))
+            out.rows.append((os.path.join(videos.root, path), composed(row.label), start, end))
     out.unexpected = [os.path.join(videos.root, path) for path in videos.unused()]
     out.class_names = annotations.class_names or list(
         order_labels((row.label for row in annotations.rows if row.label), "the annotation")

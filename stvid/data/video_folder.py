@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from stvid.data.labels import composed
 from stvid.errors import ManifestError
 
 __all__ = ["VIDEO_EXTENSIONS", "VideoFolder", "is_video"]
@@ -26,8 +27,8 @@ def is_video(name: str) -> bool:
 class VideoFolder:
     """The videos below a folder (or the folders of images), from one listing of each folder: no system call a file.
 
-    A name is looked up as it is, then without regard to case: the split files of UCF101 write HandStandPushups where
-    some copies have HandstandPushups.
+    A name is looked up as it is, then without regard to case and to the Unicode form of its letters: the split files of
+    UCF101 write HandStandPushups where some copies have HandstandPushups.
 
     Args:
         root: The folder.
@@ -65,7 +66,7 @@ class VideoFolder:
             for name in sorted(names):
                 if is_video(name) and not name.startswith("."):
                     self._found.setdefault(os.path.splitext(name)[0], []).append(os.path.join(relative, name))
-        self._folded = {name.casefold(): name for name in reversed(self._found)}
+        self._folded = {composed(name).casefold(): name for name in reversed(self._found)}
 
     def find(self, name: str, label: str = "") -> str | None:
         """Returns the path of a video below the root; of several of this name that in a folder called like its class.
@@ -74,11 +75,11 @@ class VideoFolder:
             name: Without extension.
             label: The class.
         """
-        paths = self._found.get(name) or self._found.get(self._folded.get(name.casefold(), ""), [])
+        paths = self._found.get(name) or self._found.get(self._folded.get(composed(name).casefold(), ""), [])
         if not paths:
             return None
-        folders = (label, label.replace(" ", "_"))
-        path = next((path for path in paths if os.path.basename(os.path.dirname(path)) in folders), paths[0])
+        folders = (composed(label), composed(label).replace(" ", "_"))
+        path = next((path for path in paths if composed(os.path.basename(os.path.dirname(path))) in folders), paths[0])
         self._used.add(path)
         return path
 

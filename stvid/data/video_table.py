@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -313,7 +314,7 @@ def build_manifest(
     for row in rows:
         if row.end is not None and row.end <= (row.start or 0):
             raise ManifestError(f"{source}, {row.where}: end ({row.end:g} s) is not after start ({row.start or 0:g} s)")
-        path = os.path.normpath(row.path)
+        path = _other_form(root, os.path.normpath(row.path))
         key = (os.path.join(root, path), row.start, row.end)  # one row may have it relative, another absolute
         if key in seen:
             raise ManifestError(
@@ -338,6 +339,24 @@ def build_manifest(
         source=source,
         labels_are="numbers" if numbered else "names",
     )
+
+
+def _other_form(root: str, path: str) -> str:
+    """Returns a path as the file system spells it, if that differs in the Unicode form of its letters only.
+
+    Folders made on a Mac have accents as letters of their own (NFD), lists from elsewhere one letter (NFC). Paths in
+    ASCII, most of all, cost no look at the file system.
+    """
+    if path.isascii() or "://" in root or os.path.lexists(os.path.join(root, path)):
+        return path
+    found = ""
+    for part in path.split(os.sep):
+        forms = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        there = (form for form in forms if os.path.lexists(os.path.join(root, found, form)))
+        if part and (part := next(there, "")) == "":
+            return path  # it is not there in any form
+        found = os.path.join(found, part) if part else os.sep
+    return found
 
 
 def _nan(value: float | None) -> float:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from stvid.console import progress_bar
 from stvid.data.datamodule import LoaderSettings, make_eval_loader
 from stvid.data.dataset import EvalDataset, EvalSample
+from stvid.data.labels import are_numbers
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import model_input
 from stvid.data.views import ViewPlan
@@ -272,7 +273,7 @@ def evaluate(
     Args:
         model: Maps clips (B, C, T, H, W) to logits (B, K). Its training mode and device are the same afterwards.
         manifest: A `Manifest`, or what `read_manifest` reads. Its labels are matched with the protocol's class names
-            by name.
+            by name; labels that are whole numbers are the places of the logits, also if the protocol has no names.
         views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
         protocol: None takes `model.default_protocol`.
         batch_size: Clips in one forward pass. As many videos are decoded at a time as give so many clips, but at
@@ -307,9 +308,11 @@ def evaluate(
         StvidError: If a worker was killed.
     """
     began = time.perf_counter()
+    used, used_task = model_protocol(model, protocol, views), model_task(model, task)
+    videos = _labelled(manifest, used, used_task, count=_num_classes(model))
     plan = EvaluationPlan(
-        protocol=model_protocol(model, protocol, views),
-        task=model_task(model, task),
+        protocol=used.replace(class_names=videos.class_names),
+        task=used_task,
         also=tuple(also),
         average=average,
         temporal=temporal,
@@ -326,7 +329,6 @@ def evaluate(
         progress=progress,
         resume_from=resume_from,
     )
-    videos = _labelled(manifest, plan.protocol, plan.task)
     result, resumed = _evaluate(model, videos, plan, execution)
     if not resumed:
         result.cost["seconds"] = time.perf_counter() - began
@@ -565,8 +567,19 @@ def check_counts(*, workers: int, **counts: int) -> None:
             raise ConfigError(f"{name}: {value!r} is not a whole number of at least {least}")
 
 
-def _labelled(manifest: Manifest | str | os.PathLike[str], protocol: Protocol, task: Task) -> Manifest:
+def _num_classes(model: nn.Module) -> int:
+    count = getattr(model, "num_classes", 0)  # other people's modules may have none
+    return count if isinstance(count, int) else 0
+
+
+def _labelled(manifest: Manifest | str | os.PathLike[str], protocol: Protocol, task: Task, *, count: int) -> Manifest:
+    """Returns the videos with the classes of the protocol, or with `count` numbers if there are only numbers."""
     names = protocol.class_names
+    if not names and count:
+        if not isinstance(manifest, Manifest):
+            manifest = read_manifest(manifest, multilabel=task == "multilabel")
+        if are_numbers(manifest.class_names):
+            names = tuple(str(number) for number in range(count))
     if not names:
         raise ConfigError(
             "the protocol has no class names, so labels cannot be matched with logits; "

@@ -94,6 +94,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "apostrophes.txt": ("opening bottle (not wine)", "rock n' roll", "'n' 5"),
     "other_scripts.txt": ("yağlı güreş", "跑步", "café"),
     "one.txt": ("run",),
+    "spaces.txt": ("air  drumming", "run"),
 }
 
 
@@ -146,14 +147,16 @@ REFUSED = {
     "same_name.txt": ("1 clap\n2 clap\n", "'clap' occurs twice"),
     "same_in_other_form.txt": ("café\n" + unicodedata.normalize("NFD", "café"), "occurs twice"),
     "gap.csv": ("id,name\n0,a\n3,b\n", "do not run from 0 to 1"),
-    "word.csv": ("id,name\n0,a\nx,b\n", "line 3: id is 'x', not the number of a class"),
-    "no_number.csv": ("id,name\n0,a\n,b\n", "line 3: id is '', not the number of a class"),
+    "word.csv": ("id,name\n0,a\nx,b\n", "line 3: 'id' is 'x', not the number of a class"),
+    "no_number.csv": ("id,name\n0,a\n,b\n", "line 3: 'id' is '', not the number of a class"),
     "ragged.csv": ("id,name\n0,a\n1,b,c\n", "line 3: has 3 columns, not 2"),
     "columns.csv": ("a,b\nc,d\n", "has 2 columns; name them"),
     "no_name.csv": ("id,name\n0,a\n1,\n", "a class name is empty"),
     "quote.csv": ('id,name\n0,"a\n', "is not CSV"),
     "empty.txt": ("", "is empty"),
     "blank.txt": (" \r\n\t\n", "is empty"),
+    "escape.txt": ("run\n\x1b[2Jjump\n", r"holds a control character"),
+    "separator.json": ('["a\\u2028b"]', r"holds a control character"),
     "zeros.txt": ("a\0b\0", "holds zero bytes"),
     "latin.txt": (b"caf\xe9\n", "is not UTF-8"),
     "utf16.txt": ("run\nwalk".encode("utf-16"), "is not UTF-8"),

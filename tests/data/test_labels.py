@@ -151,3 +151,13 @@ def test_one_class_in_two_unicode_forms() -> None:
     manifest = Manifest.from_entries([VideoEntry("a.mp4", (CAFE,)), VideoEntry("b.mp4", ("café",))])
     assert manifest.class_names == ("café",) and ids(manifest) == [[0], [0]]
     assert ids(manifest.with_class_names(("run", CAFE))) == [[1], [1]]
+
+
+def test_a_path_in_the_other_unicode_form_is_found(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    make_video("é.mp4", frames=4, to=tmp_path / "mac" / CAFE)
+    (tmp_path / "list.csv").write_text("path,label\nmac/café/é.mp4,café\nmac/café/nö.mp4,café\n", encoding="utf-8")
+    found, missing = read_manifest(tmp_path / "list.csv")
+    assert Path(found.path).is_file() and found.labels == ("café",)
+    assert missing.path == str(tmp_path / "mac/café/nö.mp4")  # as it was written
+    (tmp_path / "absolute.csv").write_text(f"path,label\n{tmp_path}/mac/café/é.mp4,x\n", encoding="utf-8")
+    assert Path(read_manifest(tmp_path / "absolute.csv")[0].path).is_file()

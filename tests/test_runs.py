@@ -1,0 +1,97 @@
+"""The classes of a run: labels that are numbers, the order that a run began with, and lists of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stvid
+from stvid.classes import class_list
+from stvid.config import TrainConfig, load_config
+from stvid.errors import ManifestError
+from stvid.models.base import VideoModel
+from stvid.protocol import Protocol
+from stvid.runs import read_data
+
+
+@pytest.fixture(scope="module")
+def video(make_video: Callable[..., Path]) -> Path:
+    return make_video("run.mp4", frames=10)
+
+
+def config_of(folder: Path, video: Path, labels: Sequence[object], *options: str) -> TrainConfig:
+    rows = [f"{video},{label},{n / 100}\n" for n, label in enumerate(labels)]
+    (folder / "list.csv").write_text("path,label,start\n" + "".join(rows))
+    return load_config(None, [f"--data.train={folder / 'list.csv'}", *options])
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        (range(11), [str(n) for n in range(11)], ""),
+        ([3, 0, 1], ["0", "1", "2", "3"], "2 without videos"),
+        ([10, 0, 2], ["0", "2", "10"], "label 2 is logit 1"),
+        ([1, 2, 3], ["1", "2", "3"], "label 1 is logit 0"),
+        (["run", "10"], ["10", "run"], ""),
+    ],
+)
+def test_classes_that_are_numbers(
+    labels: Sequence[object],
+    names: list[str],
+    said: str,
+    video: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train, _ = read_data(config_of(tmp_path, video, labels))
+    assert list(train.class_names) == names
+    assert [names[number] for number in train.primary] == [str(label) for label in labels]
+    err = capsys.readouterr().err
+    assert (said in err and len(err.splitlines()) == 1) if said else not err
+
+
+def test_a_continued_run_keeps_the_order_that_it_began_with(video: Path, tmp_path: Path) -> None:
+    older = ("0", "1", "10", "2")  # sorted as words
+    config = config_of(tmp_path, video, [0, 1, 2, 10])
+    config.protocol = config.protocol.replace(class_names=older)  # as `train` takes it from the checkpoint
+    train, _ = read_data(config)
+    assert train.class_names == older and train.primary.tolist() == [0, 1, 3, 2]
+
+
+@pytest.mark.parametrize(("labels", "older"), [([0, 1, 2, 10], ("0", "1", "10", "2")), ([0, 1, 3], ("0", "1", "3"))])
+def test_weights_of_the_same_classes_keep_their_head(
+    labels: list[int],
+    older: tuple[str, ...],
+    video: Path,
+    tmp_path: Path,
+    tiny_model: Callable[[Protocol], VideoModel],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stvid.save_model(tiny_model(Protocol(frames=4, crop=32, class_names=older)), tmp_path / "m.safetensors")
+    train, _ = read_data(config_of(tmp_path, video, labels, f"--init={tmp_path / 'm.safetensors'}"))
+    assert train.class_names == older and not capsys.readouterr().err
+
+
+def test_names_of_a_packaged_list(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, _ = read_data(config_of(tmp_path, video, [50, 0], "--data.class_names=hmdb51"))
+    assert train.class_names == class_list("hmdb51") and train.primary.tolist() == [50, 0]
+    err = capsys.readouterr().err
+    assert "are numbers: they are the places of the class names" in err and len(err.splitlines()) == 1
+    with pytest.raises(ManifestError, match="label '51' is not the number of one of the 51 classes"):
+        read_data(config_of(tmp_path, video, [51, 0], "--data.class_names=hmdb51"))
+
+
+def test_evaluate_takes_numbers_without_names(
+    video: Path, tmp_path: Path, tiny_model: Callable[[Protocol], VideoModel]
+) -> None:
+    config = config_of(tmp_path, video, [2, 10])
+    protocol = Protocol(frames=4, stride=2, short_side=40, crop=32)
+    model = tiny_model(protocol.replace(class_names=[str(n) for n in range(12)]))
+    model.default_protocol = protocol
+    result = stvid.evaluate(model, str(config.data.train))
+    assert result.labels.tolist() == [2, 10] and result.class_names == tuple(str(n) for n in range(12))
+    ranks = (result.scores.argmax(1) == np.array([2, 10])).mean()
+    assert result.metric("top1") == ranks
