@@ -595,23 +595,39 @@ def head_keys(model: nn.Module) -> set[str]:
     return {f"{_classifier_name(model)}.{key}" for key in model.get_classifier().state_dict()}
 
 
-def describe(model: VideoModel) -> dict[str, Any]:
-    """Returns the description that stvid stores with weights: how to build the model, its protocol and its task."""
+def describe(model: VideoModel, protocol: Protocol | None = None) -> dict[str, Any]:
+    """Returns the description that stvid stores with weights: how to build the model, its protocol and its task.
+
+    Args:
+        model: The model.
+        protocol: The protocol; None takes the model's own.
+    """
     return {
         "version": __version__,
         "model": dict(model.recipe),
-        "protocol": model.default_protocol.to_dict(),
+        "protocol": (model.default_protocol if protocol is None else protocol).to_dict(),
         "task": model.task,
     }
 
 
-def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:
+def save_model(model: VideoModel, path: str | os.PathLike[str], *, protocol: Protocol | None = None) -> None:
     """Writes weights with their description: ``.safetensors``, or ``.pt`` for torch's own format.
 
+    Args:
+        model: The model.
+        path: Where to write it.
+        protocol: The protocol that its training used, with the class names; None takes `model.default_protocol`.
+
     Raises:
-        CheckpointError: If the file cannot be written, the suffix is another, or the model is for inference only.
+        CheckpointError: If the file cannot be written, the suffix is another, the model is for inference only, or the
+            protocol names another number of classes than the model has.
     """
     target = Path(path)
+    named = () if protocol is None else protocol.class_names
+    if named and len(named) != model.num_classes:
+        raise CheckpointError(
+            f"{target}: not written: the model has {model.num_classes} logits, but the protocol names {len(named)}"
+        )
     if model.inference_only:
         raise CheckpointError(f"{target}: not written: {model.inference_only}; save the model it was made from")
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -620,10 +636,12 @@ def save_model(model: VideoModel, path: str | os.PathLike[str]) -> None:
         if target.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            metadata = {"format": "pt", "stvid": json.dumps(describe(model))}
+            metadata = {"format": "pt", "stvid": json.dumps(describe(model, protocol))}
             write_atomically(target, lambda file: save_file(state, str(file), metadata))
         elif target.suffix in (".pt", ".pth", ".ckpt"):
-            write_atomically(target, lambda file: torch.save({"state_dict": state, "stvid": describe(model)}, file))
+            write_atomically(
+                target, lambda file: torch.save({"state_dict": state, "stvid": describe(model, protocol)}, file)
+            )
         else:
             raise CheckpointError(f"{target}: the suffix must be .safetensors, .pt, .pth or .ckpt")
     except OSError as error:

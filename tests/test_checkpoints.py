@@ -460,3 +460,14 @@ def test_the_content_of_a_file_names_it(tmp_path: Path) -> None:
     assert load_checkpoint(tiny(), content).source == str(tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"w\.pth: its head has 5 classes"):
         load_checkpoint(tiny(3), content)
+
+
+def test_weights_are_saved_with_the_protocol_of_their_training(tmp_path: Path) -> None:
+    model = stvid.create_model("resnet3d_18", num_classes=2, num_frames=4, img_size=32)
+    protocol = stvid.Protocol(frames=4, stride=3, crop=32, short_side=40, channels="bgr", class_names=("a", "b"))
+    for name in ("w.pt", "w.safetensors"):
+        stvid.save_model(model, tmp_path / name, protocol=protocol)
+        assert stvid.load_model(tmp_path / name).default_protocol == protocol
+    assert model.default_protocol != protocol  # the model is as it was
+    with pytest.raises(CheckpointError, match=r"not written: the model has 2 logits, but the protocol names 1$"):
+        stvid.save_model(model, tmp_path / "w.pt", protocol=protocol.replace(class_names=("a",)))
