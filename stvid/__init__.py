@@ -11,6 +11,7 @@ from stvid.version import __version__
 
 if TYPE_CHECKING:
     from stvid.checkpoints import LoadReport, load_checkpoint, save_model
+    from stvid.data.datamodule import ClipBatch, ClipLoader, LoaderOptions, make_loader
     from stvid.data.dataset import Clip, load_clip
     from stvid.data.manifest import read_manifest
     from stvid.errors import StvidError
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Clip": "stvid.data.dataset",
+    "ClipBatch": "stvid.data.datamodule",
+    "ClipLoader": "stvid.data.datamodule",
     "EvaluationResult": "stvid.evaluation.evaluate",
     "LoadReport": "stvid.checkpoints",
+    "LoaderOptions": "stvid.data.datamodule",
     "ModelCard": "stvid.hub",
     "Prediction": "stvid.evaluation.predict",
     "Protocol": "stvid.protocol",
@@ -50,6 +54,7 @@ _HOMES = {
     "load_clip": "stvid.data.dataset",
     "load_exported": "stvid.exporting",
     "load_model": "stvid.zoo",
+    "make_loader": "stvid.data.datamodule",
     "merge_tokens": "stvid.models.merging",
     "optimize": "stvid.inference",
     "predict": "stvid.evaluation.predict",
@@ -63,8 +68,11 @@ _HOMES = {
 
 __all__ = [
     "Clip",
+    "ClipBatch",
+    "ClipLoader",
     "EvaluationResult",
     "LoadReport",
+    "LoaderOptions",
     "ModelCard",
     "Prediction",
     "Protocol",
@@ -83,6 +91,7 @@ __all__ = [
     "load_clip",
     "load_exported",
     "load_model",
+    "make_loader",
     "merge_tokens",
     "optimize",
     "predict",

@@ -15,12 +15,13 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from stvid.config import AugmentConfig
 from stvid.data.dataset import (
     STREAM_ORDER,
     Draw,
@@ -32,19 +33,26 @@ from stvid.data.dataset import (
     collate_train,
     make_generator,
 )
-from stvid.data.manifest import Manifest
+from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.shard_stream import ShardStream
+from stvid.data.transforms import normalize
 from stvid.errors import ConfigError, StvidError
+from stvid.machine import usable_cores
+from stvid.protocol import Protocol
 
 __all__ = [
+    "ClipBatch",
+    "ClipLoader",
     "EvalLoader",
     "Loader",
+    "LoaderOptions",
     "LoaderSettings",
     "ShardLoader",
     "TrainBatchSampler",
     "TrainLoader",
     "class_weights",
     "make_eval_loader",
+    "make_loader",
     "make_train_loader",
     "worker_options",
 ]
@@ -484,3 +492,171 @@ def make_eval_loader(
         pin_memory=settings.pin_memory,
         **worker_options(settings.workers, seed=0, rank=settings.rank, persistent=False),
     )
+
+
+# --- for one's own training loop --------------------------------------------------------------------------------------
+
+
+class ClipBatch(NamedTuple):
+    """A batch of clips as a model takes them.
+
+    Attributes:
+        clips: float32 (B, C, T, H, W), normalised; or uint8, if it was asked for.
+        labels: int64 (B,), or multi-hot float32 (B, K); -1 or zeros where a video has no label.
+        videos: Number of the video of each clip, int64 (B,).
+        views: Number of the view of each clip among those of its video, int64 (B,): the crops of the first temporal
+            clip come first. Training clips of one video are numbered, too.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    videos: torch.Tensor
+    views: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Further options of `make_loader`.
+
+    Attributes:
+        seed: Seed of the order, the crops and the augmentation.
+        repeats: Training clips that are taken from a video each time it is decoded; it must divide the batch size.
+        balance: ``class`` draws each class equally often; ``none`` takes each training video once in a pass.
+        views: Temporal clips x spatial crops of an evaluation; None takes `protocol.views`.
+        multilabel: Whether a video may have any number of labels.
+        backend: Decoder: ``av``, ``decord``, ``torchcodec`` or ``frames``.
+        decode_threads: Threads of one decoder.
+        rank: Number of this process; each takes its own share.
+        world_size: Number of processes.
+        pin_memory: Whether batches are put into page-locked memory, for fast copies to a GPU.
+    """
+
+    seed: int = 0
+    repeats: int = 1
+    balance: Literal["none", "class"] = "none"
+    views: str | None = None
+    multilabel: bool = False
+    backend: str = "av"
+    decode_threads: int = 1
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False
+
+
+class ClipLoader:
+    """Batches of clips, each a `ClipBatch`; made by `make_loader`.
+
+    Each pass over a training loader is the next epoch, with another order, other crops and other augmentation. Videos
+    that cannot be read are replaced in training and left out in an evaluation.
+
+    Attributes:
+        manifest: The videos, with the names of the classes.
+        protocol: How they are read.
+        failures: Path and reason of each video that could not be read so far.
+    """
+
+    def __init__(self, loader: TrainLoader | EvalLoader, protocol: Protocol, *, normalized: bool) -> None:
+        self.loader = loader
+        self.protocol = protocol
+        self.manifest: Manifest = loader.dataset.manifest
+        self.failures: dict[str, str] = {}
+        self._normalized = normalized
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Returns the batches of a pass."""
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of the next pass, for a training that is continued; the passes go on from it."""
+        self._epoch = epoch
+
+    def close(self) -> None:
+        """Ends the worker processes; the next pass starts new ones."""
+        self.loader.close()
+
+    def __iter__(self) -> Generator[ClipBatch, None, None]:
+        if isinstance(self.loader, TrainLoader):
+            self.loader.set_epoch(self._epoch)
+            self._epoch += 1
+            for batch in self.loader:
+                self.failures.update(batch.failures)
+                yield self._prepared(batch.clips, batch.labels, torch.from_numpy(batch.videos))
+            return
+        for samples in self.loader:
+            read = [sample for sample in samples if sample.clips is not None]
+            self.failures.update((self.manifest[s.index].path, str(s.error)) for s in samples if s.clips is None)
+            if not read:
+                continue
+            counts = torch.tensor([len(sample.clips) for sample in read])  # type: ignore[arg-type]
+            labels = torch.from_numpy(np.stack([sample.labels for sample in read]))
+            videos = torch.tensor([sample.index for sample in read])
+            clips = torch.cat([sample.clips for sample in read if sample.clips is not None])
+            yield self._prepared(clips, labels.repeat_interleave(counts, 0), videos.repeat_interleave(counts))
+
+    def _prepared(self, clips: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> ClipBatch:
+        if self._normalized:
+            clips = normalize(clips, self.protocol.mean, self.protocol.std)
+        changes = torch.cat([torch.ones(1, dtype=torch.bool), videos[1:] != videos[:-1]])
+        starts = torch.arange(len(videos))[changes]
+        views = torch.arange(len(videos)) - starts[changes.cumsum(0) - 1]
+        return ClipBatch(clips, labels, videos, views)
+
+
+def make_loader(
+    videos: Manifest | str | os.PathLike[str],
+    protocol: Protocol,
+    *,
+    train: bool,
+    batch_size: int = 8,
+    workers: int | None = None,
+    augment: AugmentConfig | None = None,
+    normalized: bool = True,
+    options: LoaderOptions | None = None,
+) -> ClipLoader:
+    """Makes the clip loader of one's own training loop, without Lightning.
+
+    A script with worker processes must make and use it below ``if __name__ == "__main__":``.
+
+    Args:
+        videos: Labelled videos: a list, a folder that holds a folder for each class, or what `read_manifest` returned.
+        protocol: How clips are read, such as `model.default_protocol`.
+        train: Whether to draw random clips of the videos in random order, `batch_size` clips a batch. What does not
+            fill a batch at the end of a pass is left out, so that no batch norm meets a batch of one. Otherwise all
+            test views of every video come in order, those of `batch_size` videos a batch.
+        batch_size: Clips of a training batch, or videos of a batch of an evaluation.
+        workers: Processes that decode; None takes one for each CPU core, 8 at most, and 0 decodes in this one.
+        augment: Training augmentation; None takes the defaults: a random crop of a random size, mirrored or not. Not
+            for an evaluation.
+        normalized: Whether clips are float32, with the mean subtracted and divided by the standard deviation. If not,
+            they are uint8, which takes a quarter of the memory on the way to a GPU, and are for `normalize` there.
+        options: Seed, views, decoder, share of the process and more; None takes the defaults.
+
+    Raises:
+        ManifestError: If the list cannot be read, or training videos have no labels.
+        ConfigError: If a value is out of its range, or there are too few videos for one batch.
+    """
+    chosen = LoaderOptions() if options is None else options
+    manifest = videos if isinstance(videos, Manifest) else read_manifest(videos, multilabel=chosen.multilabel)
+    settings = LoaderSettings(
+        batch_size=batch_size,
+        workers=min(usable_cores(), 8) if workers is None else workers,
+        rank=chosen.rank,
+        world_size=chosen.world_size,
+        pin_memory=chosen.pin_memory,
+    )
+    shared: dict[str, Any] = {
+        "backend": chosen.backend,
+        "decode_threads": chosen.decode_threads,
+        "multilabel": chosen.multilabel,
+    }
+    if not train:
+        if augment is not None:
+            raise ConfigError("augment: has a meaning for training alone; leave it out with train=False")
+        views = protocol.views if chosen.views is None else chosen.views
+        held = EvalDataset(manifest, protocol, views=views, **shared)
+        return ClipLoader(make_eval_loader(held, settings), protocol, normalized=normalized)
+    changes = AugmentConfig() if augment is None else augment
+    clips = TrainDataset(manifest, protocol, changes, seed=chosen.seed, repeats=chosen.repeats, **shared)
+    loader = make_train_loader(clips, settings, seed=chosen.seed, balance=chosen.balance)
+    return ClipLoader(loader, protocol, normalized=normalized)

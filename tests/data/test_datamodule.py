@@ -21,11 +21,13 @@ from torch.utils.data import get_worker_info
 
 from stvid.config import AugmentConfig
 from stvid.data.datamodule import (
+    LoaderOptions,
     LoaderSettings,
     TrainBatchSampler,
     TrainLoader,
     class_weights,
     make_eval_loader,
+    make_loader,
     make_train_loader,
 )
 from stvid.data.dataset import Draw, EvalDataset, TrainBatch, TrainDataset, TrainSample
@@ -511,3 +513,73 @@ def test_batches_survive_pinning(manifest: Manifest, monkeypatch: pytest.MonkeyP
     assert pinned[2:] == [(2, 3, 4, 64, 64)] * 12
     error = StvidError("one line")
     assert pin_memory(error) is error
+
+
+class TestClipLoader:
+    def test_training_clips_are_normalised(self, manifest: Manifest) -> None:
+        protocol = PROTOCOL.replace(mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3))
+        floats = list(make_loader(manifest, protocol, train=True, batch_size=4, workers=0))
+        bytes_ = list(make_loader(manifest, protocol, train=True, batch_size=4, workers=0, normalized=False))
+        assert len(floats) == len(bytes_) == 3
+        for normalized, plain in zip(floats, bytes_, strict=True):
+            assert normalized.clips.shape == plain.clips.shape == (4, 3, 4, 64, 64)
+            assert normalized.clips.dtype == torch.float32 and plain.clips.dtype == torch.uint8
+            expected = (plain.clips / 255 - torch.tensor(protocol.mean).view(-1, 1, 1, 1)) / torch.tensor(
+                protocol.std
+            ).view(-1, 1, 1, 1)
+            assert torch.allclose(normalized.clips, expected, atol=1e-5)
+            assert normalized.labels.tolist() == plain.labels.tolist()
+            assert [manifest.primary[video] for video in plain.videos.tolist()] == plain.labels.tolist()
+        assert sorted(torch.cat([batch.videos for batch in floats]).tolist()) == list(range(12))
+
+    def test_each_pass_is_another_epoch(self, manifest: Manifest) -> None:
+        loader = make_loader(manifest, PROTOCOL, train=True, workers=0, options=LoaderOptions(seed=3))
+        first, second = (torch.cat([batch.videos for batch in loader]).tolist() for _ in range(2))
+        assert first != second
+        loader.set_epoch(0)
+        assert torch.cat([batch.videos for batch in loader]).tolist() == first
+        assert torch.cat([batch.videos for batch in loader]).tolist() == second
+
+    def test_clips_of_one_video_are_numbered(self, manifest: Manifest) -> None:
+        loader = make_loader(manifest, PROTOCOL, train=True, workers=0, options=LoaderOptions(repeats=2))
+        batch = next(iter(loader))
+        assert batch.views.tolist() == [0, 1] * 4 and batch.videos[::2].tolist() == batch.videos[1::2].tolist()
+
+    def test_an_evaluation_gives_all_views_in_order(self, manifest: Manifest) -> None:
+        protocol = PROTOCOL.replace(short_side=80, views="2x3")
+        loader = make_loader(manifest, protocol, train=False, batch_size=5, workers=1)
+        batches = list(loader)
+        loader.close()
+        assert [len(batch.clips) for batch in batches] == [30, 30, 12] and len(loader) == 3
+        videos = torch.cat([batch.videos for batch in batches])
+        assert videos.tolist() == [video for video in range(12) for _ in range(6)]
+        assert torch.cat([batch.views for batch in batches]).tolist() == list(range(6)) * 12
+        labels = torch.cat([batch.labels for batch in batches])
+        assert labels.tolist() == [manifest.primary[video] for video in videos.tolist()]
+        one = make_loader(manifest, protocol, train=False, workers=0, options=LoaderOptions(views="1x1"))
+        assert sum(len(batch.clips) for batch in one) == 12
+
+    def test_unreadable_videos_are_left_out_and_listed(self, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+        folder = make_dataset(tmp_path / "set", classes=("a", "b"), per_class=2)
+        (folder / "a" / "a_0.mp4").write_bytes(b"no video")
+        loader = make_loader(folder, PROTOCOL, train=False, batch_size=1, workers=0)
+        assert [batch.videos.tolist() for batch in loader] == [[1], [2], [3]]
+        assert [Path(path).name for path in loader.failures] == ["a_0.mp4"]
+        loader = make_loader(folder, PROTOCOL, train=True, batch_size=4, workers=0)
+        (batch,) = loader
+        assert len(batch.clips) == 4 and 0 not in batch.videos.tolist()
+        assert [Path(path).name for path in loader.failures] == ["a_0.mp4"]
+
+    def test_a_batch_of_one_is_never_left_over(self, manifest: Manifest) -> None:
+        loader = make_loader(manifest.subset(np.arange(9)), PROTOCOL, train=True, batch_size=4, workers=0)
+        assert [len(batch.clips) for batch in loader] == [4, 4]
+
+    def test_what_has_no_meaning_is_refused(self, manifest: Manifest) -> None:
+        with pytest.raises(ConfigError, match=r"^augment: has a meaning for training alone"):
+            make_loader(manifest, PROTOCOL, train=False, augment=AUGMENT)
+        with pytest.raises(ConfigError, match=r"^data\.batch_size: there are 12 training videos"):
+            make_loader(manifest, PROTOCOL, train=True, batch_size=16, workers=0)
+
+    def test_it_needs_no_lightning(self) -> None:
+        code = "import sys, stvid; stvid.make_loader; print('lightning' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
