@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from stvid.data.datamodule import ClipBatch, ClipLoader, LoaderOptions, make_loader
     from stvid.data.dataset import Clip, load_clip
     from stvid.data.manifest import read_manifest
+    from stvid.engine.finetuning import train
+    from stvid.engine.train import TrainResult
     from stvid.errors import StvidError
     from stvid.evaluation.evaluate import EvaluationResult, evaluate
     from stvid.evaluation.late_fusion import late_fusion
@@ -41,6 +43,7 @@ _HOMES = {
     "Prediction": "stvid.evaluation.predict",
     "Protocol": "stvid.protocol",
     "StvidError": "stvid.errors",
+    "TrainResult": "stvid.engine.train",
     "VideoReader": "stvid.video.reader",
     "create_model": "stvid.zoo",
     "evaluate": "stvid.evaluation.evaluate",
@@ -64,6 +67,7 @@ _HOMES = {
     "save_pretrained": "stvid.hub",
     "set_attention_backend": "stvid.models.attention",
     "timeline": "stvid.evaluation.timeline",
+    "train": "stvid.engine.finetuning",
 }
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "Prediction",
     "Protocol",
     "StvidError",
+    "TrainResult",
     "VideoReader",
     "__version__",
     "create_model",
@@ -101,6 +106,7 @@ __all__ = [
     "save_pretrained",
     "set_attention_backend",
     "timeline",
+    "train",
 ]
 
 

@@ -84,7 +84,8 @@ class ModelConfig:
         grad_checkpointing: Whether activations are computed again in the backward pass instead of being kept, which
             needs less memory and about a third more time.
         frozen: Modules that are not trained, given by how the names of their parameters begin, as ``[stem, layer1]``.
-            Their batch norms still gather statistics.
+            A module all of whose parameters are frozen stays in evaluation mode: its batch norms keep their statistics,
+            and nothing is dropped in it.
         hyperparameters: Further keyword arguments of the model, which its constructor checks.
     """
 
@@ -256,6 +257,8 @@ class OptimConfig:
         betas: The two decay rates of AdamW's moments.
         momentum: Momentum of SGD.
         nesterov: Whether SGD takes Nesterov's momentum.
+        frozen_epochs: Epochs at the start in which the head alone is trained. The rest of the model stays as it is and
+            in evaluation mode, so that a new head does not spoil weights that are good already.
         layer_decay: Factor of the learning rate from one group of layers to the group before it; 1 switches it off.
         backbone_scale: Factor of the learning rate of everything but the classifier.
         warmup_epochs: Epochs over which the rate rises linearly, up to where the schedule is then.
@@ -278,6 +281,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     nesterov: bool = True
+    frozen_epochs: int = 0
     layer_decay: float = 1.0
     backbone_scale: float = 1.0
     warmup_epochs: float = 0.0
@@ -292,6 +296,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_number("optim.lr", self.lr, above=0)
         _check_whole("optim.base_batch", self.base_batch, 1, optional=True)
+        _check_whole("optim.frozen_epochs", self.frozen_epochs, 0)
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
             _check_number(f"optim.{name}", getattr(self, name), least=0)
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
@@ -331,6 +336,8 @@ class TrainerConfig:
         channels_last: Whether activations are kept in the memory format channels_last_3d.
         sync_batchnorm: Whether devices share the statistics of batch norms.
         val_every: Number of epochs from one validation to the next; the last epoch is always validated.
+        patience: Number of validations in a row without a better result after which the run ends; null trains to the
+            end. The best checkpoint is kept in both cases.
         save_every: Number of epochs from one checkpoint to the next; the last epoch is always saved.
         keep: Number of these checkpoints that are kept, the newest; the best one by validation is kept, too.
         log_every_n_steps: Number of steps from one line of the logs to the next.
@@ -352,6 +359,7 @@ class TrainerConfig:
     channels_last: bool = False
     sync_batchnorm: bool = False
     val_every: int = 1
+    patience: int | None = None
     save_every: int = 1
     keep: int = 1
     log_every_n_steps: int = 10
@@ -362,7 +370,8 @@ class TrainerConfig:
         names = ("max_epochs", "num_nodes", "accumulate_grad_batches", "val_every", "save_every", "keep")
         for name in (*names, "log_every_n_steps"):
             _check_whole(f"trainer.{name}", getattr(self, name), 1)
-        _check_whole("trainer.max_steps", self.max_steps, 1, optional=True)
+        for name in ("max_steps", "patience"):
+            _check_whole(f"trainer.{name}", getattr(self, name), 1, optional=True)
         _check_number("trainer.gradient_clip_val", self.gradient_clip_val, above=0, optional=True)
         _check_number("trainer.ema_decay", self.ema_decay, above=0, below=1, optional=True)
 
@@ -380,7 +389,8 @@ class TrainConfig:
         augment: Training augmentation.
         optim: The optimiser and the schedule of the learning rate.
         trainer: How the run is executed.
-        init: Weights to start from, in stvid's or any published format. A head of another size is replaced.
+        init: Weights to start from, in stvid's or any published format: all that `stvid.load_model` takes. A head of
+            other classes is replaced. Without ``--config`` the weights decide the rest of the config, too.
         resume: Checkpoint of an interrupted run, or the folder of the run, which is continued exactly.
         output: Folder of the run; null makes ``runs/<config name>``.
         seed: Seed of every random choice.

@@ -90,7 +90,7 @@ RESUMABLE = {
     *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.compile", "trainer.channels_last", "trainer.val_every", "trainer.save_every"),
-    *("trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
+    *("trainer.patience", "trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
 }
 
 
@@ -320,13 +320,6 @@ def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
     return None
 
 
-def _initial_class_names(config: TrainConfig) -> tuple[str, ...]:
-    if config.init is None or config.resume is not None:
-        return ()
-    stored = read_checkpoint(config.init).get("stvid")
-    return tuple(stored["protocol"]["class_names"]) if isinstance(stored, dict) and "protocol" in stored else ()
-
-
 def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
     """Raises ManifestError if none of the videos looked at exists: otherwise an epoch is trained before `val` fails."""
     if videos.members is not None:  # in shards
@@ -358,18 +351,30 @@ def _say_numbers(videos: Manifest, split: str) -> None:
         )
 
 
-def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
+def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Manifest, Manifest | None]:
     """Reads the training and validation videos of a run, the held-out ones included.
 
+    Args:
+        config: Names the lists, and the share that is held out.
+        initial: Class names of the weights that the run starts from. Their order is kept if the videos have the same.
+
+    Returns:
+        The training videos, and those for validation; None if there are none, which may be because every class has a
+        single video.
+
     Raises:
-        ConfigError: If there are none, or they have no labels.
+        ConfigError: If there are none, they have no labels, or only one class.
         ManifestError: If a list cannot be read, or its videos are not where it says.
     """
     order = _class_order(config)
     train = read_split(config, "train", class_names=order)
     if not train.has_labels:
         raise ConfigError(f"data.train: {train.source} has no labels")
-    initial = _initial_class_names(config)
+    if len(train.class_names) < 2 and config.task == "multiclass":
+        raise ConfigError(
+            f"data.train: {train.source}: all its videos are of one class, {train.class_names[0]!r}; a classifier "
+            "needs two or more: give the folder that holds a folder for each class, or a list with several labels"
+        )
     if order is None:
         train = _ordered(train, initial)
     _check_there(train, "train")
@@ -380,7 +385,8 @@ def read_data(config: TrainConfig) -> tuple[Manifest, Manifest | None]:
         _check_there(val, "val")
         _say_numbers(val, "val")
     elif config.data.val_fraction:
-        train, val = _hold_out(train, config.data.val_fraction, config.seed)
+        train, held = _hold_out(train, config.data.val_fraction, config.seed)
+        val = held if len(held) else None
     return _limited(train, config.data.limit_train, config.seed), val
 
 
@@ -400,5 +406,9 @@ def read_test_videos(config: TrainConfig, *, class_names: Sequence[str] | None =
     if not config.data.val_fraction:
         raise ConfigError("data.test: not set, and the run has no validation videos; name some with --data PATH")
     held_out = read_data(config)[1]  # the same videos that the training held out
-    assert held_out is not None
+    if held_out is None:
+        raise ConfigError(
+            "data.test: not set, and the training could hold no videos out, since no class has two; name some with "
+            "--data PATH"
+        )
     return held_out

@@ -1,7 +1,9 @@
-"""``stvid train`` trains a model from a config."""
+"""``stvid train`` trains a model from a config, or from weights alone."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ __all__ = ["run"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train a model from a config."""
+    """Train a model from a config, or fine-tune weights (--init) on your videos."""
     from stvid.config import dump_config, load_config, train_parser
 
     if any(option in ("-h", "--help") for option in argv):
@@ -22,24 +24,30 @@ def run(argv: Sequence[str]) -> int:
     only_print = "--print_config" in argv
     name, options = take_option([word for word in argv if word != "--print_config"], "--config")
     resume, rest = take_option(options, "--resume")
-    if resume is not None and name is None:
+    init, _ = take_option(rest, "--init")
+    if resume is not None:
         from stvid.runs import resume_config
 
-        config = resume_config(resume, rest)
+        config = resume_config(resume, rest) if name is None else load_config(name, rest)
+        config.resume = config.resume if name is None else resume
+    elif name is None and init is None and not only_print:
+        raise ConfigError(f"--config is missing; for example: {_suggestion(rest)}")
+    elif name is None and init is None:
+        config = load_config(None, rest)
     else:
-        if name is None and not only_print:
-            given = next((word for word in rest if not word.startswith("-")), "uniformer_xxs_motion.yaml")
-            raise ConfigError(f"--config is missing; for example: stvid train --config {given}")
-        config = load_config(name, rest)
-        config.resume = resume
+        from stvid.engine.finetuning import resolve_config
+
+        config = resolve_config(name, rest)
     if only_print:
         print(dump_config(config), end="")
         return 0
 
+    from stvid.engine.finetuning import run_name
     from stvid.engine.train import train
     from stvid.runs import is_first_rank  # after the config: a mistake there need not wait for Lightning
 
-    result = train(config, name=Path(name or resume or "run").stem)
+    source = name or resume
+    result = train(config, name=run_name(config) if source is None else Path(source).stem)
     if not is_first_rank():
         return 0
     for key, value in result.metrics.items():
@@ -48,3 +56,38 @@ def run(argv: Sequence[str]) -> int:
     best = result.best if result.best is not None else result.last
     print(f"next: stvid test --checkpoint {result.output}; stvid predict VIDEO --checkpoint {best}")
     return 0
+
+
+def _suggestion(words: Sequence[str]) -> str:
+    """Returns a command that does what the words, without a config and weights, were meant to do."""
+    plain: list[str] = []
+    options: list[str] = []
+    items = iter(words)
+    for word in items:
+        if not word.startswith("--"):
+            plain.append(word)
+            continue
+        options.append(word)
+        if "=" not in word and (value := next(items, None)) is not None:
+            options.append(value)
+    configs = [word for word in plain if word.endswith((".yaml", ".yml"))]
+    weights = [word for word in plain if _is_weights(word)]
+    videos = [word for word in plain if word not in configs and word not in weights]
+    command = ["stvid", "train"]
+    if configs:
+        command += ["--config", configs[0]]
+    elif not weights:
+        some = videos or any(option.partition("=")[0] == "--data.train" for option in options)
+        command += ["--config", "uniformer_xxs_folder.yaml" if some else "uniformer_xxs_motion.yaml"]
+    if weights:
+        command += ["--init", weights[0]]
+    if videos:
+        command += ["--data.train", videos[0]]
+    elif weights and not any(option.partition("=")[0] == "--data.train" for option in options):
+        command += ["--data.train", "VIDEOS"]
+    return shlex.join([*command, *options])
+
+
+def _is_weights(word: str) -> bool:
+    suffixes = (".pt", ".pth", ".pyth", ".ckpt", ".tar", ".safetensors", ".npz", ".pkl", ".msgpack")
+    return word.endswith(suffixes) or word.startswith("hf-hub:") or os.path.isdir(os.path.join(word, "checkpoints"))

@@ -16,7 +16,7 @@ from stvid.config import TrainConfig, dump_config
 from stvid.errors import CheckpointError
 from stvid.files import write_atomically
 
-__all__ = ["AtomicCheckpointIO", "LastEpoch", "RunConfig", "checkpoint_callbacks"]
+__all__ = ["AtomicCheckpointIO", "LastEpoch", "RunConfig", "checkpoint_callbacks", "monitored"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -109,6 +109,12 @@ class _BestCheckpoint(ModelCheckpoint):
         super().load_state_dict({**moved, "dirpath": self.dirpath})
 
 
+def monitored(config: TrainConfig) -> str:
+    """Returns the name of the logged number that says which checkpoint is the best; larger is better."""
+    number = "mAP" if config.task == "multilabel" else "top1"
+    return f"val_{number}@{config.data.val_views}"
+
+
 def checkpoint_callbacks(config: TrainConfig, folder: Path, *, has_val: bool) -> list[Callback]:
     """Returns the callbacks that write the checkpoints of a run: the newest ones that are kept, the last, and the best.
 
@@ -131,11 +137,14 @@ def checkpoint_callbacks(config: TrainConfig, folder: Path, *, has_val: bool) ->
     # After those that are kept, so that it knows of the newest of them and a continued run removes it in its turn.
     callbacks.append(ModelCheckpoint(**newest, filename="last"))
     if has_val:
-        number = "mAP" if config.task == "multilabel" else "top1"
-        monitor = f"val_{number}@{config.data.val_views}"
         callbacks.append(
             _BestCheckpoint(
-                **shared, filename="best", monitor=monitor, mode="max", save_top_k=1, save_on_train_epoch_end=False
+                **shared,
+                filename="best",
+                monitor=monitored(config),
+                mode="max",
+                save_top_k=1,
+                save_on_train_epoch_end=False,
             )
         )
     return callbacks

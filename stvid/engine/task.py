@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ from stvid.config import TrainConfig, dump_config
 from stvid.data.dataset import EvalSample, TrainBatch
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import model_input
+from stvid.engine.frozen import backbone_parameters, keep_frozen_still
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
 from stvid.models.base import VideoModel
 from stvid.models.kernels import channels_last
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["VideoTask"]
 
@@ -75,6 +79,34 @@ class VideoTask(LightningModule):
         self._accumulator: ViewAccumulator | None = None
         # Kept out of the registered modules, so that the state dict has the model's own keys once.
         self._forward: list[nn.Module | Callable[[Tensor], Tensor]] = [model]
+        self.head_only = False
+        self._backbone = backbone_parameters(model)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_still(self.model, head_only=self.head_only)
+        return self
+
+    def train_head_only(self, head_only: bool) -> None:
+        """Freezes the model but for its head, or ends that; called at the start of an epoch.
+
+        Several processes keep computing the gradients of the backbone, which DistributedDataParallel waits for, and
+        throw them away (see `on_before_optimizer_step`).
+        """
+        self.head_only = head_only
+        if self.trainer.world_size == 1:
+            for parameter in self._backbone:
+                parameter.requires_grad_(not head_only)
+        self.train()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the gradients away from what is frozen for the time being; the optimiser leaves it alone then."""
+        if self.head_only:
+            for parameter in self._backbone:
+                parameter.grad = None
 
     def configure_model(self) -> None:
         """Applies the options that change how the model runs, not what it computes."""
@@ -96,6 +128,11 @@ class VideoTask(LightningModule):
         except ValueError as error:
             if isinstance(error, StvidError):
                 raise
+            if str(error).startswith("Expected more than 1 value per channel when training"):  # torch's batch norms
+                raise ConfigError(
+                    f"data.batch_size: {len(clips)} clip of this size is too few for the batch norms of "
+                    f"{self.config.model.name} in training; take 2 or more"
+                ) from error
             augment = self.config.augment
             own_size = self.training and (augment.crop is not None or augment.frames is not None)
             section = "augment" if own_size else "protocol"

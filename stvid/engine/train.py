@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -20,15 +21,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from stvid.config import TrainConfig
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest
+from stvid.data.mirroring import mirrored_classes
 from stvid.engine.callbacks import EpochLines, FailureLimit, MetricsCsv, StopOnSignal, Throughput, TrainBar
+from stvid.engine.course import HeadFirst, Patience, TimeEstimate
 from stvid.engine.loaders import VideoData
-from stvid.engine.model import build_model, initialise
+from stvid.engine.model import (
+    InitialWeights,
+    build_model,
+    find_initial_weights,
+    initialise,
+    protocol_differences,
+)
 from stvid.engine.optim import scaled_learning_rate
-from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks
+from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks, monitored
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
 from stvid.errors import CheckpointError, Interrupted, ManifestError, StvidError
 from stvid.machine import usable_cores
+from stvid.protocol import parse_views
 from stvid.runs import (
     RUN_DIR_VARIABLE,
     check_resumable,
@@ -61,10 +71,15 @@ class TrainResult:
     failures: dict[str, str]
 
 
-def _callbacks(config: TrainConfig, output: Path, *, videos: int, has_val: bool) -> list[Callback]:
+def _callbacks(config: TrainConfig, output: Path, *, videos: int, val_videos: int) -> list[Callback]:
     folder = output / "checkpoints"
     trainer = config.trainer
+    has_val = val_videos > 0
+    clips, crops = parse_views(config.data.val_views)
     callbacks: list[Callback] = [
+        *([HeadFirst(config.optim.frozen_epochs)] if config.optim.frozen_epochs else []),
+        *([Patience(monitored(config), trainer.patience)] if trainer.patience and has_val else []),
+        TimeEstimate(validated=val_videos * clips * crops, val_every=trainer.val_every),
         Throughput(),
         EpochLines(),
         LastEpoch(folder / "last.ckpt", save_every=trainer.save_every),
@@ -150,8 +165,6 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
     _share_cores(config)
     if config.resume is not None:
         config = dataclasses.replace(config, resume=str(newest_checkpoint(config.resume)))
-    if config.init is not None:
-        config = dataclasses.replace(config, init=str(newest_checkpoint(config.init, prefer="best.ckpt")))
     with claim_output(config, name) as output:
         return _prepare(config, output).fit()
 
@@ -260,6 +273,9 @@ class _Run:
         if self.trainer.is_global_zero:
             (folder / "interrupted.ckpt").unlink(missing_ok=True)
         best = folder / "best.ckpt"
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Patience) and callback.outcome:
+                self.say(f"patience  {callback.outcome}")
         if failures:
             self.say(f"{len(failures)} training videos could not be read: {self.output / 'unreadable.csv'}")
         return TrainResult(
@@ -277,7 +293,11 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     if before is not None and not config.protocol.class_names:
         names = tuple(before["protocol"]["class_names"])  # the order of the logits
         config = dataclasses.replace(config, protocol=config.protocol.replace(class_names=names))
-    train_videos, val_videos = read_data(config)
+    weights = find_initial_weights(config)
+    if weights is not None:
+        config = dataclasses.replace(config, init=weights.source)
+    named = () if weights is None or weights.protocol is None else weights.protocol.class_names
+    train_videos, val_videos = read_data(config, initial=named)
     config = _complete(config, output, train_videos)
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(config, len(train_videos.class_names))
@@ -286,10 +306,12 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     begun = RunConfig(output / "config.yaml", dataclasses.replace(config, resume=None))
     stop = StopOnSignal(output / "checkpoints")
     has_val = val_videos is not None
-    callbacks = [begun, *_callbacks(config, output, videos=len(train_videos), has_val=has_val), stop]
+    counts = {"videos": len(train_videos), "val_videos": 0 if val_videos is None else len(val_videos)}
+    callbacks = [begun, *_callbacks(config, output, **counts), stop]
     trainer = _build_trainer(config, output, callbacks, has_val=has_val)
     check_precision(trainer, model)
-    lines = initialise(model, config, train_videos.class_names)
+    lines = initialise(model, config, train_videos.class_names, weights)
+    lines += [f"note      {note}" for note in _notes(config, weights, train_videos, val_videos)]
     if trainer.is_global_zero and lines:
         print("\n".join(lines), flush=True)
     model.default_protocol = config.protocol
@@ -310,6 +332,35 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
         stop_requested=stop.stop_requested,
     )
     return _Run(config, output, trainer, task, data, stop, begun)
+
+
+def _notes(
+    config: TrainConfig, weights: InitialWeights | None, train_videos: Manifest, val_videos: Manifest | None
+) -> list[str]:
+    """Returns what a user should know of a training that begins, each a line."""
+    notes = []
+    made_for = None if weights is None else weights.protocol
+    if made_for is not None and (differing := protocol_differences(config.protocol, made_for)):
+        notes.append("; ".join(differing))
+    if config.data.val is None and config.data.val_fraction and val_videos is None:
+        notes.append(
+            f"nothing can be held out for validation (data.val_fraction {config.data.val_fraction:g}), since no class "
+            "has two videos; add videos, or give others with --data.val"
+        )
+    augment = config.augment
+    said = {name for pair in augment.hflip_pairs for name in pair} | {*augment.hflip_keep}
+    pairs, alone = mirrored_classes(train_videos.class_names)
+    open_pairs = [pair for pair in pairs if not said & {*pair}]
+    if augment.hflip and (open_pairs or {*alone} - said):
+        example = json.dumps(open_pairs[0]) if open_pairs else ""
+        option = (
+            f"--augment.hflip_pairs '[{example}]'" if example else f"--augment.hflip_keep '{json.dumps(alone[:1])}'"
+        )
+        about = " and ".join(open_pairs[0]) if open_pairs else alone[0]
+        notes.append(
+            f"clips are mirrored at random, though there is {about}; see augment.hflip_pairs, such as {option}"
+        )
+    return notes
 
 
 def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop: StopOnSignal) -> VideoData:

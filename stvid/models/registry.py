@@ -36,6 +36,7 @@ __all__ = [
     "build_model",
     "family_of",
     "find_weights",
+    "model_arguments",
     "model_info",
     "native_models",
     "protocol_at",
@@ -209,10 +210,23 @@ def model_info(name: str) -> ModelInfo:
     )
 
 
+def model_arguments(name: str) -> tuple[str, ...]:
+    """Returns the keyword arguments that the class of a native model takes.
+
+    Raises:
+        UnknownNameError: If there is no such model; the message lists the nearest names.
+    """
+    return tuple(inspect.signature(_class_of(_entry(name))).parameters)
+
+
+def _class_of(entry: _Entry) -> Any:
+    module = _registered[entry.module][1] if entry.module in _registered else importlib.import_module(entry.module)
+    return getattr(module, entry.family.model)
+
+
 def _build(entry: _Entry, **arguments: Any) -> VideoModel:
     """Calls the family's class with the variant's options and the caller's, which win."""
-    module = _registered[entry.module][1] if entry.module in _registered else importlib.import_module(entry.module)
-    kind = getattr(module, entry.family.model)
+    kind = _class_of(entry)
     known = inspect.signature(kind).parameters
     for key in arguments:
         if key not in known:

@@ -23,7 +23,7 @@ from stvid.engine.callbacks import MetricsCsv, StopOnSignal
 from stvid.engine.train import TrainResult, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
-from stvid.runs import claim_output, newest_checkpoint, resume_config
+from stvid.runs import claim_output, newest_checkpoint, read_test_videos, resume_config
 
 MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
 
@@ -180,10 +180,8 @@ def test_fine_tuning_keeps_what_is_frozen_and_resumes(
     assert "crop 40; views 1x1; training clips of 3 frames, crop 32\n" in capsys.readouterr().out
     before, after = weights(start), weights(whole)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    trained = {key for key in changed if key.endswith(("weight", "bias"))}
-    assert any(key.startswith("model.blocks4") for key in trained)
-    assert not any(key.startswith(("model.patch_embed1.", "model.blocks1.")) for key in trained)
-    assert any(key.startswith("model.blocks1.") for key in changed - trained)  # statistics of batch norm
+    assert any(key.startswith("model.blocks4") for key in changed)
+    assert not any(key.startswith(("model.patch_embed1.", "model.blocks1.")) for key in changed)  # nor batch norms
     logged = [row for row in rows(whole.output / "metrics.csv") if row.get("lr-AdamW/backbone-decay")]
     assert [float(row["lr-AdamW/head-decay"]) for row in logged] == pytest.approx([0.003] * 3 + [0.0015] * 3)
     assert [float(row["lr-AdamW/backbone-decay"]) for row in logged] == pytest.approx([3e-4] * 3 + [1.5e-4] * 3)
@@ -198,6 +196,59 @@ def test_a_training_clip_that_the_model_cannot_take(configure: Callable[..., Tra
         train(configure("augment.crop=24"))
     with pytest.raises(ConfigError, match=r"^protocol\.crop, protocol\.frames: .*32x32 pixels, not 4 of 24x24$"):
         train(configure("protocol.crop=24"))
+
+
+def test_one_video_a_class(
+    configure: Callable[..., TrainConfig],
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_dataset(tmp_path / "data", per_class=1)
+    options = [f"data.train={folder}", "data.val=null", "data.val_fraction=0.2", "data.batch_size=3"]
+    result = train(configure(*options))
+    assert result.best is None
+    assert "nothing can be held out for validation (data.val_fraction 0.2)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"^data\.test: not set, and the training could hold no videos out"):
+        read_test_videos(load_config(result.output / "config.yaml"))
+
+
+def test_a_class_with_two_videos_is_validated_in_a_batch_that_is_too_large(
+    configure: Callable[..., TrainConfig], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_dataset(tmp_path / "data", classes=("a",), per_class=2)
+    folder = make_dataset(tmp_path / "data", classes=("b", "c"), per_class=1)
+    options = [f"data.train={folder}", "data.val=null", "data.val_fraction=0.2", "data.batch_size=3"]
+    assert train(configure(*options, "data.val_batch_size=8")).best is not None
+
+
+def test_one_class_is_no_training(
+    configure: Callable[..., TrainConfig], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_dataset(tmp_path / "data", classes=("only",))
+    with pytest.raises(
+        ConfigError, match=r"^data\.train: .*data.*: all its videos are of one class, 'only'; .* two or more"
+    ):
+        train(configure(f"data.train={folder}", "data.val=null"))
+
+
+def test_a_batch_of_one_clip_is_not_blamed_on_the_size(configure: Callable[..., TrainConfig]) -> None:
+    options = ["model.name=resnet3d_18", "model.hyperparameters={}", "data.val=null", "data.batch_size=1"]
+    with pytest.raises(
+        ConfigError, match=r"^data\.batch_size: 1 clip .* batch norms of resnet3d_18 .*; take 2 or more$"
+    ):
+        train(configure(*options))
+
+
+def test_mirrored_classes_are_mentioned(
+    configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "clips are mirrored at random, though there is left and right; see augment.hflip_pairs, such as "
+    train(configure("data.val=null"))
+    assert said + """--augment.hflip_pairs '[["left", "right"]]'""" in capsys.readouterr().out
+    train(configure("data.val=null", 'augment.hflip_pairs=[["left", "right"]]', output="told"))
+    train(configure("data.val=null", "augment.hflip=0", output="never"))
+    assert "clips are mirrored" not in capsys.readouterr().out
 
 
 def test_multilabel(configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path) -> None:
