@@ -25,9 +25,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from stvid.errors import CheckpointError
+from stvid.errors import CheckpointError, UnknownNameError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
+from stvid.models.registry import find_weights
+from stvid.models.weights import Weights
 from stvid.protocol import Protocol, Task
 from stvid.sources import adopt_weights, newest_checkpoint, resolve_source
 from stvid.version import __version__
@@ -233,6 +235,19 @@ def _stored_task(content: Mapping[str, Any], name: str) -> str | None:
     if task is not None and task not in get_args(Task):
         raise CheckpointError(f"{name}: its task {task!r} is not one of {', '.join(get_args(Task))}")
     return task
+
+
+def _stored_numbers(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], Weights | None]:
+    """Returns what the stored weights were measured at, and the published file that they are from, if they say so."""
+    stored = content.get("stvid")
+    if not isinstance(stored, Mapping):
+        return {}, None
+    measured, name = stored.get("measured"), stored.get("weights")
+    try:
+        weights = find_weights(name) if isinstance(name, str) else None
+    except UnknownNameError:  # written by a version with another table
+        weights = None
+    return (measured if isinstance(measured, Mapping) else {}), weights
 
 
 def _stored_recipe(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -463,6 +478,7 @@ def load_checkpoint(
         if not reset:
             model.default_protocol = model.default_protocol if protocol is None else protocol
             model.task = model.task if task is None else task
+            model.measured, model.weights = _stored_numbers(content)
     if weights is not None and isinstance(model, VideoModel):
         adopt_weights(model, weights, trained=not reset)
     if resized:
@@ -598,6 +614,8 @@ def head_keys(model: nn.Module) -> set[str]:
 def describe(model: VideoModel, protocol: Protocol | None = None) -> dict[str, Any]:
     """Returns the description that stvid stores with weights: how to build the model, its protocol and its task.
 
+    The name of the published file that they are from is part of it, and what was measured, if there are these.
+
     Args:
         model: The model.
         protocol: The protocol; None takes the model's own.
@@ -607,6 +625,8 @@ def describe(model: VideoModel, protocol: Protocol | None = None) -> dict[str, A
         "model": dict(model.recipe),
         "protocol": (model.default_protocol if protocol is None else protocol).to_dict(),
         "task": model.task,
+        **({} if model.weights is None else {"weights": model.weights.name}),
+        **({"measured": dict(model.measured)} if model.measured else {}),
     }
 
 

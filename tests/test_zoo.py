@@ -196,3 +196,14 @@ def test_a_folder_says_itself_what_it_holds(tmp_path: Path) -> None:
     assert same_weights(loaded, model.state_dict()) and loaded.default_protocol == model.default_protocol
     with pytest.raises(StvidError, match=r"is a checkpoint of uniformer_xxs, not of r3d_18"):
         stvid.load_model(tmp_path / "own", name="r3d_18")
+
+
+def test_saved_weights_remember_where_they_are_from(published: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    model = stvid.load_model("toyformer.ucf")
+    model.measured = {"metrics": {"top1@2x3": 0.5}, "videos": 4, "dataset": "val.csv"}
+    stvid.save_model(model, tmp_path / "w.safetensors")
+    loaded = stvid.load_model(tmp_path / "w.safetensors")
+    assert loaded.weights == model.weights and loaded.measured == model.measured
+    other = stvid.create_model("toyformer", num_classes=2, qkv_bias=False)
+    stvid.load_checkpoint(other, tmp_path / "w.safetensors", reset_head=True)
+    assert other.weights is None and other.measured == {}

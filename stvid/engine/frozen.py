@@ -1,4 +1,4 @@
-"""What is frozen stays as it is: parameters without a gradient, and modules that are kept in evaluation mode."""
+"""Frozen modules stay as they are: parameters without a gradient, and modules that are kept in evaluation mode."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,8 +151,9 @@ class VideoTask(LightningModule):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Seeds dropout and stochastic depth for this batch."""
+        """Seeds dropout and stochastic depth for this batch, and forgets the last validation."""
         torch.manual_seed(int(self._generator(batch_idx, stream=0).integers(2**62)))
+        self.model.measured = {}  # an earlier validation was of other weights
 
     def _generator(self, batch_idx: int, *, stream: int) -> np.random.Generator:
         sequence = np.random.SeedSequence([self.config.seed, self.current_epoch, batch_idx, self.global_rank, stream])
@@ -232,6 +235,13 @@ class VideoTask(LightningModule):
         values = {f"val_{name}": value for name, value in result.metrics.items()}
         values["val_failed"] = float(len(result.failures))
         self.validated = values
+        finite = {name: value for name, value in result.metrics.items() if math.isfinite(value)}
+        data = self.config.data
+        self.model.measured = {
+            "metrics": finite,
+            "videos": result.counted,
+            "dataset": Path(data.val).name if data.val is not None else "held-out videos",
+        }
         # all ranks have the same numbers, so nothing is left to reduce
         self.log_dict(values, prog_bar=False, sync_dist=False)
 

@@ -316,6 +316,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
         print("\n".join(lines), flush=True)
     model.default_protocol = config.protocol
     model.task = config.task
+    model.weights, model.measured = None, {}  # the weights change from here on
     accumulated = config.trainer.accumulate_grad_batches
     clips_per_step = config.data.batch_size * trainer.world_size * accumulated
     if before is not None:

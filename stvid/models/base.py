@@ -101,6 +101,8 @@ class VideoModel(nn.Module):
         takes_mask: Whether `forward_features` takes a mask.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         weights: The published file that its weights are from, if they are from one whose name is known.
+        measured: What its weights were measured at: ``metrics`` by names such as ``top1@4x3``, ``videos`` (how many),
+            ``dataset``; empty if nothing was measured. It is saved with the weights.
         task: What the logits mean: ``multiclass`` (softmax) or ``multilabel`` (sigmoid). It is saved with the weights.
         recipe: The arguments of `create_model` that make this model again.
         grad_checkpointing: Whether activations are recomputed in the backward pass.
@@ -124,6 +126,7 @@ class VideoModel(nn.Module):
         super().__init__()
         self.default_protocol = Protocol()
         self.weights: Weights | None = None
+        self.measured: Mapping[str, Any] = {}
         self.task: str = "multiclass"
         self.recipe: dict[str, Any] = {}
         self.grad_checkpointing = False

@@ -113,6 +113,8 @@ def test_validation_equals_evaluation(configure: Callable[..., TrainConfig], vid
     measured = evaluate(model, read_manifest(videos), views="2x3")
     assert measured.metrics["top1@2x3"] == pytest.approx(result.metrics["val_top1@2x3"], abs=1e-6)
     assert measured.metrics["mean_class@2x3"] == pytest.approx(result.metrics["val_mean_class@2x3"], abs=1e-6)
+    assert model.measured["metrics"]["top1@2x3"] == pytest.approx(measured.metrics["top1@2x3"], abs=1e-6)
+    assert model.measured["videos"] == measured.counted and model.weights is None
 
 
 RANDOM = ("model.drop_path_rate=0.3", "augment.mixup=0.4", "augment.cutmix=1", "augment.erasing=0.5")
