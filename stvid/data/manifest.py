@@ -135,7 +135,9 @@ def _csv_columns(table: Table, path: str) -> tuple[list[str], Table]:
         if not body:
             raise ManifestError(f"{path}: has a header but no videos")
     else:
-        if len(header) != 2 or header[1] in ("label", "labels", "class", "class_name", "category"):
+        videos_below = len(table) > 1 and all(is_video(cells[0].strip()) for _, cells in table[1:])
+        odd = videos_below and not is_video(first[0].strip())  # a header of other words, video_name,tag
+        if odd or len(header) != 2 or header[1] in ("label", "labels", "class", "class_name", "category"):
             raise ManifestError(
                 f"{path}, line {line}: {','.join(first)!r} is neither a header ({','.join(_COLUMNS)}) nor a path and a "
                 "label, with a comma between them"

@@ -145,6 +145,7 @@ BAD_CSV = {
     "path,lable\na.mp4,run\n": r"line 1: unknown column 'lable'; use path,label,start,end; nearest: label",
     "path,path\na.mp4,run\n": "line 1: column 'path' occurs twice",
     "video,label\na.mp4,run\n": r"line 1: 'video,label' is neither a header",
+    "video_name,tag\na.mp4,run\nb.mp4,sit\n": r"line 1: 'video_name,tag' is neither a header \(path,label",
     "a.mp4 0\nb.mp4 1\n": "line 1: 'a.mp4 0' is neither a header",
     "a.mp4,run,1,2\n": "line 1: .* is neither a header",
     "path,label,start\na.mp4,run,soon\n": "line 2: start is 'soon': a number of seconds is needed",
