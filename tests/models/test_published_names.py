@@ -86,6 +86,21 @@ def test_mmaction_logits(network: str) -> None:
     assert np.abs(logits - np.array(record["logits"])).max() < 1e-7 * record["logits_std"]
 
 
+@pytest.mark.parametrize("network", ["c3d", "i3d_r50", "ircsn_152", "swin_t", "timesformer_divst"])
+def test_a_backbone_alone_is_known_without_its_prefix(network: str) -> None:
+    record = golden(network)
+    with torch.device("meta"):
+        state = {
+            key.removeprefix("backbone."): torch.empty(shape)
+            for key, shape in record["state"].items()
+            if key.startswith("backbone.")
+        }
+        model = stvid.create_model(NETWORKS[network])
+        _, own = model.convert_checkpoint(state)
+    needed = {key for key in model.state_dict() if "num_batches" not in key}
+    assert needed - own.keys() == {"head.fc.weight", "head.fc.bias"} and not own.keys() - needed
+
+
 def random_model(name: str, **options: Any) -> VideoModel:
     torch.manual_seed(0)
     model = stvid.create_model(name, num_classes=5, **options).eval()

@@ -436,7 +436,7 @@ class VideoSwin(VideoModel):
         state = {key: value for key, value in state.items() if not key.endswith("relative_position_index")}
         if any(key.startswith("features.") for key in state):
             return "torchvision", {_from_torchvision(key): value for key, value in state.items()}
-        if is_mmaction(state):
+        if is_mmaction(state) or "norm3.weight" in state:
             own = rename_keys(from_mmaction(state), [(r"^norm\d\.", "norm.")])  # mmaction2 numbers the last norm
             return "Video-Swin-Transformer", own
         return super().convert_checkpoint(state)
