@@ -333,10 +333,7 @@ def push_to_hub(
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(repo, branch=revision, exist_ok=True)
-        except failures as error:
-            raise _refused(repo_id, error) from error
-        content.source = f"hf-hub:{repo}" + (f"@{revision}" if revision else "")  # the hub completes a short name
-        try:
+            content.source = f"hf-hub:{repo}" + (f"@{revision}" if revision else "")  # the hub completes a short name
             content.write(folder, "5GB")
             if card is None and api.file_exists(repo, CARD, revision=revision):
                 (folder / CARD).unlink()
