@@ -35,7 +35,7 @@ from stvid.data.dataset import (
 )
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.shard_stream import ShardStream
-from stvid.data.transforms import normalize
+from stvid.data.transforms import model_input
 from stvid.errors import ConfigError, StvidError
 from stvid.machine import usable_cores
 from stvid.protocol import Protocol
@@ -596,7 +596,7 @@ class ClipLoader:
 
     def _prepared(self, clips: torch.Tensor, labels: torch.Tensor, videos: torch.Tensor) -> ClipBatch:
         if self._normalized:
-            clips = normalize(clips, self.protocol.mean, self.protocol.std)
+            clips = model_input(clips, self.protocol)
         changes = torch.cat([torch.ones(1, dtype=torch.bool), videos[1:] != videos[:-1]])
         starts = torch.arange(len(videos))[changes]
         views = torch.arange(len(videos)) - starts[changes.cumsum(0) - 1]
