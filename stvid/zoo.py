@@ -216,14 +216,14 @@ class _Given:
         """Reads arguments of `create_model` off the tensors: those that the model's family finds in them."""
         from stvid.checkpoints import nearest_state
 
-        network = create_model(model, **options)
+        network = _outline(model, options)
         return network.options_of(nearest_state(network, self.content))
 
     def count_classes(self, model: str, options: Mapping[str, Any]) -> int:
         """Reads the number of classes off the head; 0 if there is none, so that the model gives features."""
         from stvid.checkpoints import head_keys, nearest_state
 
-        network = create_model(model, **options)
+        network = _outline(model, options)
         _, state = network.convert_checkpoint(nearest_state(network, self.content))
         biases = (key for key in head_keys(network) if key.endswith("bias") and key in state)
         return next((int(state[key].shape[0]) for key in biases), 0)
@@ -311,6 +311,14 @@ def _of_weights(given: _Given, weights: Weights, name: str | None) -> VideoModel
     if classes is None:
         classes = given.count_classes(weights.model, weights.options)
     return create_model(weights.name, num_classes=classes)
+
+
+def _outline(name: str, options: Mapping[str, Any]) -> VideoModel:
+    """Builds a model that is only asked for its shapes; a native one without memory and without drawing weights."""
+    import torch
+
+    with torch.device("cpu" if "/" in name else "meta"):
+        return create_model(name, **options)
 
 
 def _described(recipe: dict[str, Any], name: str | None, source: str) -> VideoModel:
