@@ -319,7 +319,7 @@ def test_an_averaged_copy_is_taken_if_it_alone_fits() -> None:
     source, target = tiny(), tiny()
     content = {"student": {"other.weight": torch.ones(2)}, "teacher": under("backbone.", source.state_dict())}
     report = load_checkpoint(target, content)
-    assert report.found == "teacher: backbone." and report.others == []
+    assert report.found.startswith("teacher") and report.others == []
 
 
 def test_a_part_with_other_shapes_is_not_preferred() -> None:
