@@ -409,11 +409,18 @@ def nearest_state(model: VideoModel, content: Mapping[str, Any]) -> dict[str, Te
         CheckpointError: If there are no tensors.
     """
     target = _Target(model, reset_head=True)
-    fits = [target.fit(candidate) for candidate in find_candidates(content)]
+    fits = [target.fit(candidate) for candidate in _candidates_of(content, _name_of(content))]
     if not fits:
         raise CheckpointError(f"{_name_of(content)}: holds no tensors")
     fitting = [fit for fit in fits if fit.fits] or [fit for fit in fits if fit.error is not None]
     return (fitting[0] if fitting else max(fits, key=lambda fit: fit.matched)).candidate.state
+
+
+def _candidates_of(content: Mapping[str, Any], name: str) -> list[Candidate]:
+    try:
+        return find_candidates(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _name_of(content: Mapping[str, Any]) -> str:
@@ -459,10 +466,7 @@ def load_checkpoint(
             f"{name}: cannot be loaded into this model: {model.inference_only}; load it into a plain one"
         )
     task = _stored_task(content, name)
-    try:
-        found = find_candidates(content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+    found = _candidates_of(content, name)
     target = _Target(model, reset_head=reset_head)
     fit, others = _choose(target, found, name)
     state, own = fit.state, target.own
