@@ -150,12 +150,16 @@ def train_parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog="stvid train",
-        usage="stvid train --config NAME.yaml [--any.key value]",
+        usage=(
+            "stvid train --config NAME.yaml [--any.key value]\n"
+            "       stvid train --init WEIGHTS --data.train VIDEOS [--any.key value]"
+        ),
         exit_on_error=False,
         description=(
-            "Train a model from a config. Every key of the config is an option here. A packaged config states only "
-            "what its paper sets; every other key has the default that is listed below. The folder of a run holds the "
-            "complete config as config.yaml, which starts the same run again."
+            "Train a model from a config, or fine-tune weights: without a config, architecture and protocol are those "
+            "of the weights, and the schedule suits the number of videos. Every key of the config is an option here. A "
+            "packaged config states only what its paper sets; every other key has the default that is listed below. "
+            "The folder of a run holds the complete config as config.yaml, which starts the same run again."
         ),
         epilog="Packaged configs: " + ", ".join(list_configs()),
     )

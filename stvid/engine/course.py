@@ -83,7 +83,7 @@ class Patience(EarlyStopping):
 
 @dataclass
 class _Measured:
-    """Seconds that the steps since the last change took."""
+    """The seconds that the steps since the last change took."""
 
     steps: int = 0
     waited: float = 0.0

@@ -1,4 +1,4 @@
-"""Frozen modules stay as they are: parameters without a gradient, and modules that are kept in evaluation mode."""
+"""Freezing: parameters that get no gradient, and modules that are kept in evaluation mode."""
 
 from __future__ import annotations
 
