@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import stvid
+import stvid.sources
 from stvid.cli import COMMANDS
 from stvid.commands import prep
 from stvid.commands.common import parse, split_config_options, take_option
@@ -136,7 +137,10 @@ def test_readme_python_runs(
     shutil.copy(make_video(frames=70), "some.mp4")
     files = sorted(make_dataset(tmp_path / "videos", classes=("jump", "run"), per_class=1).rglob("*.mp4"))
     Path("val.csv").write_text("path,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
-    torch.save({"model": stvid.create_model("uniformer_s").state_dict()}, "uniformer_small_k400_16x4.pth")
+    rows = [f"{file},{file.parent.name},{number / 100},\n" for number, file in enumerate(files * 4)]
+    Path("train.csv").write_text("path,label,start,end\n" + "".join(rows))
+    torch.save({"model_state": stvid.create_model("uniformer_s").state_dict()}, "fetched.pyth")
+    monkeypatch.setattr(stvid.sources, "fetch_weights", lambda weights: Path("fetched.pyth"))
     trained = stvid.create_model("uniformer_xxs", num_classes=2)
     trained.default_protocol = trained.default_protocol.replace(class_names=("jump", "run"))
     stvid.save_model(trained, "runs/uniformer_xxs_folder/checkpoints/best.ckpt")
@@ -144,6 +148,7 @@ def test_readme_python_runs(
     names: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["frames"].shape == (3, 48, 64, 3) and names["logits"].shape == (1, 400)
+    assert names["model"].weights.top1 == 80.8 and names["model"].default_protocol.class_names[1] == "marching"
     assert "top1@4x3" in names["result"].metrics
 
 

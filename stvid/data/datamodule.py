@@ -629,7 +629,7 @@ def make_loader(
         augment: Training augmentation; None takes the defaults: a random crop of a random size, mirrored or not. Not
             for an evaluation.
         normalized: Whether clips are float32, with the mean subtracted and divided by the standard deviation. If not,
-            they are uint8, which takes a quarter of the memory on the way to a GPU, and are for `normalize` there.
+            they are uint8, which takes a quarter of the memory on the way to a GPU, and are for `model_input` there.
         options: Seed, views, decoder, share of the process and more; None takes the defaults.
 
     Raises:
