@@ -146,6 +146,8 @@ class MlpHead(Head):
         num_classes: Number of logits.
         hidden_features: Channels of the hidden layer.
         pool: As in `pool_features`.
+        window: For maps: the hidden layer and the activation are applied to the average over each window (T, H, W),
+            cut to the map where that is smaller, and their results averaged; None takes one plain mean.
         norm: Whether a LayerNorm comes before the hidden layer.
         act: The activation's class.
         bias: Whether the hidden layer has a bias.
@@ -159,6 +161,7 @@ class MlpHead(Head):
         *,
         hidden_features: int,
         pool: Pool = "mean",
+        window: Window | None = None,
         norm: bool = False,
         act: type[nn.Module] = nn.ReLU,
         bias: bool = True,
@@ -166,6 +169,7 @@ class MlpHead(Head):
     ) -> None:
         super().__init__(hidden_features, num_classes)
         self.pooling: Pool = pool
+        self.window = window
         self.norm = nn.LayerNorm(in_features) if norm else nn.Identity()
         self.hidden = nn.Linear(in_features, hidden_features, bias=bias)
         self.act = act()
@@ -173,6 +177,10 @@ class MlpHead(Head):
 
     def pool(self, features: Tensor) -> Tensor:
         """Pools the features and applies the hidden layer; (B, C, T, H, W) or (B, N, C) to (B, hidden_features)."""
+        if features.dim() == 5 and self.window is not None:
+            kernel = [min(size, limit) for size, limit in zip(self.window, features.shape[2:], strict=True)]
+            x = F.avg_pool3d(features, kernel, stride=1).flatten(2).transpose(1, 2)  # a vector for each window
+            return self.drop(self.act(self.hidden(self.norm(x))).mean(1))
         x = self.norm(pool_features(features, self.pooling))
         return self.drop(self.act(self.hidden(x)))
 

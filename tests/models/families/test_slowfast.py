@@ -69,10 +69,9 @@ def test_the_features_are_the_slow_maps_and_the_mean_of_the_fast_ones() -> None:
         mean = torch.stack([last_fast[:, :, start : start + 4].mean(2) for start in (0, 4, 8, 12)], 2)
         torch.testing.assert_close(features, torch.cat((last_slow, mean), 1))
         # The head averages both pathways over windows of 2x2 cells of a map of 3x2.
-        pooled = [
-            torch.nn.functional.avg_pool3d(x, (x.shape[2], 2, 2), 1).mean((2, 3, 4)) for x in (last_slow, last_fast)
-        ]
-        torch.testing.assert_close(model.forward_head(features, pre_logits=True), torch.cat(pooled, 1))
+        windows = [F.avg_pool3d(x, (x.shape[2], 2, 2), 1) for x in (last_slow, last_fast)]
+        pooled = torch.cat([x.mean((2, 3, 4)) for x in windows], 1)
+        torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled)
 
 
 def test_other_numbers_of_frames_are_refused() -> None:
