@@ -7,18 +7,9 @@ the API: one clip in, logits out, features, layer groups, recomputed activations
 What a wrapper changes in a network:
 
 - The classifier moves to `head`; all other weights keep the library's names behind ``network.``, and the library's
-  checkpoints load as they are. Those of facebookresearch/SlowFast (``MODEL_ZOO.md``) load where they are of the same
-  network: SlowFast in PyTorchVideo's, MViT in torchvision's. PyTorchVideo's MViT has another epsilon in its pools
-  (1e-5 for 1e-6), and its X3D a norm less (in the shortcut of the first block): there they are refused.
+  checkpoints load as they are. Those of facebookresearch/SlowFast (``MODEL_ZOO.md``) load in torchvision's MViT;
+  PyTorchVideo's has another epsilon in its pools (1e-5 for 1e-6): there they are refused.
 - A final softmax is left out: the output is logits.
-- A head that averages over windows of a fixed size (7x7 of the last map, from the training crop) does so in larger maps
-  too, as the library does; a smaller map, at which the library fails, is averaged as a whole.
-- PyTorchVideo's `Swish` becomes torch's SiLU, the same function: its backward uses an attribute that torch deprecated.
-  Numpy's numbers in its strides and windows become Python's: torch.compile takes no others.
-- SlowFast's windows are those of SlowFast's own code, which follow from `num_frames` and `img_size` and are at most
-  7x7; they are PyTorchVideo's at the sizes that PyTorchVideo can compute.
-- SlowFast takes one clip, that of the fast pathway. The slow one is a part of it: frames
-  ``linspace(0, T - 1, T / alpha)``, truncated to whole numbers (SlowFast, datasets/utils.py, `pack_pathway_output`).
 
 Two groups of models are left out: those that stvid has itself (`NATIVE` says under which name; the libraries' files
 load there), and PyTorchVideo's ``slow_r50_detection`` and ``slowfast_r50_detection``, which take boxes besides the
@@ -39,7 +30,6 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
@@ -123,7 +113,7 @@ class LibraryModel(VideoModel):
         raise TypeError(f"{type(self).__name__} does not implement pool")
 
     def feature_channels(self) -> int:
-        """Returns the channels of the features: as many as the classifier takes, unless the head widens them."""
+        """Returns the channels of the features: as many as the classifier takes."""
         return self.head_features
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
@@ -171,189 +161,6 @@ class LibraryModel(VideoModel):
             else:
                 own[f"network.{key}"] = value
         return name, own
-
-
-class CutAvgPool3d(nn.AvgPool3d):
-    """An average over windows at stride 1, whose window is cut to the map where that is smaller."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T, H, W) to one entry for each position of the window."""
-        window: Any = self.kernel_size
-        return F.avg_pool3d(x, [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)], stride=1)
-
-
-def _modernise(network: nn.Module) -> None:
-    """Replaces `Swish` by torch's SiLU, and numpy's numbers in strides and windows by Python's."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ == "Swish":
-                setattr(module, name, nn.SiLU())
-        for name in ("kernel_size", "stride"):
-            value = getattr(module, name, None)
-            if isinstance(value, tuple):
-                setattr(module, name, tuple(int(size) for size in value))
-
-
-# --- PyTorchVideo -----------------------------------------------------------------------------------------------------
-
-
-class PyTorchVideoNet(LibraryModel):
-    """X3D, a `Net` of stem, stages and head (pytorchvideo/models/net.py); SlowFast derives from it."""
-
-    classifier = "blocks.5.proj"
-    minimum = (1, 32, 32)
-    reduction = (1, 32, 32)
-    groups: ClassVar[dict[str, Any]] = {
-        "stem": r"^network\.blocks\.0\.",
-        "blocks": [
-            (r"^network\.blocks\.(\d+)\.res_blocks\.(\d+)\.", None),
-            (r"^network\.blocks\.(\d+)\.", (99999,)),  # the convolutions in the head of X3D
-        ],
-    }
-    refused: ClassVar[tuple[str, ...]] = (
-        "head",
-        "head_activation",
-        "head_output_size",
-        "head_output_with_global_average",
-        "head_pool",
-    )
-
-    def __init__(self, network: nn.Module, **arguments: Any) -> None:
-        super().__init__(network, **arguments)
-        _modernise(network)
-        head: Any = network.get_submodule(self.classifier.rpartition(".")[0])
-        head.activation = None
-        if hasattr(head.pool, "post_conv"):  # X3D: the average stands between two convolutions
-            average = head.pool.pool
-            head.pool.pool = CutAvgPool3d(average.kernel_size, stride=1)
-
-    @classmethod
-    def arguments(
-        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
-    ) -> dict[str, Any]:
-        """Returns the arguments of the library's function; none depends on the size of the clip."""
-        return {"model_num_class": num_classes, "input_channel": in_chans}
-
-    def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the stem and every residual block."""
-        network: Any = self.network
-        return [part for block in network.blocks[:-1] for part in getattr(block, "res_blocks", [block])]
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Applies the library's head: averages over windows, then over their positions."""
-        network: Any = self.network
-        return network.blocks[-1](features)
-
-    def feature_channels(self) -> int:
-        """Returns the channels of the last stage, which the head of X3D widens."""
-        head: Any = self.network.get_submodule(self.classifier.rpartition(".")[0])
-        return int(head.pool.pre_conv.in_channels) if hasattr(head.pool, "pre_conv") else self.head_features
-
-
-class PyTorchVideoSlowFast(PyTorchVideoNet):
-    """SlowFast (pytorchvideo/models/slowfast.py).
-
-    Attributes:
-        alpha: Frames of the fast pathway for each of the slow one; the stride of the lateral connections.
-    """
-
-    classifier = "blocks.6.proj"
-    refused: ClassVar[tuple[str, ...]] = (*PyTorchVideoNet.refused, "head_pool_kernel_sizes")
-    groups: ClassVar[dict[str, Any]] = {
-        "stem": r"^network\.blocks\.0\.",
-        "blocks": [
-            (r"^network\.blocks\.(\d+)\.multipathway_blocks\.\d\.res_blocks\.(\d+)\.", None),
-            (r"^network\.blocks\.(\d+)\.multipathway_fusion\.", (99999,)),
-        ],
-    }
-    slowfast_rules: ClassVar[Rules] = (
-        *((rf"^s{stage}\.pathway(\d)_", rf"blocks.{stage - 1}.multipathway_blocks.\1.") for stage in range(1, 6)),
-        *((rf"^s{stage}_fuse\.", f"blocks.{stage - 1}.multipathway_fusion.") for stage in range(1, 5)),
-        (r"\.(?:stem\.)?bn\.", ".norm."),
-        (r"\.stem\.", "."),
-        (r"\.conv_f2s\.", ".conv_fast_to_slow."),
-        (r"\.res(\d+)\.", r".res_blocks.\1."),
-        (r"\.branch1\.", ".branch1_conv."),
-        (r"\.branch1_bn\.", ".branch1_norm."),
-        (r"\.branch2\.([abc])_bn\.", r".branch2.norm_\1."),
-        (r"\.branch2\.([abc])\.", r".branch2.conv_\1."),
-        (r"^head\.projection\.", "blocks.6.proj."),
-    )
-
-    def __init__(self, network: nn.Module, **arguments: Any) -> None:
-        super().__init__(network, **arguments)
-        parts: Any = network.get_submodule("blocks")
-        self.alpha = int(parts[0].multipathway_fusion.conv_fast_to_slow.stride[0])
-        self.minimum = self.reduction = (self.alpha, 32, 32)
-        self.feature_info = [FeatureInfo("network", self.num_features, self.reduction)]
-        for part in parts[:-2]:
-            part.inplace = False  # in place, it would change the list that recomputation starts from
-        frames, *side = self.clip_size
-        window = min(7, max(1, min(side) // 32))
-        parts[-1].pool = CutAvgPool3d((max(1, frames // self.alpha), window, window), stride=1)
-
-    @classmethod
-    def arguments(
-        cls, *, num_classes: int, in_chans: int, num_frames: int, img_size: tuple[int, int]
-    ) -> dict[str, Any]:
-        """Returns the arguments of the library's function."""
-        return {"model_num_class": num_classes, "input_channels": (in_chans, in_chans)}
-
-    def run(self, clip: Tensor) -> Tensor:
-        """Returns the last maps of both pathways at the frames of the slow one.
-
-        Args:
-            clip: (B, in_chans, T, H, W), the clip of the fast pathway; T a multiple of `alpha`.
-
-        Returns:
-            (B, num_features, T/alpha, H/32, W/32): slow channels, then fast ones, each frame of which is the mean of
-            alpha. So one window covers both, whose mean is the library's.
-
-        Raises:
-            ValueError: If the clip has another shape.
-        """
-        self._check_clip(clip, minimum=self.minimum)
-        frames = clip.shape[2]
-        if frames % self.alpha:
-            raise ValueError(f"SlowFast takes a multiple of {self.alpha} frames, not {frames}")
-        index = torch.linspace(0, frames - 1, frames // self.alpha, dtype=torch.float32, device="cpu").long()
-        pathways: Any = [clip.index_select(2, index.to(clip.device)), clip]
-        network: Any = self.network
-        slow, fast = run_blocks(network.blocks[:-2], pathways, recompute=self.grad_checkpointing)
-        return torch.cat([slow, fast.unflatten(2, (-1, self.alpha)).mean(3)], 1)
-
-
-class PyTorchVideoEfficientX3D(LibraryModel):
-    """X3D for mobile processors (pytorchvideo/models/accelerator/mobile_cpu/efficient_x3d.py)."""
-
-    classifier = "projection.model"
-    refused = ("enable_head", "head_act")
-    minimum = (1, 32, 32)
-    reduction = (1, 32, 32)
-    groups: ClassVar[dict[str, Any]] = {
-        "stem": r"^network\.s1\.",
-        "blocks": [(r"^network\.s(\d)\.pathway0_res(\d+)\.", None), (r"^network\.head\.", (99999,))],
-    }
-
-    def __init__(self, network: nn.Module, **arguments: Any) -> None:
-        super().__init__(network, **arguments)
-        _modernise(network)
-
-    def blocks(self) -> list[Callable[[Any], Any]]:
-        """Returns the stem and every residual block."""
-        network: Any = self.network
-        return [network.s1, *network.s2, *network.s3, *network.s4, *network.s5]
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Takes the mean over time and space between two convolutions, then drops out."""
-        network: Any = self.network
-        x = network.head(features).flatten(1)
-        return network.dropout(x) if hasattr(network, "dropout") else x
-
-    def feature_channels(self) -> int:
-        """Returns the channels of the last stage, which the head widens."""
-        convs = [part for part in self.network.get_submodule("head").modules() if isinstance(part, nn.Conv3d)]
-        return convs[0].in_channels
 
 
 # --- MViT, of both libraries ------------------------------------------------------------------------------------------

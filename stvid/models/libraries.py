@@ -31,27 +31,17 @@ class _Published:
 
 
 _MVIT = "Fan et al. 2021, arXiv:2104.11227"
-_SLOWFAST = "Feichtenhofer et al. 2019, arXiv:1812.03982"
-_X3D = "Feichtenhofer 2020, arXiv:2004.04730"
 
 # torchvision: crop, scale, mean and std of the weights' transforms; frames, rate and clips of their `_docs`; parameters
 # and operations of their `meta`.
 _TORCHVISION_MVIT = Protocol(frames=16, stride=1, fps=7.5, short_side=256, crop=224, views="5x1")
 
 # PyTorchVideo: frames x stride, operations and parameters of its model_zoo.md; crops and views of SlowFast's
-# configs/Kinetics/pytorchvideo, by which the zoo was measured (TEST_CROP_SIZE; three crops are scaled to it, a single
-# one to the smaller of TRAIN_JITTER_SCALES; DATA.TARGET_FPS is 30). The zoo counts norms and activations too. The image
-# model is that of SlowFast's configs/ImageNet/MVIT_B_16_CONV.yaml. Clips of the efficient X3D: "10-clip evaluation".
-_ZOO = Protocol(frames=8, stride=8, fps=30, short_side=256, crop=256, views="10x3")
-_ZOO_MVIT = _ZOO.replace(crop=224, views="5x1")
-_ZOO_182 = _ZOO.replace(short_side=182, crop=182)
-_ZOO_356 = _ZOO.replace(short_side=356, crop=356)
+# configs/Kinetics/pytorchvideo, by which the zoo was measured (TEST_CROP_SIZE; a single crop is scaled to the smaller
+# of TRAIN_JITTER_SCALES; DATA.TARGET_FPS is 30). The zoo counts norms and activations too. The image model is that of
+# SlowFast's configs/ImageNet/MVIT_B_16_CONV.yaml.
+_ZOO_MVIT = Protocol(frames=16, stride=4, fps=30, short_side=256, crop=224, views="5x1")
 _IMAGE = Protocol(frames=1, stride=1, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-_MOBILE = _ZOO.replace(short_side=182, crop=160, views="10x1")
-
-
-def _clip(protocol: Protocol, frames: int, stride: int) -> Protocol:
-    return protocol.replace(frames=frames, stride=stride)
 
 
 _PUBLISHED: dict[str, dict[str, _Published]] = {
@@ -60,18 +50,9 @@ _PUBLISHED: dict[str, dict[str, _Published]] = {
         "mvit_v2_s": _Published("TorchvisionMViT", _TORCHVISION_MVIT, 34.54, 64.22, "Li et al. 2022, arXiv:2112.01526"),
     },
     "pytorchvideo": {
-        "efficient_x3d_s": _Published("PyTorchVideoEfficientX3D", _clip(_MOBILE, 13, 6), 3.8, None, _X3D),
-        "efficient_x3d_xs": _Published("PyTorchVideoEfficientX3D", _clip(_MOBILE, 4, 12), 3.8, None, _X3D),
         "mvit_base_16": _Published("PyTorchVideoImageMViT", _IMAGE, None, None, _MVIT),
-        "mvit_base_16x4": _Published("PyTorchVideoMViT", _clip(_ZOO_MVIT, 16, 4), 36.61, 70.8, _MVIT),
-        "mvit_base_32x3": _Published("PyTorchVideoMViT", _clip(_ZOO_MVIT, 32, 3), 36.61, 170.37, _MVIT),
-        "slowfast_16x8_r101_50_50": _Published("PyTorchVideoSlowFast", _clip(_ZOO, 64, 2), 53.77, 215.61, _SLOWFAST),
-        "slowfast_r101": _Published("PyTorchVideoSlowFast", _clip(_ZOO, 32, 2), 62.83, 127.2, _SLOWFAST),
-        "slowfast_r50": _Published("PyTorchVideoSlowFast", _clip(_ZOO, 32, 2), 34.57, 65.71, _SLOWFAST),
-        "x3d_l": _Published("PyTorchVideoNet", _clip(_ZOO_356, 16, 5), 6.15, 26.64, _X3D),
-        "x3d_m": _Published("PyTorchVideoNet", _clip(_ZOO, 16, 5), 3.79, 6.72, _X3D),
-        "x3d_s": _Published("PyTorchVideoNet", _clip(_ZOO_182, 13, 6), 3.79, 2.96, _X3D),
-        "x3d_xs": _Published("PyTorchVideoNet", _clip(_ZOO_182, 4, 12), 3.79, 0.91, _X3D),
+        "mvit_base_16x4": _Published("PyTorchVideoMViT", _ZOO_MVIT, 36.61, 70.8, _MVIT),
+        "mvit_base_32x3": _Published("PyTorchVideoMViT", _ZOO_MVIT.replace(frames=32, stride=3), 36.61, 170.37, _MVIT),
     },
 }
 # Models of the libraries that stvid has natively: the library's name, and stvid's.
@@ -82,9 +63,15 @@ NATIVE: dict[str, dict[str, str]] = {
     "pytorchvideo": {
         "c2d_r50": "c2d_r50",
         "csn_r101": "ir_csn_101",
+        "efficient_x3d_s": "x3d_s",
+        "efficient_x3d_xs": "x3d_xs",
         "i3d_r50": "i3d_r50",
         "r2plus1d_r50": "r2plus1d_50",
         "slow_r50": "slow_r50",
+        "slowfast_16x8_r101_50_50": "slowfast_r101_8x8",
+        "slowfast_r101": "slowfast_r101_8x8",
+        "slowfast_r50": "slowfast_r50_8x8",
+        **{name: name for name in ("x3d_l", "x3d_m", "x3d_s", "x3d_xs")},
     },
 }
 
