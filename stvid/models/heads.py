@@ -26,6 +26,7 @@ __all__ = [
     "MlpHead",
     "NamedHeads",
     "Pool",
+    "average_windows",
     "mean_of_windows",
     "pool_features",
 ]
@@ -44,11 +45,22 @@ def mean_of_windows(x: Tensor, window: Window | None) -> Tensor:
         x: The features.
         window: (T, H, W) of the window, cut to the map where that is smaller; None takes the plain mean.
     """
-    if window is not None:
-        kernel = [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)]
-        if kernel != list(x.shape[2:]):
-            x = F.avg_pool3d(x, kernel, stride=1)
-    return x.mean((2, 3, 4))
+    return x.mean((2, 3, 4)) if window is None else average_windows(x, window).mean((2, 3, 4))
+
+
+def average_windows(x: Tensor, window: Window) -> Tensor:
+    """Averages over every window of a map, at stride 1; (B, C, T, H, W) to (B, C, T', H', W').
+
+    Args:
+        x: The features.
+        window: (T, H, W) of the window, cut to the map where that is smaller.
+    """
+    kernel = [min(size, limit) for size, limit in zip(window, x.shape[2:], strict=True)]
+    if kernel == list(x.shape[2:]):
+        return x.mean((2, 3, 4), keepdim=True)
+    if x.dtype in (torch.bfloat16, torch.float16):  # torch's CPUs have no such average of these types
+        return F.avg_pool3d(x.float(), kernel, stride=1).to(x.dtype)
+    return F.avg_pool3d(x, kernel, stride=1)
 
 
 def pool_features(features: Tensor, pool: Pool, window: Window | None = None) -> Tensor:
@@ -178,8 +190,7 @@ class MlpHead(Head):
     def pool(self, features: Tensor) -> Tensor:
         """Pools the features and applies the hidden layer; (B, C, T, H, W) or (B, N, C) to (B, hidden_features)."""
         if features.dim() == 5 and self.window is not None:
-            kernel = [min(size, limit) for size, limit in zip(self.window, features.shape[2:], strict=True)]
-            x = F.avg_pool3d(features, kernel, stride=1).flatten(2).transpose(1, 2)  # a vector for each window
+            x = average_windows(features, self.window).flatten(2).transpose(1, 2)  # a vector for each window
             return self.drop(self.act(self.hidden(self.norm(x))).mean(1))
         x = self.norm(pool_features(features, self.pooling))
         return self.drop(self.act(self.hidden(x)))

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from stvid.models.heads import LinearHead, NamedHeads, mean_of_windows
+from stvid.models.heads import LinearHead, NamedHeads, average_windows, mean_of_windows
 
 
 def test_mean_of_windows() -> None:
@@ -24,3 +25,13 @@ def test_named_heads_see_the_same_features() -> None:
     pooled = named(x, pre_logits=True)
     torch.testing.assert_close(pooled["verb"], x.mean((2, 3, 4)))
     torch.testing.assert_close(pooled["noun"], pooled["verb"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_windows_of_low_precision(dtype: torch.dtype) -> None:
+    """torch has no average of 3D windows for these types on CPUs."""
+    x = torch.randn(1, 4, 2, 3, 3)
+    found = average_windows(x.to(dtype), (2, 2, 2))
+    assert found.dtype == dtype and found.shape == (1, 4, 1, 2, 2)
+    torch.testing.assert_close(found.float(), average_windows(x, (2, 2, 2)), rtol=0.02, atol=0.02)
+    assert average_windows(x.to(dtype), (9, 9, 9)).shape == (1, 4, 1, 1, 1)
