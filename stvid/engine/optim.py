@@ -56,8 +56,11 @@ def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatme
             depth = group_parameters(model, model.group_matcher(), reverse=True)
         except TypeError as error:
             raise ConfigError(f"optim.layer_decay: {error}") from error
-    top = max(depth.values(), default=0) + 1
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    last = max(depth.values(), default=-1)
+    # What no expression matches, as the classifier, is one group already, the last.
+    unmatched = any(depth.get(name) == last for name, parameter in model.named_parameters() if id(parameter) in head)
+    top = last if unmatched else last + 1
     plan = {}
     for name, parameter in model.named_parameters():
         layer = top if id(parameter) in head else depth.get(name, top)

@@ -64,6 +64,16 @@ def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
     assert rates == sorted(rates) and len(set(rates)) == len(rates)
 
 
+def test_the_last_block_is_one_group_before_the_head() -> None:
+    options = {"num_frames": 2, "img_size": 32, "depth": 3, "embed_dim": 48, "num_heads": 4}
+    for head in ({}, {"head": "attentive"}):
+        model = stvid.create_model("timesformer_base", **options, **head)
+        scales = {name: each.lr_scale for name, each in plan_parameters(model, OptimConfig(layer_decay=0.5)).items()}
+        blocks = [scales[f"blocks.{number}.mlp.fc1.weight"] for number in range(3)]
+        assert (scales["patch_embed.proj.weight"], *blocks, scales["head.fc.weight"]) == (0.0625, 0.125, 0.25, 0.5, 1.0)
+        assert {scale for name, scale in scales.items() if name.startswith("head.")} == {1.0}
+
+
 def test_layer_decay_of_a_model_without_groups() -> None:
     class Plain(VideoModel):
         def __init__(self) -> None:
