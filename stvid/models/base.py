@@ -97,6 +97,7 @@ class VideoModel(nn.Module):
             at least two entries, of which the last is the features.
         gives_maps: Whether the features are maps; else they are tokens.
         num_prefix_tokens: Tokens in front of those of the grid (class tokens).
+        block_prefix_tokens: Tokens in front of each sequence that `mergeable_blocks` see, which are not merged.
         names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
         takes_mask: Whether `forward_features` takes a mask.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
@@ -117,6 +118,7 @@ class VideoModel(nn.Module):
     feature_info: list[FeatureInfo]
     gives_maps: bool = True
     num_prefix_tokens: int = 0
+    block_prefix_tokens: int = 1
     names_attention: bool = True
     takes_mask: bool = False
     fused: FuseReport | None = None

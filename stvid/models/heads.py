@@ -121,13 +121,14 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-    """Pool, dropout, linear layer.
+    """Pool, norm if wanted, dropout, linear layer.
 
     Args:
         num_features: Channels of the features.
         num_classes: Number of logits.
         pool: As in `pool_features`.
         window: As in `mean_of_windows`; None takes the plain mean.
+        norm_eps: Epsilon of a LayerNorm after pooling (VideoMAE); None takes no norm.
         drop_rate: Dropout before the classifier.
     """
 
@@ -138,16 +139,18 @@ class LinearHead(Head):
         *,
         pool: Pool = "mean",
         window: Window | None = None,
+        norm_eps: float | None = None,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(num_features, num_classes)
         self.pooling: Pool = pool
         self.window = window
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(num_features, eps=norm_eps)
         self.drop = nn.Dropout(drop_rate)
 
     def pool(self, features: Tensor) -> Tensor:
         """Pools the features; (B, C, T, H, W) or (B, N, C) to (B, C)."""
-        return self.drop(pool_features(features, self.pooling, self.window))
+        return self.drop(self.norm(pool_features(features, self.pooling, self.window)))
 
 
 class MlpHead(Head):

@@ -48,7 +48,7 @@ def merge_tokens(
     Args:
         model: A model of stvid with blocks in which each token sees all others of its sequence (ViViT ``joint``,
             ``factorised_encoder``, whose first transformer merges, and ``average_pool``; TimeSformer
-            ``joint_space_time`` and ``space_only``), or a VisionTransformer of timm. It is changed in place.
+            ``joint_space_time`` and ``space_only``; VideoMAE), or a VisionTransformer of timm. It is changed in place.
         r: Tokens that each block gives up; see `merge_schedule`. 0 takes merging off again.
         prop_attn: Whether a token counts in the attention for all patches that it stands for. The paper does so for
             weights trained without merging, except those of masked autoencoders.
@@ -188,7 +188,7 @@ def _mergeable(model: nn.Module) -> tuple[dict[str, nn.Module], int]:
     """Returns the blocks that can merge, by name, and how many tokens in front of a sequence are not patches."""
     if isinstance(model, VideoModel):
         found = model.mergeable_blocks()
-        prefix = 1  # a class token in front of each sequence
+        prefix = model.block_prefix_tokens
     elif isinstance(model, timm_vit.VisionTransformer):
         found = {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
         prefix = model.num_prefix_tokens
@@ -198,7 +198,7 @@ def _mergeable(model: nn.Module) -> tuple[dict[str, nn.Module], int]:
         raise ConfigError(
             f"{type(model).__name__}: its tokens cannot be merged; that takes blocks in which each token sees all "
             "others of its sequence (ViViT joint, factorised_encoder, average_pool; TimeSformer joint_space_time, "
-            "space_only; timm's VisionTransformer)"
+            "space_only; VideoMAE; timm's VisionTransformer)"
         )
     return found, prefix
 

@@ -248,10 +248,10 @@ def _three(value: Any) -> tuple[float, float, float]:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def _transformer_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def _transformer_options(config: Mapping[str, Any], *, norm_eps: float = 1e-6) -> dict[str, Any]:
     """Returns the options that all of transformers' vision transformers name alike."""
     width = int(config.get("hidden_size", 768))
-    _require(config, "layer_norm_eps", (1e-6,))
+    _require(config, "layer_norm_eps", (norm_eps,))
     return {
         "in_chans": int(config.get("num_channels", 3)),
         "depth": int(config.get("num_hidden_layers", 12)),
@@ -264,17 +264,35 @@ def _transformer_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _timesformer(config: Mapping[str, Any]) -> dict[str, Any]:
-    _require(config, "hidden_act", ("gelu",))
-    _require(config, "attention_type", ("divided_space_time", "joint_space_time", "space_only"))
+def _patch_size(config: Mapping[str, Any]) -> int:
     height, width = _pair(config.get("patch_size", 16))
     if height != width:
         raise _Unsupported(f"patch_size is {height} x {width}, but stvid's model has square patches")
+    return height
+
+
+def _timesformer(config: Mapping[str, Any]) -> dict[str, Any]:
+    _require(config, "hidden_act", ("gelu",))
+    _require(config, "attention_type", ("divided_space_time", "joint_space_time", "space_only"))
     return {
         **_transformer_options(config),
-        "patch_size": height,
+        "patch_size": _patch_size(config),
         "attention_type": config.get("attention_type", "divided_space_time"),
         "drop_path_rate": float(config.get("drop_path_rate", 0)),
+    }
+
+
+def _videomae(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads VideoMAE's; only queries and values have a bias, whose key was ``qkv_bias`` before transformers 5."""
+    _require(config, "hidden_act", ("gelu",))
+    if any(str(name).endswith(_HEAD) for name in config.get("architectures") or (_HEAD,)):
+        _require(config, "use_mean_pooling", (True,))
+    options = _transformer_options(config, norm_eps=1e-12)
+    return {
+        **options,
+        "patch_size": _patch_size(config),
+        "tubelet_size": int(config.get("tubelet_size", 2)),
+        "qkv_bias": bool(config.get("qv_bias", options["qkv_bias"])),
     }
 
 
@@ -293,6 +311,13 @@ _TYPES: dict[str, _Type] = {
         ("timesformer_base", "timesformer_hr", "timesformer_l"),
         _timesformer,
         preprocessor={"image_mean": _HALF, "image_std": _HALF},  # of the class that its files name, VideoMAE's
+    ),
+    "videomae": _Type(
+        "stvid.models.families.videomae",
+        "VideoMAE",
+        ("videomae_vit_b", "videomae_vit_s", "videomae_vit_l", "videomae_vit_h"),
+        _videomae,
+        preprocessor={"image_mean": _HALF, "image_std": _HALF},
     ),
     "vivit": _Type(
         "stvid.models.families.vivit",

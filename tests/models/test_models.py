@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,11 @@ def golden_call(case: str) -> tuple[str, dict[str, Any]]:
         call["img_size"] = size if isinstance(size, int) else tuple(size)
         return record["create"]["name"], call
     declared = {key: call for name in native_models() for key, call in family_of(name)[0].golden_options.items()}
-    call = {**declared[case], "num_classes": record["num_classes"], "num_frames": record["input_shape"][2]}
+    call = {
+        **declared[case],
+        "num_classes": record["num_classes"],
+        "num_frames": record["input_shape"][clip_axes(record)[2]],
+    }
     return call.pop("name"), call
 
 
@@ -98,6 +103,8 @@ def test_golden_logits(case: str) -> None:
 def test_golden_multiply_adds(case: str) -> None:
     record = golden(case)
     name, call = golden_call(case)
+    if re.search(r"_d\d+__", case):  # of a shortened model, whose record has the multiply-adds of the whole one
+        del call["depth"]
     shape = [record["full_input_shape"][axis] for axis in clip_axes(record)]
     with torch.device("meta"):
         model = stvid.create_model(name, **{**call, "num_frames": shape[2], "img_size": tuple(shape[3:])}).eval()

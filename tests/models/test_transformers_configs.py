@@ -26,11 +26,14 @@ TINY: dict[str, Any] = {
 NAMES = {0: "wave", 1: "clap", 2: "jump | run"}
 BASE = {"model_type": "timesformer", "num_frames": 8, "image_size": 224, "id2label": {"0": "a", "1": "b"}}
 
+VIDEOMAE = {"model_type": "videomae", "num_frames": 16}
+
 
 def network(kind: str, **options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     classes = {"timesformer": ("TimesformerConfig", "TimesformerForVideoClassification")}
     classes["vivit"] = ("VivitConfig", "VivitForVideoClassification")
+    classes["videomae"] = ("VideoMAEConfig", "VideoMAEForVideoClassification")
     config, model = (getattr(transformers, name) for name in classes[kind])
     torch.manual_seed(0)
     made = model(config(**{**TINY, **options})).eval()
@@ -45,6 +48,9 @@ def network(kind: str, **options: Any) -> Any:
         ("timesformer", {}),
         ("timesformer", {"attention_type": "joint_space_time", "num_frames": 3}),
         ("timesformer", {"qkv_bias": False, "patch_size": 8}),
+        ("videomae", {}),
+        ("videomae", {"image_size": 48, "num_frames": 6, "intermediate_size": 120}),
+        ("videomae", {"tubelet_size": 1, "patch_size": 8, "qv_bias": False}),
         ("vivit", {"image_size": [48, 32]}),
         ("vivit", {}),
         ("vivit", {"tubelet_size": [1, 8, 16], "intermediate_size": 120}),
@@ -74,6 +80,13 @@ def test_the_logits_are_those_of_transformers(kind: str, options: dict[str, Any]
         ({}, "timesformer_base"),
         ({"num_frames": 16, "image_size": 448}, "timesformer_hr"),
         ({"num_frames": 96}, "timesformer_l"),
+        ({**VIDEOMAE}, "videomae_vit_b"),
+        ({**VIDEOMAE, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}, "videomae_vit_s"),
+        (
+            {**VIDEOMAE, "hidden_size": 1280, "num_hidden_layers": 32}
+            | {"num_attention_heads": 16, "intermediate_size": 5120},
+            "videomae_vit_h",
+        ),
         ({"model_type": "vivit", "num_frames": 32}, "vivit_b16x2"),
         (
             {"model_type": "vivit", "num_frames": 32, "hidden_size": 1024, "num_hidden_layers": 24}
@@ -83,7 +96,7 @@ def test_the_logits_are_those_of_transformers(kind: str, options: dict[str, Any]
     ],
 )
 def test_published_sizes_get_their_own_names(config: dict[str, Any], name: str) -> None:
-    found = recipe_of({**BASE, "hidden_act": "gelu_fast" if "model_type" in config else "gelu", **config})
+    found = recipe_of({**BASE, "hidden_act": "gelu_fast" if config.get("model_type") == "vivit" else "gelu", **config})
     assert found.recipe["name"] == name
     rates = {"drop_path_rate": 0.0} if name.startswith("timesformer") else {}
     assert found.recipe["hyperparameters"] == rates
@@ -114,12 +127,18 @@ def test_the_task_and_an_encoder_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' is no video model that stvid has; it reads timesformer, vivit"),
+        (
+            {"model_type": "bert"},
+            "model_type 'bert' is no video model that stvid has; it reads timesformer, vid",
+        ),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', but stvid's model has 'gelu'"),
         ({"model_type": "vivit", "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12"),
         ({"attention_type": "axial"}, "attention_type is 'axial'"),
+        ({**VIDEOMAE, "layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
+        ({**VIDEOMAE, "use_mean_pooling": False}, "use_mean_pooling is False"),
+        ({**VIDEOMAE, "hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"patch_size": [16, 8]}, "square patches"),
         ({"id2label": {"1": "a", "2": "b"}}, "does not number the classes from 0"),
         ({"hidden_size": "wide"}, "cannot be read"),
@@ -130,7 +149,7 @@ def test_what_stvid_does_not_compute_is_an_error(changes: dict[str, Any], words:
     with pytest.raises(CheckpointError, match=words) as error:
         recipe_of({**BASE, **changes}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ") and "\n" not in str(error.value)
-    assert known_types() == ["timesformer", "vivit"]
+    assert known_types() == ["timesformer", "videomae", "vivit"]
 
 
 # --- preprocessing ----------------------------------------------------------------------------------------------------
