@@ -38,7 +38,8 @@ import numpy as np
 
 from stvid.errors import VideoError
 from stvid.video.backends import TIME_LIMIT, check_size, import_backend, why
-from stvid.video.direct import DirectDecoder, decoder_facts, find_packet, raw_file
+from stvid.video.clock import Clock
+from stvid.video.direct import EXPLODE, DirectDecoder, decoder_facts, find_packet, new_decoder, raw_file
 from stvid.video.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
 from stvid.video.packets import PARSERS, nal_length_size
 from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
@@ -52,6 +53,9 @@ MAX_FRAMES = 2**22
 # What a reader that counts may keep of the frames that it decoded for counting, so that short files are decoded once.
 _KEEP_BYTES = 128 * 2**20
 
+# What a group of pictures may take whose frames are all held while it is decoded.
+_HOLD_BYTES = 3 * 2**28
+
 # A file that gives this many read errors in a row is taken to be at its end.
 MAX_READ_ERRORS = 1000
 
@@ -59,11 +63,11 @@ MAX_READ_ERRORS = 1000
 REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp", "rtsp", "imf", "webm_dash_manifest"})
 
 # What the scan notes of a packet, in the order of the file; `Packets` says what each is. "parameters": it brings
-# parameter sets; "layer": its temporal sub-layer.
+# parameter sets; "layer": its temporal sub-layer; "moved": what `Clock` has added to its presentation time.
 _SCANNED = np.dtype(
     [("pts", "i8"), ("dts", "i8"), ("size", "i4"), ("position", "i8"), ("crc", "u4")]
     + [(name, "?") for name in ("start", "skippable", "shown", "parameters")]
-    + [("layer", "i1")]
+    + [("layer", "i1"), ("moved", "i8")]
 )
 
 
@@ -94,6 +98,7 @@ def _checked_packets(scanned: np.ndarray) -> Packets:
         start=start,
         skippable=column["skippable"] & (column["layer"] == column["layer"].max()),  # none above refers to them
         of_frame=visible[np.argsort(pts[visible], kind="stable")].astype(np.int32),
+        moved=column["moved"] if column["moved"].any() else None,
     )
 
 
@@ -120,6 +125,9 @@ class AvSource:
         self.file: Any = None  # only for names that FFmpeg cannot be given
         self.kept: list[Any] = []  # frames that counting has decoded
         self.direct: DirectDecoder | None = None  # used instead of the container
+        self.facts: DecoderFacts | None = None  # for new decoders of packets that come through the container
+        self.clock: Clock | None = None  # of the latest pass over the whole file
+        self.fresh = False  # whether the container's own decoder has not been used yet
         self.key: tuple[str, int, int] | None = None
         if isinstance(source, str):
             status = os.stat(source)
@@ -141,13 +149,8 @@ class AvSource:
                 index_cache.put(self.key, cached)
         if cached is not None:
             check_size(self.name, *cached.coded)
-            if cached.decoder is not None:
-                try:
-                    self.direct = DirectDecoder(self.av, self.source, cached.decoder, self.num_threads)
-                    return cached
-                except (OSError, ValueError):  # the index comes from where FFmpeg has other decoders
-                    pass
-            self._open(cached.stream)
+            if not self._take_decoder(cached):
+                self._open(cached.stream)
             return cached
         try:
             index = self._index_by_scan()
@@ -156,10 +159,30 @@ class AvSource:
         index_cache.put(self.key, index)
         return index
 
+    def _take_decoder(self, index: Index) -> bool:
+        """Prepares what decodes; returns whether the packets need no container."""
+        if index.decoder is None or index.packets is None:
+            return False
+        try:
+            if (index.packets.position >= 0).all():
+                self.direct = DirectDecoder(self.av, self.source, index.decoder, self.num_threads)
+                return True
+            new_decoder(self.av, index.decoder, self.num_threads)
+            self.facts = index.decoder
+        except (OSError, ValueError):  # the index comes from where FFmpeg has other decoders
+            pass
+        return False
+
     # Opening.
 
-    def _open(self, stream_index: int | None = None, *, threads: int | None = None) -> None:
-        """Opens the container at its start, closing an earlier one."""
+    def _open(self, stream_index: int | None = None, *, whole: bool = False) -> None:
+        """Opens the container at its start, closing an earlier one.
+
+        Args:
+            stream_index: Number of the stream; None chooses one.
+            whole: Whether all frames are to be decoded, also such as damage has spoiled: with one thread, since several
+                may drop good frames that are in flight when a packet is refused.
+        """
         self._close_direct()
         self._close_container()
         # "file:" keeps FFmpeg from taking a name such as "a:b.mp4" for a protocol. Broken metadata is no broken video.
@@ -178,8 +201,12 @@ class AvSource:
             raise VideoError(self.name, f"not a video, or cut off before it begins ({why(error)})") from error
         try:
             self._choose_stream(stream_index)
-            self.stream.codec_context.thread_count = threads or self.num_threads
-            self.stream.codec_context.thread_type = "FRAME" if (threads or self.num_threads) > 1 else "NONE"
+            threads = 1 if whole else self.num_threads
+            self.stream.codec_context.thread_count = threads
+            self.stream.codec_context.thread_type = "FRAME" if threads > 1 else "NONE"
+            if not whole:
+                self.stream.codec_context.options = dict(EXPLODE)
+            self.fresh = True
         except BaseException:
             self._close_container()
             raise
@@ -188,9 +215,10 @@ class AvSource:
         formats = set(self.container.format.name.split(","))
         if formats & REFUSED_FORMATS:
             raise VideoError(self.name, f"{self.container.format.name} is not a video file")
-        if stream_index is not None:
+        if stream_index is not None and 0 <= stream_index < len(self.container.streams):
             self.stream = self.container.streams[stream_index]
-            return
+            if self.stream.type == "video" and self.stream.codec_context is not None:
+                return  # else the index is another file's
         picture = self.av.stream.Disposition.attached_pic  # a cover
         videos = [s for s in self.container.streams.video if picture not in s.disposition]
         if not videos:
@@ -272,20 +300,28 @@ class AvSource:
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
         first = self._first_frame(packets)
         self._take_shape(index, first)
-        if (packets.position >= 0).all() and self._decodes_directly(facts, packets, first):
+        if self._decodes_alone(facts, packets, first):
             index.decoder = facts
         return index
 
-    def _decodes_directly(self, facts: DecoderFacts, packets: Packets, first: Any) -> bool:
-        """Goes over to reading without the container, if that gives the same first frame."""
+    def _decodes_alone(self, facts: DecoderFacts, packets: Packets, first: Any) -> bool:
+        """Goes over to a decoder that knows these facts only, if that gives the same first frame.
+
+        Where all packets lie in one piece, they are then read without the container.
+        """
         try:
-            self.direct = DirectDecoder(self.av, self.source, facts, self.num_threads)
+            if (packets.position >= 0).all():
+                self.direct = DirectDecoder(self.av, self.source, facts, self.num_threads)
+            else:
+                self.facts = facts
             if self._looks_like(first, self._first_frame(packets)):
-                self._close_container()
+                if self.direct is not None:
+                    self._close_container()
                 return True
-        except (MismatchError, OSError, self.av.error.FFmpegError):
+        except (MismatchError, OSError, ValueError, self.av.error.FFmpegError):
             pass  # the header does not suffice
         self._close_direct()
+        self.facts = None
         return False
 
     def _scan_packets(self) -> Packets:
@@ -301,11 +337,14 @@ class AvSource:
         if "avi" in self.container.format.name.split(","):
             raise MismatchError("AVI has no presentation times")
         length_size = nal_length_size(context.name, context.extradata)
+        clock = Clock(self.container, self.stream)
         rows: list[tuple[Any, ...]] = []
         place: int | None = 0
         with raw_file(self.source) as file:
             for packet in self._packets():
-                pts, dts = packet.pts, packet.dts
+                dts = packet.dts
+                clock.move(packet)
+                pts = packet.pts
                 if pts is None:
                     raise MismatchError("packets without a time stamp")
                 if packet.is_corrupt:
@@ -318,10 +357,16 @@ class AvSource:
                     place = find_packet(file, packet, data)
                 where = (pts, pts if dts is None else dts, packet.size, -1 if place is None else place)
                 shows = (units.random_access, units.skippable, not packet.is_discard, units.parameters, units.layer)
-                rows.append((*where, zlib.crc32(data), *shows))
+                rows.append((*where, zlib.crc32(data), *shows, clock.moved))
                 if len(rows) > MAX_FRAMES:
                     raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
-        return _checked_packets(np.array(rows, _SCANNED))
+        scanned = np.array(rows, _SCANNED)
+        order = np.argsort(scanned["pts"], kind="stable")
+        in_order = scanned["pts"][order]
+        if len(np.unique(in_order)) == len(rows) > 0 and (taken := in_order - clock.all_presented(in_order)).any():
+            scanned["pts"][order] -= taken
+            scanned["moved"][order] -= taken
+        return _checked_packets(scanned)
 
     def _first_frame(self, packets: Packets) -> Any:
         number = int(packets.of_frame[0])
@@ -343,34 +388,24 @@ class AvSource:
             VideoError: If no frame can be decoded.
         """
         times: list[int | None] = []
-        kept: list[Any] | None = []
-        kept_bytes = 0
+        held: list[Any] = []
         index = Index(0, np.zeros(0), 0.0, 0.0, f"counting ({reason})", None)
         problems: list[str] = []
-        for frame in self._decode_all(problems):
+        for frame in self._decode_and_hold(problems, held):
             if not times:
                 self._take_shape(index, frame)
             times.append(frame.pts)
             if len(times) > MAX_FRAMES:
                 raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
-            # What damaged areas show is what the decoder's buffers held before, and that depends on which are free: a
-            # frame that is kept would change later ones.
-            if frame.is_corrupt or problems:
-                kept = None
-            if kept is not None:
-                kept_bytes += sum(plane.buffer_size for plane in frame.planes)
-                kept.append(frame)
-                if kept_bytes > _KEEP_BYTES:
-                    kept = None
-        if not times:
+        if not times or self.clock is None:
             detail = f"none of its frames can be decoded ({problems[-1]})" if problems else "it holds no frames"
             raise VideoError(self.name, detail)
         rate = self.stream.average_rate
         stated = float(rate) if rate else None
-        known = np.array([t for t in times if t is not None], np.float64)
+        known = np.array([t for t in times if t is not None], np.int64)
         if len(known) == len(times):
             # The frames come in the order in which they are shown; their time stamps may not (AVI).
-            index.timestamps = np.sort(known) * float(self.stream.time_base)
+            index.timestamps = self.clock.all_presented(np.sort(known)) * float(self.stream.time_base)
         else:
             first = float(known.min()) * float(self.stream.time_base) if len(known) else 0.0
             step = 1 / (stated if stated is not None and 0 < stated < 1e6 else DEFAULT_FPS)
@@ -378,7 +413,7 @@ class AvSource:
         index.fps = average_rate(index.timestamps, stated)
         index.stream = self.stream.index
         index.bad_packets = len(problems)
-        self.kept = [] if kept is None or problems else kept
+        self.kept = [] if problems else held
         index_cache.put(self.key, index)
         return index
 
@@ -390,13 +425,12 @@ class AvSource:
     # Decoding.
 
     def _decode_all(self, problems: list[str]) -> Iterator[Any]:
-        """Yields every frame of the file in decoder order, which is presentation order; lists refused packets.
-
-        With one thread: several may drop good frames that are in flight when a packet is refused.
-        """
-        self._open(threads=1)
+        """Yields every frame of the file in decoder order, which is presentation order; lists refused packets."""
+        self._open(whole=True)
         context = self.stream.codec_context
+        self.clock = Clock(self.container, self.stream)
         for packet in self._packets():
+            self.clock.move(packet)
             try:
                 frames = packet.decode()
             except self.av.error.FFmpegError as error:
@@ -410,10 +444,29 @@ class AvSource:
             return
         yield from frames
 
+    def _decode_and_hold(self, problems: list[str], held: list[Any]) -> Iterator[Any]:
+        """Yields every frame as `_decode_all`, and keeps them in `held` as long as they are few and undamaged.
+
+        What damaged areas show is what the decoder's buffers held before, and that depends on which of them are free.
+        So each reading holds the same frames, whether it needs them later or not.
+        """
+        free = _KEEP_BYTES
+        for frame in self._decode_all(problems):
+            free = -1 if problems or frame.is_corrupt else free - sum(plane.buffer_size for plane in frame.planes)
+            if free >= 0:
+                held.append(frame)
+            else:
+                free = -1
+                held.clear()
+            yield frame
+
     def _packets_from(self, packets: Packets, first: int) -> Iterator[Any]:
         """Yields the packets from number `first` on, wherever the container's seek lands."""
-        pts, size = int(packets.pts[first]), int(packets.size[first])
-        for target in dict.fromkeys((pts, int(packets.dts[first]))):
+        times = packets.file_times()
+        pts, size = int(times[first]), int(packets.size[first])
+        # Where the clock has jumped, a time may not say which place of the file is meant.
+        ascending = packets.moved is None or (np.diff(packets.dts) >= 0).all()
+        for target in dict.fromkeys((pts, int(packets.dts[first]))) if ascending else ():
             try:
                 self.container.seek(target, stream=self.stream, backward=True)
             except self.av.error.FFmpegError:
@@ -424,7 +477,7 @@ class AvSource:
                     yield packet
                     yield from stream
                     return
-                if packet.pts in packets.pts[first + 1 :]:
+                if packet.pts in times[first + 1 :]:
                     break  # too far: try the earlier target, or else the start of the file
         self._open(self.stream.index)
         yield from itertools.islice(self._packets(), first, None)
@@ -442,7 +495,9 @@ class AvSource:
                 their time stamps, or reports an error.
         """
         span = slice(first, max(wanted) + 1)
-        pts, sent = packets.pts[span], ~packets.skippable[span]
+        holds = self._holds_frames(packets, first)
+        held: list[Any] = []
+        pts, sent = packets.pts[span], ~packets.skippable[span] | (holds is False)
         sent[np.array(list(wanted)) - first] = True
         # Frames that are shown before the start but stored after it may refer to what lies before it: leave them out.
         sent &= pts >= pts[0]
@@ -455,12 +510,32 @@ class AvSource:
                 time_stamp, number = next(listed, (None, -1))
                 if time_stamp is None or frame.pts != time_stamp or frame.is_corrupt:
                     raise MismatchError("the decoder does not give the frames that the packets promise")
+                if holds:
+                    held.append(frame)
                 if number in wanted:
                     yield number, frame
         except self.av.error.FFmpegError as error:
             raise MismatchError(f"a packet cannot be decoded ({why(error)})") from error
         if next(listed, None) is not None:
             raise MismatchError("the decoder gives fewer frames than the packets promise")
+
+    def _holds_frames(self, packets: Packets, first: int) -> bool | None:
+        """Tells whether all frames of a span are to be held, so that each comes in a buffer that held nothing before.
+
+        FFmpeg's HEVC decoder may end a damaged frame early without an error and leave the rest as the buffer was, which
+        depends on the packets that were skipped. None if the decoder does not do so, False if the frames would take too
+        much memory: then none are to be skipped.
+        """
+        if self.direct is not None:
+            codec, frame = self.direct.facts.codec, self.direct.facts.height * self.direct.facts.width
+        else:
+            context = self.stream.codec_context
+            codec, frame = context.name, context.height * context.width
+        if codec != "hevc":
+            return None
+        following = np.flatnonzero(packets.start[first + 1 :])
+        count = 1 + int(following[0]) if len(following) else len(packets.pts) - first
+        return 3 * frame * count <= _HOLD_BYTES  # 4:2:0 of 16 bits, or 4:4:4 of 8
 
     def _feed(self, packets: Packets, first: int, sent: list[bool]) -> Iterator[Any]:
         """Sends packets `first`, `first` + 1, ... where `sent` says so, then the end; yields what the decoder gives."""
@@ -471,16 +546,23 @@ class AvSource:
                 raise self._too_slow() from error
             return
         span = slice(first, first + len(sent))
+        alone = None if self.facts is None else new_decoder(self.av, self.facts, self.num_threads)
+        if alone is None:
+            if not self.fresh:  # what its buffers hold would show in damaged areas
+                self._open(self.index.stream)
+            self.fresh = False
         stream = self._packets_from(packets, first)
-        for send, pts, size in zip(sent, packets.pts[span].tolist(), packets.size[span].tolist(), strict=True):
+        columns = (packets.file_times(), packets.pts, packets.size)
+        for send, in_file, pts, size in zip(sent, *(column[span].tolist() for column in columns), strict=True):
             packet = next(stream, None)
-            if packet is None or packet.pts != pts:
+            if packet is None or packet.pts != in_file:
                 raise MismatchError("reading again gives other packets")
             if packet.size != size:
                 raise MismatchError("the file has changed since it was scanned")
             if send:
-                yield from packet.decode()
-        yield from self.stream.codec_context.decode(None)
+                packet.pts = pts
+                yield from packet.decode() if alone is None else alone.decode(packet)
+        yield from (alone or self.stream.codec_context).decode(None)
 
     @staticmethod
     def _starts_of(packets: Packets, numbers: Iterable[int]) -> list[int]:
@@ -501,10 +583,10 @@ class AvSource:
             try:
                 return self._read_by_time(indices, self.index.packets, box)
             except MismatchError as reason:
-                if self.direct is not None:
-                    self.index.decoder = None
+                if self.direct is not None or self.facts is not None:
+                    self.facts = self.index.decoder = None
                     self._open(self.index.stream)
-                    return self.read(indices, box)  # by the same packets, through the container
+                    return self.read(indices, box)  # by the same packets, through the container and its own decoder
                 known = self.index
                 self.index = self._index_by_counting(str(reason))
                 count = len(self.index.timestamps)
@@ -544,6 +626,7 @@ class AvSource:
         for start in sorted(spans):
             for number, frame in self._decode_span(packets, start, spans[start]):
                 self._store(out, places[number], frame, box)
+                del frame  # its buffer is free for the decoder at once, as is that of one that nobody wants
         return out
 
     def _read_by_counting(self, indices: Sequence[int], box: Box | None) -> np.ndarray:
@@ -552,7 +635,7 @@ class AvSource:
         for place, index in enumerate(indices):
             places.setdefault(index, []).append(place)
         left = len(places)
-        frames: Iterable[Any] = self.kept or self._decode_all([])
+        frames: Iterable[Any] = self.kept or self._decode_and_hold([], [])
         for number, frame in enumerate(frames):
             if left == 0:
                 break

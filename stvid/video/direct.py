@@ -16,7 +16,7 @@ from typing import Any
 
 from stvid.video.frame_index import DecoderFacts, MismatchError, Packets
 
-__all__ = ["DirectDecoder", "decoder_facts", "find_packet", "raw_file"]
+__all__ = ["DirectDecoder", "decoder_facts", "find_packet", "new_decoder", "raw_file"]
 
 # Before a packet's own bytes there may be the header of a Matroska block, whose place PyAV gives (RFC 9559, 10): an
 # element's name and length, the track, the time, flags. MP4 has nothing there.
@@ -24,6 +24,14 @@ _MOST_BEFORE = 32
 
 # What a packet may carry beside its bytes that changes what the decoder does (libavcodec/packet.h).
 _CHANGES = frozenset({"new_extradata", "param_change", "encryption_init_info", "encryption_info"})
+
+
+# Decoders that go on past damage without a word, and leave what the buffer of the frame held before. In several threads
+# that would depend on their pace.
+_SILENT = frozenset({"vp8"})
+
+EXPLODE = {"err_detect": "explode"}
+"""Option of a decoder: damage that it could hide is an error (H.264, HEVC)."""
 
 
 def raw_file(source: str | bytes) -> io.FileIO | io.BytesIO:
@@ -64,6 +72,33 @@ def decoder_facts(context: Any) -> DecoderFacts:
     )
 
 
+def new_decoder(av: ModuleType, facts: DecoderFacts, num_threads: int) -> Any:
+    """Returns a new decoder of one stream.
+
+    What damaged areas show may be what the decoder's buffers held before. Those of a new one hold nothing, so that it
+    gives the same frames for the same packets, whatever was read earlier.
+
+    Args:
+        av: The module.
+        facts: The facts that the container's header tells the decoder.
+        num_threads: Threads of the decoder.
+
+    Raises:
+        ValueError: If FFmpeg has no such decoder.
+    """
+    context = av.CodecContext.create(facts.codec, "r")
+    context.extradata = bytes.fromhex(facts.extradata)
+    for name in ("width", "height", "color_range", "color_primaries", "color_trc", "colorspace"):
+        setattr(context, name, getattr(facts, name))
+    threads = 1 if facts.codec in _SILENT else num_threads
+    context.thread_count = threads
+    context.thread_type = "FRAME" if threads > 1 else "NONE"
+    context.options = dict(EXPLODE)
+    if facts.reorder_depth >= 0 and hasattr(context, "reorder_depth"):
+        context.reorder_depth = facts.reorder_depth
+    return context
+
+
 class DirectDecoder:
     """The decoder of one stream, and the file from which it takes its packets.
 
@@ -80,13 +115,9 @@ class DirectDecoder:
 
     def __init__(self, av: ModuleType, source: str | bytes, facts: DecoderFacts, num_threads: int) -> None:
         self.new_packet = av.Packet
-        self.context = context = av.CodecContext.create(facts.codec, "r")
-        context.extradata = bytes.fromhex(facts.extradata)
-        for name in ("width", "height", "color_range", "color_primaries", "color_trc", "colorspace"):
-            setattr(context, name, getattr(facts, name))
-        context.thread_count = num_threads
-        context.thread_type = "FRAME" if num_threads > 1 else "NONE"
-        self.reorder_depth = facts.reorder_depth if hasattr(context, "reorder_depth") else -1
+        self.facts = facts
+        self.decoder = (av, facts, num_threads)
+        self.unused = new_decoder(*self.decoder)
         self.file = raw_file(source)
 
     def feed(self, packets: Packets, first: int, sent: list[bool], deadline: float) -> Iterator[Any]:
@@ -97,10 +128,9 @@ class DirectDecoder:
             TimeoutError: If the deadline (`time.monotonic`) is over.
             FFmpegError: If the decoder refuses a packet.
         """
-        context, file, new_packet = self.context, self.file, self.new_packet
-        context.flush_buffers()
-        if self.reorder_depth >= 0:
-            context.reorder_depth = self.reorder_depth
+        file, new_packet = self.file, self.new_packet
+        context = self.unused or new_decoder(*self.decoder)
+        self.unused = None
         span = slice(first, first + len(sent))
         columns = (packets.position, packets.size, packets.crc, packets.pts)
         for send, position, size, crc, pts in zip(sent, *(column[span].tolist() for column in columns), strict=True):
@@ -119,4 +149,4 @@ class DirectDecoder:
     def close(self) -> None:
         """Frees the file and the decoder; may be called twice."""
         self.file.close()
-        self.context = None
+        self.unused = None

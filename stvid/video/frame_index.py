@@ -45,7 +45,7 @@ class Packets:
     """The packets of a stream in file order, as far as seeking needs them."""
 
     pts: np.ndarray  # int64, units of the stream's time base
-    dts: np.ndarray  # int64; equal to pts where the container has none
+    dts: np.ndarray  # int64; as the file has it, equal to pts where it has none
     size: np.ndarray  # int32, bytes
     position: np.ndarray  # int64: where its bytes lie in the file, -1 if not in one piece
     crc: np.ndarray  # uint32: of its bytes (CRC-32 of zlib)
@@ -53,6 +53,11 @@ class Packets:
     skippable: np.ndarray  # bool: may be left out when its frame is not wanted
     shown: np.ndarray  # bool: its frame comes out (False: the container says to discard it)
     of_frame: np.ndarray  # int32: the packet of each frame, in presentation order
+    moved: np.ndarray | None = None  # int64: what is added to the file's pts, where its clock jumps; None: nothing
+
+    def file_times(self) -> np.ndarray:
+        """Returns the presentation times as the file has them, int64; not unique where its clock jumped."""
+        return self.pts if self.moved is None else self.pts - self.moved
 
 
 @dataclass
@@ -68,7 +73,7 @@ class Index:
     bad_packets: int = 0
     coded: tuple[int, int] = (0, 0)  # height and width before rotation, of the first frame
     turn: tuple[bool, bool, bool] = (False, False, False)  # transpose, flip vertically, flip horizontally
-    decoder: DecoderFacts | None = None  # None: packets must be read through the container
+    decoder: DecoderFacts | None = None  # None: only the container's own decoder gives the right frames
 
     @property
     def height(self) -> int:
@@ -85,7 +90,7 @@ class Index:
         """Roughly the memory that it takes."""
         total = self.timestamps.nbytes + 1024
         if self.packets is not None:
-            total += len(self.packets.pts) * (8 + 8 + 4 + 8 + 4 + 3 + 4)
+            total += len(self.packets.pts) * (8 + 8 + 4 + 8 + 4 + 3 + 4 + 8)
         return total
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -25,10 +26,11 @@ import numpy as np
 from stvid.errors import StvidError
 from stvid.files import write_folder_atomically
 from stvid.video.frame_index import DecoderFacts, Index, Packets
+from stvid.video.packets import PARSERS
 
 __all__ = ["StoredIndex", "index_beside", "index_folder", "pack_index", "unpack_index", "write_index"]
 
-_VERSION = 3
+_VERSION = 4
 _VIDEO = np.dtype([("key", "<u8"), ("begin", "<i8"), ("size", "<i8")])  # where its packed index lies among the others
 _PACKET = np.dtype(
     [
@@ -70,6 +72,26 @@ def _packets(rows: np.ndarray, frames: int) -> Packets:
     )
 
 
+def _runs(values: np.ndarray) -> list[list[int]]:
+    """Returns where each run of equal values begins, and the value."""
+    begins = np.concatenate(([0], np.flatnonzero(np.diff(values)) + 1))
+    return [[int(begin), int(values[begin])] for begin in begins]
+
+
+def _unpacked_runs(runs: list[list[int]], count: int) -> np.ndarray | None:
+    """Returns the values that `_runs` was given; None if there are none.
+
+    Raises:
+        ValueError: If they do not begin at 0 and end before `count`.
+    """
+    if not runs:
+        return None
+    begins, values = np.array(runs, np.int64).T
+    if begins[0] != 0 or begins[-1] >= count or (np.diff(begins) <= 0).any():
+        raise ValueError("runs of values that do not fit")
+    return np.repeat(values, np.diff(np.append(begins, count)))
+
+
 def pack_index(index: Index) -> bytes:
     """Returns an index as bytes, for `unpack_index`: 5 to 6 KB for 300 frames."""
     packets = index.packets
@@ -85,6 +107,7 @@ def pack_index(index: Index) -> bytes:
         "coded": index.coded,
         "turn": index.turn,
         "decoder": None if index.decoder is None else dataclasses.asdict(index.decoder),
+        "moved": [] if packets is None or packets.moved is None else _runs(packets.moved),
     }
     table = np.asarray(index.timestamps, "<f8") if packets is None else _rows(packets)
     return zlib.compress(json.dumps(about).encode() + b"\n" + table.tobytes(), 6)
@@ -98,24 +121,91 @@ def unpack_index(content: bytes) -> Index | None:
         about = json.loads(head)
         if not unpacking.eof or about["version"] != _VERSION:  # at its end the sum has been checked
             return None
-        packets = None if about["counted"] else _packets(np.frombuffer(table, _PACKET), about["frames"])
-        times = np.frombuffer(table, "<f8").copy() if packets is None else packets.pts[packets.of_frame]
-        if not 0 < len(times) == about["frames"]:
-            return None
-        return Index(
-            stream=about["stream"],
-            timestamps=times if packets is None else times * about["time_base"],
-            time_base=about["time_base"],
-            fps=about["fps"],
-            method=about["method"],
-            packets=packets,
-            bad_packets=about["bad_packets"],
-            coded=tuple(about["coded"]),
-            turn=tuple(about["turn"]),
-            decoder=None if about["decoder"] is None else DecoderFacts(**about["decoder"]),
-        )
-    except (zlib.error, ValueError, LookupError, TypeError):
+        return _checked_index(about, table)
+    except (zlib.error, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
+
+
+# What the description of an index holds; lists have one type for all that is in them.
+_NUMBER = (int, float)
+_ABOUT: dict[str, tuple[type, ...]] = {
+    "stream": (int,),
+    "frames": (int,),
+    "time_base": _NUMBER,
+    "fps": _NUMBER,
+    "method": (str,),
+    "counted": (bool,),
+    "bad_packets": (int,),
+    "coded": (list,),
+    "turn": (list,),
+    "decoder": (dict, type(None)),
+    "moved": (list,),
+}
+
+
+def _checked_index(about: dict[str, Any], table: bytes) -> Index:
+    """Makes an index of its description and its table.
+
+    Raises:
+        ValueError: If a value has another type than it should, or they do not belong together; LookupError, TypeError
+            or OverflowError if it is further off.
+    """
+    for name, types in _ABOUT.items():
+        if type(about[name]) not in types:
+            raise ValueError(f"{name} is {about[name]!r}")
+    numbers = {"time_base": float(about["time_base"]), "fps": float(about["fps"])}
+    coded, turn = tuple(about["coded"]), tuple(about["turn"])
+    if not all(0 < value < np.inf for value in numbers.values()) and not about["counted"]:
+        raise ValueError("no clock")
+    if [type(value) for value in coded] != [int] * 2 or [type(value) for value in turn] != [bool] * 3:
+        raise ValueError("no shape")
+    packets = None
+    if about["counted"]:
+        times = np.frombuffer(table, "<f8").copy()
+    else:
+        rows = np.frombuffer(table, _PACKET)
+        packets = _packets(rows, about["frames"])
+        packets.moved = _unpacked_runs(about["moved"], len(rows))
+        _check_packets(packets)
+        times = packets.pts[packets.of_frame] * numbers["time_base"]
+    if not 0 < len(times) == about["frames"] or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise ValueError("no times")
+    return Index(
+        stream=about["stream"],
+        timestamps=times,
+        method=about["method"],
+        packets=packets,
+        bad_packets=about["bad_packets"],
+        coded=(coded[0], coded[1]),
+        turn=(turn[0], turn[1], turn[2]),
+        decoder=None if about["decoder"] is None else _checked_facts(about["decoder"]),
+        **numbers,
+    )
+
+
+def _check_packets(packets: Packets) -> None:
+    """Raises ValueError unless frames can be looked for among the packets, and decoding can begin at the first one."""
+    count = len(packets.pts)
+    if not count or not packets.start[0] or packets.pts.min() < packets.pts[0]:
+        raise ValueError("no beginning")
+    if packets.of_frame.min() < 0 or packets.of_frame.max() >= count:
+        raise ValueError("frames without a packet")
+    if packets.size.min() < 1 or packets.position.min() < -1:
+        raise ValueError("packets without a place")
+
+
+def _checked_facts(values: dict[str, Any]) -> DecoderFacts:
+    facts = DecoderFacts(**values)
+    bytes.fromhex(facts.extradata)
+    for field in dataclasses.fields(facts):
+        value = getattr(facts, field.name)
+        if type(value) is not (str if field.name in ("codec", "extradata") else int):
+            raise ValueError(f"{field.name} is {value!r}")
+        if isinstance(value, int) and not (-1 if field.name == "reorder_depth" else 0) <= value < 2**31:
+            raise ValueError(f"{field.name} is {value}")
+    if facts.codec not in PARSERS:
+        raise ValueError(f"the decoder is {facts.codec!r}")
+    return facts
 
 
 def _key(name: str, size: int) -> int:
@@ -136,6 +226,37 @@ def index_beside(source: str | os.PathLike[str]) -> StoredIndex | None:
     return StoredIndex(folder) if folder.is_dir() else None
 
 
+def _npy_header(count: int) -> bytes:
+    """Returns what `numpy.save` writes before `count` records of `_VIDEO`."""
+    written = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(_VIDEO), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(written, about)
+    return written.getvalue()
+
+
+def _mapped(path: Path, checksum: Any) -> np.ndarray:
+    """Maps the table of videos into memory, which must be as it was written.
+
+    `numpy.load` would run a parser of Python over a damaged header, which may raise anything.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        header = file.read(len(_npy_header(0)))
+        count = (size - len(header)) // _VIDEO.itemsize
+        header += file.read(len(_npy_header(count)) - len(header))  # a long count takes more room
+        count = (size - len(header)) // _VIDEO.itemsize
+    if header != _npy_header(count) or size != len(header) + count * _VIDEO.itemsize:
+        raise ValueError(f"{path.name} holds no table of videos")
+    videos = np.memmap(path, _VIDEO, "r", len(header), (count,)) if count else np.empty(0, _VIDEO)
+    if zlib.crc32(videos.tobytes()) != checksum:
+        raise ValueError(f"{path.name} is not what was written")
+    return videos
+
+
 class StoredIndex:
     """The indices of a folder that `write_index` wrote; opened when first used, so that it pickles as a path.
 
@@ -152,7 +273,8 @@ class StoredIndex:
             about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             self.root = Path(self.folder, about["root"])
             version = about["version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._sum = about.get("videos")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StvidError(f"{self.folder}: holds no index of videos; make it with: stvid prep index") from error
         if version != _VERSION:
             raise StvidError(f"{self.folder}: was written by another version; make it again with: stvid prep index")
@@ -164,11 +286,14 @@ class StoredIndex:
     def _opened(self) -> tuple[np.ndarray, np.ndarray]:
         if self._arrays is None:
             try:
-                videos = np.load(self.folder / "videos.npy", mmap_mode="r")
+                videos = _mapped(self.folder / "videos.npy", self._sum)
                 packed = self.folder / "indices.bin"
                 self._arrays = (videos, np.memmap(packed, np.uint8, "r") if len(videos) else np.empty(0, np.uint8))
             except (OSError, ValueError) as error:
-                raise StvidError(f"{self.folder}: damaged; make it again with: stvid prep index") from error
+                reason = getattr(error, "strerror", None) or error
+                raise StvidError(
+                    f"{self.folder}: is damaged ({reason}); make it again with: stvid prep index"
+                ) from error
         return self._arrays
 
     def __len__(self) -> int:
@@ -210,8 +335,9 @@ def write_index(
                 name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
                 records.append((_key(name, size), file.tell(), len(packed)))
                 file.write(packed)
-        np.save(temporary / "videos.npy", np.sort(np.array(records, _VIDEO), order="key"))
-        about = {"version": _VERSION, "root": os.path.relpath(root, target)}
+        table = np.sort(np.array(records, _VIDEO), order="key")
+        np.save(temporary / "videos.npy", table)
+        about = {"version": _VERSION, "root": os.path.relpath(root, target), "videos": zlib.crc32(table.tobytes())}
         (temporary / "index.json").write_text(json.dumps(about), encoding="utf-8")
 
     try:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stvid.errors import VideoError
 from stvid.video.av_reader import MAX_READ_ERRORS, REFUSED_FORMATS
 from stvid.video.backends import check_file, check_size, import_backend, why
+from stvid.video.clock import Clock
 from stvid.video.frame_index import DEFAULT_FPS
 from stvid.video.pixels import RgbConverter, display_turn, turned
 
@@ -147,6 +148,7 @@ class _Stream:
             raise VideoError(self.name, "FFmpeg has no decoder for its video stream")
         self.stream.codec_context.thread_count = 1  # several drop good frames when a packet is refused
         self.stream.codec_context.thread_type = "NONE"
+        self.clock = Clock(self.container, self.stream)
 
     def _packets(self) -> Iterator[Any]:
         """Yields packets; of a file past read errors, as `VideoReader` does."""
@@ -173,6 +175,8 @@ class _Stream:
         reason = "it holds no frames"
         found = False
         for packet in itertools.chain(self._packets(), [None]):
+            if packet is not None:
+                self.clock.move(packet)
             try:
                 frames = packet.decode() if packet is not None else self.stream.codec_context.decode(None)
             except self.av.error.FFmpegError as error:
@@ -189,7 +193,7 @@ class _Stream:
         convert = RgbConverter(self.av)
         rate = float(self.stream.average_rate or 0)
         step = 1 / rate if 0 < rate < 1e6 else 1 / DEFAULT_FPS
-        unit = float(self.stream.time_base or 0)
+        unit = float(self.stream.time_base or step)
         shape: tuple[int, int] | None = None
         turn = (False, False, False)
         waiting: deque[Any] = deque()
@@ -200,8 +204,9 @@ class _Stream:
         def next_frame() -> Frame:
             assert shape is not None
             frame = waiting.popleft()
+            seconds = self.clock.presented(heapq.heappop(times)) * unit
             try:
-                return Frame(heapq.heappop(times), turned(convert(frame, *shape), turn))
+                return Frame(seconds, turned(convert(frame, *shape), turn))
             except self.av.error.FFmpegError as error:
                 reason = f"its {frame.format.name} frames cannot be converted to RGB ({why(error)})"
                 raise VideoError(self.name, reason) from error
@@ -210,13 +215,16 @@ class _Stream:
             if shape is None:
                 check_size(self.name, frame.height, frame.width)
                 shape, turn = (frame.height, frame.width), display_turn(frame)
-            seconds = frame.pts * unit + lost if frame.pts is not None else (0.0 if last is None else last + step)
-            if self.live and last is not None and seconds < last:
-                lost += last + step - seconds
-                seconds = last + step
-            last = seconds
+            if frame.pts is not None:
+                time = frame.pts + lost
+            else:
+                time = 0.0 if last is None else last + step / unit
+            if self.live and last is not None and time < last:
+                lost += last + step / unit - time
+                time = last + step / unit
+            last = time
             waiting.append(frame)
-            heapq.heappush(times, seconds)
+            heapq.heappush(times, time)
             if self.live or len(waiting) > _REORDER:
                 yield next_frame()
         while waiting:

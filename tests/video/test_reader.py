@@ -319,6 +319,73 @@ def test_bits_flipped_anywhere_give_the_plain_decode_or_one_error(make_video: Ma
 # ------------------------------------------------------------------------------------------------- time, rate, duration
 
 
+def noisy_video(path: Path, codec: str, options: dict[str, str]) -> Path:
+    """Writes 24 frames of texture that moves, in two groups of pictures."""
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 255, (23, 40, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)[:176, :320]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = 320, 176
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.gop_size = 12
+        stream.options = options
+        for number in range(24):
+            image = np.ascontiguousarray(np.roll(still, 5 * number, 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.webm", "libvpx", {"b": "400k", "deadline": "realtime", "cpu-used": "8"}),
+        ("a.avi", "libvpx", {"b": "400k", "deadline": "realtime", "cpu-used": "8"}),  # counted
+        (
+            "a.mp4",
+            "libx265",
+            {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:pools=1:frame-threads=1"},
+        ),
+        (
+            "a.ts",
+            "libx265",
+            {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:pools=1:frame-threads=1"},
+        ),  # in pieces
+        ("b.avi", "mjpeg", {}),  # counted
+    ],
+)
+def test_damage_that_the_decoder_hides_looks_the_same_each_time(
+    name: str, codec: str, options: dict[str, str], threads: int, tmp_path: Path
+) -> None:
+    path = noisy_video(tmp_path / name, codec, options)
+    good = path.read_bytes()
+    with VideoReader(path) as reader:
+        sound = reader.get_batch(range(0, 24, 3))
+    rng = np.random.default_rng(1)
+    spoiled = 0
+    for _ in range(6):
+        data = bytearray(good)
+        at, length = int(rng.integers(1000, len(data) - 400)), int(rng.choice([1, 300]))
+        data[at : at + length] = bytes(length) if length > 1 else bytes([data[at] ^ 0x5A])
+        path.write_bytes(data)
+        index_cache.clear()
+        with VideoReader(path, num_threads=threads) as reader:
+            indices = list(range(0, len(reader), 3))
+            try:
+                first = reader.get_batch(indices)
+            except VideoError:  # fewer frames than it seemed: found while reading
+                continue
+            assert torch.equal(reader.get_batch(indices), first)
+            if codec != "libx265":  # a damaged header of HEVC may name frames as its references that are else skipped
+                single = [reader.get_batch([index]) for index in reversed(indices)]
+                assert torch.equal(torch.cat(single).flip(0), first)
+        with VideoReader(path, num_threads=threads) as reader:  # by the index of the one before
+            assert torch.equal(reader.get_batch(indices), first)
+        spoiled += first.shape == sound.shape and not torch.equal(first, sound)
+    assert spoiled or codec == "libx265"  # else nothing was tried
+
+
 def test_time_stamps_are_the_files_own(make_video: MakeVideo) -> None:
     with VideoReader(make_video(times=IRREGULAR)) as reader:
         np.testing.assert_allclose(reader.timestamps, IRREGULAR, atol=1e-4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import shutil
 import zlib
@@ -86,7 +87,7 @@ def test_a_folder_of_no_videos_and_a_damaged_one(videos: list[Path], tmp_path: P
     found = [StoredIndex(tmp_path / "index").find(*entry(path)[:2]) for path in videos]
     assert [index is None for index in found] == [False, False, False, True]
     packed.unlink()
-    with pytest.raises(StvidError, match="damaged; make it again with: stvid prep index"):
+    with pytest.raises(StvidError, match=r"damaged \(.*\); make it again with: stvid prep index"):
         StoredIndex(tmp_path / "index").find(*entry(videos[0])[:2])
 
 
@@ -154,3 +155,49 @@ def test_an_index_that_promises_huge_frames_is_refused(make_video: MakeVideo) ->
     index = dataclasses.replace(scan(path), coded=(60_000, 60_000))
     with pytest.raises(VideoError, match="60000 x 60000 pixels, more than a video can have"):
         VideoReader(path.read_bytes(), index=index)
+
+
+def test_any_damage_to_the_table_of_videos_is_one_line(videos: list[Path], tmp_path: Path) -> None:
+    write_index(tmp_path / "index", map(entry, videos), root=tmp_path)
+    table = tmp_path / "index" / "videos.npy"
+    good = table.read_bytes()
+    damaged = [good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :] for at in range(len(good))]
+    for content in (*damaged, good[:-1], good[:20], b"", good + bytes(24), good.replace(b"'key'", b"'kez'")):
+        table.write_bytes(content)
+        with pytest.raises(StvidError, match=r"index: is damaged \(.*\); make it again with: stvid prep index$"):
+            StoredIndex(tmp_path / "index").find(str(videos[0]), 1)
+    table.write_bytes(good)
+    assert StoredIndex(tmp_path / "index").find(*entry(videos[0])[:2]) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"root": 1, "version": 4}', '{"version": 4}', "null", "\xff"]
+)
+def test_any_damage_to_the_description_of_an_index_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(StvidError, match="make it with: stvid prep index"):
+        StoredIndex(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [None, -1, 1.5, "1", [], {}, True, [1], 10**30])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_a_description_of_other_types_is_no_index(name: str, odd: object, make_video: MakeVideo) -> None:
+    """With a valid checksum, as a program that means harm would write it: never an error, and never other frames."""
+    path = make_video(name, codec="libx264" if name == "a.mp4" else "mpeg4")
+    head, _, table = zlib.decompress(pack_index(scan(path))).partition(b"\n")
+    about = json.loads(head)
+    with VideoReader(path) as reader:
+        expected = reader.get_batch([0, 19])
+    decoder = about["decoder"] or {}
+    variants = [{**about, key: odd} for key in about]
+    variants += [{**about, "decoder": {**decoder, key: odd}} for key in decoder]
+    for variant in variants:
+        index = unpack_index(zlib.compress(json.dumps(variant).encode() + b"\n" + table))
+        if index is None:
+            continue
+        index_cache.clear()
+        try:
+            with VideoReader(path.read_bytes(), index=index) as reader:
+                assert torch.equal(reader.get_batch([0, 19]), expected)
+        except VideoError:
+            pass  # such as frames of another size
