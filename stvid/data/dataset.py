@@ -11,10 +11,9 @@ processes, on which of them makes it, or on any global random state. So a run ca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +36,8 @@ from stvid.data.sampling import sample_train, sample_views
 from stvid.data.transforms import TrainTransform, model_input
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.protocol import Protocol, parse_views
-from stvid.video.reader import Index, VideoReader
+from stvid.video.memory import checked_rate
+from stvid.video.reader import Index, MemoryFrames, VideoLike, VideoReader
 from stvid.video.stored_index import index_beside
 
 __all__ = [
@@ -100,7 +100,7 @@ class Clip:
 
 
 def load_clip(
-    path: str | os.PathLike[str] | bytes,
+    source: VideoLike,
     *,
     protocol: Protocol | None = None,
     frames: int | None = None,
@@ -119,12 +119,14 @@ def load_clip(
     """Reads the view in the middle of a video: middle clip, centre crop.
 
     Args:
-        path: A video file, or its bytes.
+        source: A video file: its path, bytes or URL, or a binary file object; or frames in memory: a uint8 array or
+            tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3).
         protocol: How to read it, for example `model.default_protocol`; None takes `Protocol()`.
         frames: Replaces `protocol.frames`; None keeps it, here and below.
         stride: Replaces `protocol.stride`.
         sampling: Replaces `protocol.sampling`.
-        fps: Replaces `protocol.fps`.
+        fps: Replaces `protocol.fps`. For frames in memory it says instead how many a second they are, which must be
+            known if the protocol has a rate, or `start` or `end` is given.
         short_side: Replaces `protocol.short_side`.
         crop: Replaces `protocol.crop`.
         mean: Replaces `protocol.mean`.
@@ -138,7 +140,7 @@ def load_clip(
         VideoError: If the file cannot be read, or has no frame between `start` and `end`.
         ConfigError: If the values do not make a protocol.
     """
-    replacements = {
+    replacements: dict[str, Any] = {
         "frames": frames,
         "stride": stride,
         "sampling": sampling,
@@ -149,9 +151,14 @@ def load_clip(
         "std": std,
         "channels": channels,
     }
+    in_memory = MemoryFrames.take(source, None)
+    if in_memory is not None:
+        source = MemoryFrames(in_memory.images, checked_rate(replacements.pop("fps")) or in_memory.fps)
     given = {name: value for name, value in replacements.items() if value is not None}
     used = (protocol if protocol is not None else Protocol()).replace(**given)
-    with VideoReader(path, backend=backend) as reader:
+    if isinstance(source, MemoryFrames):
+        check_rate_known(source, used, seconds=start is not None or end is not None)
+    with VideoReader(source, backend=backend) as reader:
         indices = sample_views(video_grid(reader, used, start, end), used, num_clips=1)
         decoded = decode_scaled_frames(reader, indices, used.short_side)
         (plan,) = view_plans(indices, [(0, 1, 0)], frame_size=decoded.size, size=used.crop)
@@ -164,6 +171,24 @@ def load_clip(
             backend=reader.backend,
             path=reader.source_name,
         )
+
+
+def check_rate_known(frames: MemoryFrames, protocol: Protocol, *, seconds: bool = False) -> None:
+    """Checks that frames in memory say how many a second they are, if that matters.
+
+    Args:
+        frames: The frames.
+        protocol: Its `fps` makes it matter.
+        seconds: Whether seconds of the video are asked for, which makes it matter, too.
+
+    Raises:
+        ConfigError: If it matters and is not known.
+    """
+    if frames.fps is None and (protocol.fps is not None or seconds):
+        asks = (
+            "a part is given in seconds" if protocol.fps is None else f"the protocol asks for {protocol.fps:g} a second"
+        )
+        raise ConfigError(f"fps: {asks}, so say how many frames a second the given ones are, as in fps=25")
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -496,7 +521,7 @@ class EvalDataset(Dataset[EvalSample]):
         entry: VideoEntry = self.manifest[index]
         labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
         try:
-            content, known = self.manifest.content_and_index(index)
+            content, known = self.content_and_index(index)
             with VideoReader(
                 content, backend=self.backend, num_threads=self.decode_threads, index=known or self.stored_index
             ) as reader:
@@ -518,6 +543,10 @@ class EvalDataset(Dataset[EvalSample]):
             crop_boxes=tuple(frames.source_box(plan.box) for plan in plans[:crops]),
             same=_first_equal(plans),
         )
+
+    def content_and_index(self, index: int) -> tuple[str | bytes | MemoryFrames, Index | None]:
+        """Returns where or what a video is, and its index if the list of videos has it."""
+        return self.manifest.content_and_index(index)
 
     def __getitems__(self, items: Sequence[int]) -> list[EvalSample | StvidError]:
         """Used by loaders: a batch, with an error for the user in the place of the sample that raised it."""

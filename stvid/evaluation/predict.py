@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from stvid.data.datamodule import LoaderSettings, make_eval_loader
-from stvid.data.dataset import EvalDataset
+from stvid.data.dataset import EvalDataset, check_rate_known
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.views import ViewPlan
+from stvid.errors import ConfigError
 from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.protocol import Protocol, Task
+from stvid.video.memory import FRAMES_NAME, is_frame, is_url
+from stvid.video.reader import Index, MemoryFrames, VideoLike
 
 __all__ = ["Prediction", "predict"]
 
@@ -28,7 +32,7 @@ class Prediction:
     """The most likely classes of one video, or why there are none.
 
     Attributes:
-        path: The file, as it was given.
+        path: The file or URL, as it was given; ``<bytes>`` or ``<frames>`` for what was in memory.
         classes: Class names, the most likely first; empty if the file could not be read.
         probabilities: Probabilities of these classes in 0..1, averaged over the views.
         class_ids: Numbers of these classes: their positions in the logits.
@@ -48,9 +52,10 @@ class Prediction:
 
 def predict(
     model_or_checkpoint: nn.Module | str | os.PathLike[str],
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    videos: VideoLike | Sequence[VideoLike],
     *,
     topk: int = 5,
+    fps: float | None = None,
     views: str | ViewPlan | None = None,
     protocol: Protocol | None = None,
     batch_size: int = 8,
@@ -60,14 +65,16 @@ def predict(
     backend: str = "av",
     task: Task | None = None,
 ) -> list[Prediction]:
-    """Classifies video files, each decoded once for all its views.
+    """Classifies videos, each decoded once for all its views.
 
     Args:
         model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), a checkpoint of stvid, or the
             folder of a run, of which the best checkpoint is taken, else the newest. A model's training mode and device
             are the same afterwards.
-        paths: Video files; one may be given by itself.
+        videos: A list of videos, or one by itself: a path, bytes, a binary file object, a URL, or frames in memory (a
+            uint8 array or tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3)).
         topk: How many classes to name; all, if there are fewer.
+        fps: Frames a second of videos that are frames in memory; needed if the protocol has a rate.
         views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
         protocol: None takes `model.default_protocol`, which a checkpoint brings along. Classes that it does not name
             are called "class 0", "class 1", ...
@@ -81,13 +88,14 @@ def predict(
             if the model has none.
 
     Returns:
-        One prediction for each path, in the order given. A file that cannot be read has its `error` set, and the others
+        One prediction for each video, in the order given. One that cannot be read has its `error` set, and the others
         still come.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read.
         ConfigError: If there is no protocol, it names another number of classes than the model has, the model does not
             take its clips, or an argument is not usable.
+        VideoError: If frames in memory have another type or shape.
         StvidError: If the decoder is not installed, or a worker was killed.
     """
     check_counts(batch_size=batch_size, workers=workers, topk=topk)
@@ -99,14 +107,17 @@ def predict(
         model = load_model(model_or_checkpoint)
     used = model_protocol(model, protocol, views)
     used_task = model_task(model, task)
-    given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    # A file that is given twice is decoded once. The manifest shortens "folder/.." as text, so links come first.
-    files = [os.path.realpath(path) for path in given]
-    order = {path: number for number, path in enumerate(dict.fromkeys(files))}
-    manifest = Manifest.from_entries([VideoEntry(path) for path in order], source="the given files")
+    given = _given_videos(videos, fps)
+    for source in given:
+        if isinstance(source, MemoryFrames):
+            check_rate_known(source, used)
+    # A file that is given twice is decoded once.
+    keys = [os.path.realpath(source) if _is_path(source) else number for number, source in enumerate(given)]
+    order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    sources = [given[keys.index(key)] for key in order]
     found: dict[int, Prediction] = {}
     if order:
-        dataset = EvalDataset(manifest, used, views=used.views, backend=backend)
+        dataset = _GivenVideos(sources, used, views=used.views, backend=backend)
         with inference(model, device=device, precision=precision) as place:
             loader = make_eval_loader(
                 dataset,
@@ -121,7 +132,75 @@ def predict(
                 for sample, logits in (pair for samples in batches for pair in run(samples)):
                     best = None if logits is None else top_classes(logits.numpy(), used, task=used_task, topk=topk)
                     found[sample.index] = _prediction(best, sample.error)
-    return [replace(found[order[file]], path=path) for file, path in zip(files, given, strict=True)]
+    return [replace(found[order[key]], path=_name(source)) for key, source in zip(keys, given, strict=True)]
+
+
+_Source = str | bytes | MemoryFrames
+
+
+def _is_path(source: _Source) -> TypeGuard[str]:
+    return isinstance(source, str) and not is_url(source)
+
+
+def _name(source: _Source) -> str:
+    if isinstance(source, str):
+        return source
+    return "<bytes>" if isinstance(source, bytes) else FRAMES_NAME
+
+
+def _given_videos(videos: Any, fps: float | None) -> list[_Source]:
+    """Returns what was given as a list of paths, URLs, bytes and frames.
+
+    Raises:
+        ConfigError: If it is nothing of that kind.
+        VideoError: If frames have another type or shape.
+    """
+    if isinstance(videos, Iterator) and not hasattr(
+        videos, "read"
+    ):  # of videos or of frames, which the first value tells
+        first = next(videos, None)
+        rest = itertools.chain([] if first is None else [first], videos)
+        videos = MemoryFrames.take(rest, fps) if is_frame(first) else list(rest)
+    one = _one_video(videos, fps)
+    if one is not None:
+        return [one]
+    if not isinstance(videos, Iterable):
+        raise ConfigError(f"videos: {type(videos).__name__} is no video; give paths, bytes, files, URLs or frames")
+    return [_video_of_list(video, fps) for video in videos]
+
+
+def _video_of_list(video: Any, fps: float | None) -> _Source:
+    found = _one_video(video, fps)
+    if found is None:
+        raise ConfigError(f"videos: {type(video).__name__} is no video; give paths, bytes, files, URLs or frames")
+    return found
+
+
+def _one_video(video: Any, fps: float | None) -> _Source | None:
+    """Returns one video, or None if this is something else, such as a list of videos."""
+    if isinstance(video, (str, os.PathLike)):
+        return os.fspath(video)
+    if hasattr(video, "read"):
+        video = video.read()
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        return bytes(video)
+    return MemoryFrames.take(video, fps)
+
+
+class _GivenVideos(EvalDataset):
+    """The views of videos that are files or in memory."""
+
+    def __init__(self, sources: Sequence[_Source], protocol: Protocol, *, views: str, backend: str) -> None:
+        # The names of a list are put in order as text ("folder/.."), so they only stand for the sources here.
+        names = [VideoEntry(f"video {number}") for number in range(len(sources))]
+        super().__init__(
+            Manifest.from_entries(names, source="the given videos"), protocol, views=views, backend=backend
+        )
+        self.sources = list(sources)
+
+    def content_and_index(self, index: int) -> tuple[_Source, Index | None]:
+        """Returns the video; its index is not known."""
+        return self.sources[index], None
 
 
 def _prediction(best: TopClasses | None, error: str | None) -> Prediction:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -38,6 +37,7 @@ from stvid.errors import ConfigError, VideoError
 from stvid.evaluation.classes import NOT_FINITE, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.protocol import Protocol, Task
+from stvid.video.reader import VideoLike
 from stvid.video.streaming import Frame, is_live, stream_frames
 
 __all__ = [
@@ -246,10 +246,11 @@ class TimelineWindow:
 
 def timeline(
     model: nn.Module,
-    source: str | os.PathLike[str],
+    source: VideoLike,
     *,
     window: float,
     stride: float,
+    fps: float | None = None,
     topk: int = 5,
     views: str | ViewPlan = "1x1",
     protocol: Protocol | None = None,
@@ -266,6 +267,7 @@ def timeline(
         source: A file, or what else `stvid.video.streaming.stream_frames` reads.
         window: Length in seconds.
         stride: Seconds from the start of a window to that of the next.
+        fps: Frames a second of a source that is frames in memory.
         topk: How many classes to name.
         views: Temporal clips x spatial crops of each window.
         protocol: None takes `model.default_protocol`.
@@ -296,7 +298,7 @@ def timeline(
         device=device,
         precision=precision,
     )
-    return _timeline(model, source, settings)
+    return _timeline(model, source, settings, fps)
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,7 @@ class _TimelineSettings:
 
 
 def _timeline(
-    model: nn.Module, source: str | os.PathLike[str], settings: _TimelineSettings
+    model: nn.Module, source: VideoLike, settings: _TimelineSettings, fps: float | None
 ) -> Iterator[TimelineWindow]:
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     windows_at_once = -(-settings.batch_size // settings.views.num_views)
@@ -330,7 +332,7 @@ def _timeline(
         with inference(model, device=settings.device, precision=settings.precision) as place:
             target = place.device  # checked, with a message of one line
         model.to(target)
-        frames = stream_frames(source)
+        frames = stream_frames(source, fps=fps)
         windows = stream_windows(
             frames, settings.protocol, window=settings.window, stride=settings.stride, views=settings.views
         )

@@ -9,16 +9,17 @@ whichever backend reads it: PyAV (`stvid.video.av_reader`, which says how), deco
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from stvid.errors import UnknownNameError, VideoError, nearest
+from stvid.errors import ConfigError, UnknownNameError, VideoError, nearest
 from stvid.video.av_reader import AvSource
 from stvid.video.backends import BACKENDS, IMAGE_EXTENSIONS, TIME_LIMIT, Source, available_backends, check_file
 from stvid.video.frame_index import Index, Packets
+from stvid.video.memory import FRAMES_NAME, MemoryFrames, MemorySource, download, is_url
 from stvid.video.other_readers import DecordSource, FramesSource, TorchcodecSource
 from stvid.video.pixels import Box
 from stvid.video.stored_index import StoredIndex
@@ -26,7 +27,20 @@ from stvid.video.stored_index import StoredIndex
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BACKENDS", "IMAGE_EXTENSIONS", "Index", "Packets", "VideoReader", "available_backends", "scan"]
+__all__ = [
+    "BACKENDS",
+    "IMAGE_EXTENSIONS",
+    "Index",
+    "MemoryFrames",
+    "Packets",
+    "VideoLike",
+    "VideoReader",
+    "available_backends",
+    "scan",
+]
+
+VideoLike: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | MemoryFrames | np.ndarray | Iterable[Any]
+"""A path, bytes, a file, a URL, or frames; tensors are among what can be iterated."""
 
 
 def scan(path: str | os.PathLike[str]) -> Index:
@@ -51,19 +65,21 @@ class VideoReader:
     A plain short-lived object: make it in the process that reads, read, close. Not picklable, not for several threads.
 
     Args:
-        source: Path of a video file, or its bytes, or a binary file object, which is read to its end. For
-            ``backend="frames"`` the path of a folder of images, which are taken in the natural order of their names (2
-            before 10), or of a .txt file that names one image a line, relative to its own folder; shown at 25 frames a
-            second.
+        source: Path of a video file, or its bytes, or a binary file object, which is read to its end; an http or https
+            URL, which is downloaded into memory; or frames in memory: a uint8 array or tensor (T, H, W, 3), or a list
+            or iterator of images of PIL or of arrays (H, W, 3). For ``backend="frames"`` the path of a folder of
+            images, which are taken in the natural order of their names (2 before 10), or of a .txt file that names one
+            image a line, relative to its own folder; shown at 25 frames a second.
         backend: ``av`` (PyAV, the default, exact for every file), ``decord``, ``torchcodec`` (optional: fast readers
             with their own ideas of damaged files) or ``frames``.
         num_threads: Decoder threads. One is best in a data-loader worker.
         time_limit: Seconds after which opening the file, or one call for frames, is given up (backend av).
         index: Indices that were stored earlier, or the one of this video, so that it need not be scanned.
+        fps: Frames a second of frames in memory; None takes 25.
 
     Attributes:
-        backend: The name of the backend.
-        source_name: The path, or ``<bytes>``.
+        backend: The name of the backend; ``memory`` for frames in memory.
+        source_name: The path or URL, ``<bytes>``, or ``<frames>``.
 
     Raises:
         MissingFileError: If there is nothing at the path.
@@ -76,12 +92,13 @@ class VideoReader:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | bytes | BinaryIO,
+        source: VideoLike,
         *,
         backend: str = "av",
         num_threads: int = 1,
         time_limit: float = TIME_LIMIT,
         index: StoredIndex | Index | None = None,
+        fps: float | None = None,
     ) -> None:
         if backend not in BACKENDS:
             hint = nearest(backend, BACKENDS)
@@ -89,6 +106,17 @@ class VideoReader:
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}: at least 1 is needed")
         self.backend = backend
+        frames = MemoryFrames.take(source, fps)
+        if frames is not None:
+            self.backend, self.source_name = "memory", FRAMES_NAME
+            self._source = MemorySource(frames)
+            return
+        if fps is not None:
+            raise ConfigError("fps: a file says itself how many frames a second it has; leave fps out")
+        if is_url(source):
+            self.source_name = str(source)
+            self._source = self._make(download(self.source_name), num_threads, time_limit, index)
+            return
         if not isinstance(source, (str, os.PathLike)) and hasattr(source, "read"):
             source = source.read()
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -100,6 +128,9 @@ class VideoReader:
                 raise VideoError(self.source_name, "is empty (0 bytes)")
             self._source = self._make(content, num_threads, time_limit, index)
             return
+        if not isinstance(source, (str, os.PathLike)):
+            kind = type(source).__name__
+            raise VideoError(f"<{kind}>", "is no video; give a path, bytes, a file, a URL, or frames (T, H, W, 3)")
         path = os.fspath(source)
         self.source_name = path
         check_file(path, folder=backend == "frames")

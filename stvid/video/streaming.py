@@ -7,6 +7,7 @@ reader knows by its index is not known here: how many frames will come, and whet
 from __future__ import annotations
 
 import heapq
+import io
 import itertools
 import os
 import stat
@@ -19,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stvid.errors import VideoError
+from stvid.errors import ConfigError, VideoError
 from stvid.video.av_reader import MAX_READ_ERRORS, REFUSED_FORMATS
 from stvid.video.backends import check_file, check_size, import_backend, why
 from stvid.video.clock import Clock
 from stvid.video.frame_index import DEFAULT_FPS
+from stvid.video.memory import MemoryFrames, checked_rate, iterate_frames
 from stvid.video.pixels import RgbConverter, display_turn, turned
+from stvid.video.reader import VideoLike
 
 __all__ = ["Frame", "is_live", "stream_frames"]
 
@@ -58,6 +61,7 @@ class _Input:
     format: str | None = None
     options: tuple[tuple[str, str], ...] = ()
     opened: Any = None  # a file to close afterwards
+    live: bool = True
 
 
 _INDEX_FIRST = (
@@ -73,8 +77,10 @@ class _Pipe:
         self.read = file.read
 
 
-def is_live(source: str | os.PathLike[str]) -> bool:
-    """Tells whether frames come when they come: a camera, a pipe or a URL; not a file."""
+def is_live(source: VideoLike) -> bool:
+    """Tells whether frames come when they come: a camera, a pipe, a URL or an iterator; not a file or a list."""
+    if not isinstance(source, (str, os.PathLike)):
+        return isinstance(source, Iterator) and not hasattr(source, "read")
     name = os.fspath(source)
     if name == "-" or "://" in name:
         return True
@@ -112,7 +118,7 @@ class _Stream:
     def __init__(self, source: str | _Input, name: str) -> None:
         self.av = import_backend("av")
         self.name = name
-        self.live = isinstance(source, _Input)
+        self.live = isinstance(source, _Input) and source.live
         given = source if isinstance(source, _Input) else _file_input(source)
         network = self.live and isinstance(given.file, str)
         self.opened = given.opened
@@ -238,18 +244,51 @@ class _Stream:
             self.opened.close()
 
 
-def stream_frames(source: str | os.PathLike[str]) -> Iterator[Frame]:
+def stream_frames(source: VideoLike, *, fps: float | None = None) -> Iterator[Frame]:
     """Yields the frames of a source in the order in which they are shown, one decoder pass, without seeking.
 
     Args:
         source: A file; a camera (``/dev/video0``, Video4Linux); a URL that FFmpeg reads (``http://``, ``rtsp://``
             ...); a named pipe; or ``-`` for standard input. A pipe needs a container that can be read in order, such
-            as MPEG-TS or Matroska, or an mp4 whose index comes first ("faststart").
+            as MPEG-TS or Matroska, or an mp4 whose index comes first ("faststart"). Also the bytes of a file, a binary
+            file object, and frames in memory: a uint8 array or tensor (T, H, W, 3), or a list or iterator, also one
+            without an end, of images of PIL or of arrays (H, W, 3).
+        fps: Frames a second of frames in memory.
 
     Raises:
         MissingFileError: If there is nothing at the path.
-        VideoError: If it cannot be opened, holds no video, or a stream breaks off.
+        VideoError: If it cannot be opened, holds no video, or a stream breaks off; or if frames in memory have another
+            type or shape.
+        ConfigError: If frames in memory do not say how many a second they are.
     """
+    if isinstance(source, MemoryFrames):
+        fps = fps if fps is not None else source.fps
+        source = source.images
+    frames = iterate_frames(source)
+    if frames is not None:
+        rate = checked_rate(fps)
+        if rate is None:
+            raise ConfigError("fps: say how many frames a second the given ones are, as in fps=25")
+        yield from (Frame(number / rate, image) for number, image in enumerate(frames))
+        return
+    opened = _opened(source)
+    try:
+        yield from opened.frames()
+    finally:
+        opened.close()
+
+
+def _opened(source: VideoLike) -> _Stream:
+    """Opens what FFmpeg reads."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _Stream(_Input(io.BytesIO(source), live=False), "<bytes>")
+    if hasattr(source, "read"):
+        file: Any = source
+        seekable = bool(getattr(file, "seekable", lambda: False)())
+        return _Stream(_Input(file if seekable else _Pipe(file), live=not seekable), "<file>")
+    if not isinstance(source, (str, os.PathLike)):
+        kind = type(source).__name__
+        raise VideoError(f"<{kind}>", "is no video; give a path, bytes, a file, a URL, or frames (T, H, W, 3)")
     name = os.fspath(source)
     shown = "<standard input>" if name == "-" else name
     if is_live(name):
@@ -260,8 +299,4 @@ def stream_frames(source: str | os.PathLike[str]) -> Iterator[Frame]:
     else:
         check_file(name, folder=False)
         given = name
-    opened = _Stream(given, shown)
-    try:
-        yield from opened.frames()
-    finally:
-        opened.close()
+    return _Stream(given, shown)

@@ -140,7 +140,7 @@ def test_windows_before_a_stream_breaks_off_still_come(
 ) -> None:
     path = make_video("plain.mp4", frames=60, fps=25)
 
-    def broken(source):
+    def broken(source, **_):
         for number, frame in enumerate(stream_frames(source)):
             if number == 40:  # 1.6 s
                 raise VideoError(str(source), "the stream broke off")
