@@ -6,15 +6,15 @@ knows it without talking to the others, and a run can be resumed inside an epoch
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
 import random
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from stvid.data.dataset import (
     collate_train,
     make_generator,
 )
+from stvid.data.handover import ByValue, HandOver, sharing_advice, sockets_work, warn_of, worker_context
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.shard_stream import ShardStream
 from stvid.data.transforms import model_input
@@ -221,22 +222,28 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _worker_context() -> BaseContext:
-    """How worker processes are started: never by fork, since torch and lightning run threads in this process."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # The server imports torch once; each worker then starts in milliseconds instead of seconds. No effect if the
-    # server runs already, and a module that it cannot import is imported by the workers as usual.
-    context.set_forkserver_preload(["__main__", "stvid.data.dataset"])
-    return context
-
-
 class Loader(DataLoader[Any]):
-    """A loader whose errors are one line for the user."""
+    """A loader whose errors are one line for the user; it works with little shared memory, too.
+
+    Args:
+        dataset: The samples.
+        collate_fn: Joins samples to a batch.
+        options: The other arguments of torch's loader, by their names.
+    """
+
+    _warned = False
+
+    def __init__(self, dataset: Any, *, collate_fn: Callable[[Any], Any] | None = None, **options: Any) -> None:
+        if collate_fn is not None and not isinstance(collate_fn, HandOver):
+            collate_fn = HandOver(collate_fn, by_value=bool(options.get("num_workers")) and not sockets_work())
+        super().__init__(dataset, collate_fn=collate_fn, **options)
 
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # so that it can be closed
-        batches = super().__iter__()
+        try:
+            batches = super().__iter__()
+        except OSError as error:
+            reason = f"{error.strerror or error}; {sharing_advice()}"
+            raise StvidError(f"data-loading processes cannot be started ({reason}, or data.workers 0)") from error
         return self._checked(batches)
 
     def _checked(self, batches: Any) -> Generator[Any, None, None]:
@@ -254,6 +261,11 @@ class Loader(DataLoader[Any]):
                     if not death:
                         raise
                     raise StvidError(death) from error
+                if isinstance(batch, ByValue):
+                    if not self._warned:
+                        self._warned = True
+                        warn_of(batch)
+                    batch = batch.unpack()
                 if isinstance(batch, StvidError):
                     raise batch
                 yield batch
@@ -272,6 +284,8 @@ class Loader(DataLoader[Any]):
 
 def _describe_death(batches: Any, error: Exception) -> str:
     """Says in one line which worker processes died, and what to do; empty if the error has another cause."""
+    if str(error).startswith("Too many open files") or getattr(error, "errno", None) == errno.EMFILE:  # torch's words
+        return "too many open files; raise the limit (ulimit -n 4096), or use fewer data.workers"
     noticed = str(error).startswith("DataLoader worker (pid")  # torch's words
     # What a data set raises in a worker is a RuntimeError, or says so; only a broken connection asks for a closer look.
     if not noticed and (isinstance(error, RuntimeError) or str(error).startswith("Caught ")):
@@ -283,6 +297,8 @@ def _describe_death(batches: Any, error: Exception) -> str:
         return str(error).strip().splitlines()[0] if noticed else ""
     who = f"data-loading process (pid {', '.join(str(worker.pid) for worker in dead)})"
     codes = sorted({worker.exitcode for worker in dead})
+    if hasattr(signal, "SIGBUS") and codes[0] == -signal.SIGBUS:
+        return f"{who} was killed by signal {signal.SIGBUS:d}: no room in shared memory; {sharing_advice()}"
     if codes[0] < 0:
         return (
             f"{who} was killed by signal {-codes[0]}, perhaps for want of memory; use fewer data.workers or a smaller "
@@ -405,7 +421,7 @@ def worker_options(workers: int, *, seed: int, rank: int, persistent: bool) -> d
         return {"num_workers": 0}
     return {
         "num_workers": workers,
-        "multiprocessing_context": _worker_context(),
+        "multiprocessing_context": worker_context(),
         "worker_init_fn": _WorkerInit(seed, rank),
         "persistent_workers": persistent,
         "prefetch_factor": 2,
