@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -194,3 +197,47 @@ def test_copies_must_not_meet(make_video: MakeVideo, tmp_path: Path, capsys) -> 
     (tmp_path / "v" / "a" / "x.avi").unlink()
     assert main(["transcode", str(tmp_path / "v"), "--out", str(tmp_path / "v")]) == 2
     assert "would be replaced by its own copy" in capsys.readouterr().err
+
+
+TRANSCODE = """
+import hashlib, sys
+from pathlib import Path
+from stvid.data.transcoding import DEFAULTS, transcode
+path, out = sys.argv[1:]
+digests = []
+for number in range(4):
+    options = {**DEFAULTS, "short_side": 48, "root": str(Path(path).parent), "out": f"{out}/{number}"}
+    digests.append(hashlib.sha256(Path(transcode(path, options)["out"]).read_bytes()).hexdigest())
+print(*digests)
+"""
+
+
+def test_the_same_original_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Also where memory that nobody wrote holds something else (MALLOC_PERTURB_ of glibc)."""
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 255, (40, 60, 3)).astype(np.uint8).repeat(6, 0).repeat(6, 1)
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.options = {"threads": "1", "crf": "20", "preset": "veryfast"}
+        for at in range(64):
+            image = np.roll(still, (3 * at, 2 * at), (1, 0))[:240, :320].astype(int) + rng.integers(
+                -6, 7, (240, 320, 3)
+            )
+            frame = av.VideoFrame.from_ndarray(np.clip(image, 0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found: set[str] = set()
+    for fill in ("0", "85"):
+        command = [sys.executable, "-c", TRANSCODE, str(path), str(tmp_path / fill)]
+        environment = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": str(Path(__file__).parents[2])}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        found.update(run.stdout.split())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("has", "ends"), [(True, ":asm=AVX2"), (False, ":ref=1")])
+def test_instructions_are_named_where_the_processor_has_them(has: bool, ends: str, monkeypatch) -> None:
+    monkeypatch.setattr(transcoding, "_has_avx512", lambda: has)
+    assert transcoding._encoder_parameters().endswith(ends)
