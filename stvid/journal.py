@@ -30,6 +30,7 @@ class Journal:
         header: Describes the work, in values that JSON can hold. A journal goes on only if its header is the same.
         what: The name of the journal in messages, such as "the journal of this job".
         each: Called with every record that an earlier run has written, in order.
+        fields: The types of the fields that each record has; one that has others is taken for damaged.
 
     Raises:
         ConfigError: If the file is the journal of other work.
@@ -43,8 +44,10 @@ class Journal:
         *,
         what: str,
         each: Callable[[dict[str, Any]], None],
+        fields: Mapping[str, type] | None = None,
     ) -> None:
         self.path = Path(path)
+        self._fields = fields or {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -73,6 +76,8 @@ class Journal:
             for line in file:
                 record = _parsed(line)
                 if record is None or record.pop(_CHECKSUM, None) != _checksum(record):
+                    break
+                if not all(type(record.get(name)) is kind for name, kind in self._fields.items()):
                     break
                 each(record)
                 end += len(line)
@@ -114,6 +119,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """Returns the object of a line; None if the line is cut off or damaged."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

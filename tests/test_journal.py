@@ -77,3 +77,29 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StvidError, match="cannot keep the progress"):
         open_journal(tmp_path / "file" / "journal.jsonl")
+
+
+def test_a_record_of_other_types_is_taken_for_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    fields = {"key": str, "stamp": list}
+    good = {"key": "a", "stamp": [1], "more": None}
+    for odd in ({}, {"key": 1, "stamp": []}, {"key": "b"}, {"key": "b", "stamp": {}}, {"key": None, "stamp": None}):
+        path.unlink(missing_ok=True)
+        with open_journal(path)[0] as opened:
+            for record in (good, odd, good):
+                opened.add(record)
+        found: list[dict] = []
+        with Journal(path, HEADER, what="the journal of this test", each=found.append, fields=fields):
+            assert found == [good]
+        assert path.read_bytes().count(b"\n") == 2  # what follows is done again
+
+
+@pytest.mark.parametrize("line", [b"[" * 99_999, b"\xff\xfe", b"null", b'{"a": ' * 99_999, b"1" * 9999, b'{"a": NaN}'])
+def test_any_line_is_a_record_or_damaged(journal: Path, line: bytes) -> None:
+    content = journal.read_bytes()
+    rest = content.split(b"\n", 1)[1]
+    journal.write_bytes(content + line + b"\n")
+    assert [record["number"] for record in read(journal)] == [0, 1, 2]
+    journal.write_bytes(line + b"\n" + rest)
+    with pytest.raises(StvidError, match="delete it"):
+        open_journal(journal)

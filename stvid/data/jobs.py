@@ -90,8 +90,11 @@ def _keep(
     """Takes what a journal has of a file as done, unless the file or what was made of it has changed since."""
     key, result = record["key"], record["result"]
     done.pop(key, None)  # a later record says more
-    if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
-        done[key] = Outcome(key, result, "")
+    try:
+        if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
+            done[key] = Outcome(key, result, "")
+    except (LookupError, TypeError, ValueError):
+        pass  # a result of another version, or damaged: the work is done again
 
 
 def run_jobs(
@@ -134,7 +137,9 @@ def run_jobs(
     failed = 0
     with contextlib.ExitStack() as stack:
         kept = functools.partial(_keep, done, intact=intact)
-        file = stack.enter_context(Journal(journal, {"job": job}, what="the journal of a job", each=kept))
+        fields = {"key": str, "stamp": list, "result": dict, "error": str}
+        header = {"job": job}
+        file = stack.enter_context(Journal(journal, header, what="the journal of a job", fields=fields, each=kept))
         left = [key for key in keys if key not in done]
         bar = stack.enter_context(progress_bar(title, len(keys), done=len(keys) - len(left)))
 

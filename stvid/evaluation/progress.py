@@ -65,7 +65,8 @@ class ProgressFile:
         self.path = Path(path)
         self.records: list[VideoRecord] = []
         what = "the progress of this evaluation"
-        self._journal = Journal(path, {"evaluation in progress, by batches": key}, what=what, each=self._take)
+        header = {"evaluation in progress, by batches": key}
+        self._journal = Journal(path, header, what=what, fields={"videos": list}, each=self._take)
 
     def _take(self, batch: dict[str, Any]) -> None:
         try:

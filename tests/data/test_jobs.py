@@ -140,6 +140,17 @@ def test_what_a_journal_holds_counts_only_if_it_is_still_there(tmp_path: Path) -
     assert not kept(record, {**record, "error": "later"})
 
 
+def test_a_result_that_is_not_understood_is_not_done(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"1")
+    stamp = [1, video.stat().st_mtime_ns]
+    done: dict[str, Outcome] = {}
+    for result, count in (({"out": "x"}, 1), ({}, 0), ({"out": ["x"]}, 0), ({"out": None}, 0)):
+        record = {"key": str(video), "stamp": stamp, "result": result, "error": ""}
+        _keep(done, record, lambda found: len(found["out"] + "") > 0)
+        assert len(done) == count
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     assert _attempt(measure, str(tmp_path / "bad.mp4"), {}) == ({}, f"{tmp_path}/bad.mp4: is bad")
     assert "\n" not in _attempt(measure, str(tmp_path / "defect"), {})[1]
