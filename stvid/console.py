@@ -1,13 +1,61 @@
-"""The progress bar of every long command, on standard error."""
+"""Text for a terminal without control characters, commands that can be pasted, and the progress bar."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["ProgressBar", "progress_bar"]
+__all__ = ["ProgressBar", "command_line", "printable", "progress_bar"]
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+# Control characters, halves of surrogate pairs (bytes of a name that are not UTF-8), and the separators of lines and
+# paragraphs.
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder what is shown
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Returns a text in which control characters are seen (``\\n``, ``\\x1b``) instead of obeyed by a terminal.
+
+    Names of files and classes come from others: they may hold line breaks and escape sequences, and bytes that are not
+    UTF-8. In files (CSV, JSON) they stay as they are.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are, such as the line breaks of a text of several lines.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(character if character in keep else _shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character not in _TURNING and unicodedata.category(character) not in _UNPRINTABLE:
+        return character
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's stand-in for a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return _ESCAPES.get(character) or (f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}")
+
+
+def command_line(*words: object) -> str:
+    """Returns a command that can be pasted into a shell, on one line: words are quoted where they need it.
+
+    Args:
+        *words: The program and its arguments: texts and paths.
+    """
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if printable(word) == word:
+        return shlex.quote(word)
+    # bash and zsh read $'...' with escapes
+    return "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 class ProgressBar:

@@ -1,8 +1,10 @@
+import os
+import subprocess
 import sys
 
 import pytest
 
-from stvid.console import progress_bar
+from stvid.console import command_line, printable, progress_bar
 
 
 def test_the_bar_shows_title_and_count_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +33,28 @@ def test_nothing_is_shown_if_it_is_switched_off_or_there_is_no_terminal(
     with progress_bar("clips", 3, enabled=enabled) as bar:
         bar.advance(3)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("run fast é 跑", "run fast é 跑"),
+        ("a\nb\r\t", "a\\nb\\r\\t"),
+        ("\x1b[31mred\x1b]0;title\x07", "\\x1b[31mred\\x1b]0;title\\x07"),
+        ("\x9b31m \u2028", "\\u009b31m \\u2028"),
+        ("\u202etxt.exe", "\\u202etxt.exe"),
+        (os.fsdecode(b"caf\xe9.mp4"), "caf\\xe9.mp4"),
+    ],
+)
+def test_control_characters_are_shown_and_not_sent(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(f"{text}\n", keep="\n") == (shown if "\n" not in text else "a\nb\\r\\t") + "\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "my runs/it's first", "a\nb", "esc\x1b[1m", "back\\slash\n'", "$HOME `x`", os.fsdecode(b"\xe9 '")]
+)
+def test_a_command_can_be_pasted(name: str) -> None:
+    line = command_line("printf", "%s", name)
+    assert "\n" not in line and printable(line) == line
+    assert subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout == os.fsencode(name)

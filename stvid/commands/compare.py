@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stvid.commands.common import parse, parser_for
+from stvid.console import printable
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _print(found: Comparison, names: tuple[str, str], classes: int) -> None:
     for name, value, views in zip(names, (found.first, found.second), found.views, strict=True):
-        print(f"{found.metric}@{views} {100 * value:6.2f}%  {name}")
+        print(printable(f"{found.metric}@{views} {100 * value:6.2f}%  {name}"))
     low, high = (100 * end for end in found.interval)
     print(f"difference {100 * found.difference:+.2f} points, 95% interval {low:+.2f} to {high:+.2f} (paired bootstrap)")
     if found.p_value is not None:
@@ -61,7 +62,7 @@ def _print(found: Comparison, names: tuple[str, str], classes: int) -> None:
         if changes:
             print(f"{title}:")
             for change in changes:
-                print(f"  {_line(change)}")
+                print(printable(f"  {_line(change)}"))
 
 
 def _line(change: ClassChange) -> str:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from stvid.console import printable
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.version import __version__
 
@@ -76,5 +77,5 @@ def dispatch(
 def _fail(program: str, message: str, code: int) -> int:
     if os.environ.get("STVID_DEBUG") and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    print(printable(f"{program}: error: {message}"), file=sys.stderr, flush=True)
     return code

@@ -11,6 +11,7 @@ from typing import Any
 
 from stvid.classes import class_list, class_lists
 from stvid.commands.common import parse, parser_for
+from stvid.console import printable
 from stvid.machine import usable_cores
 from stvid.version import __version__
 
@@ -162,7 +163,7 @@ def print_comparison(path: str, comparison: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console()
-    console.print(Text(f"{path}: {comparison['frames']} frames"), soft_wrap=True)
+    console.print(Text(printable(f"{path}: {comparison['frames']} frames")), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("backend")
     table.add_column("a clip of 16", justify="right")

@@ -19,6 +19,7 @@ from stvid.commands.common import (
     say_unnamed,
     split_config_options,
 )
+from stvid.console import printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -80,14 +81,15 @@ def run(argv: Sequence[str]) -> int:
             found = dataclasses.replace(found, clip=dataclasses.replace(found.clip, path=file))
         except VideoError as error:
             failed += 1
-            print(f"stvid: error: {error}", file=sys.stderr)
+            print(printable(f"stvid: error: {error}"), file=sys.stderr)
             continue
         picture, video = found.save(options.out)
         strongest = int(found.over_time.argmax())
-        print(
+        line = (
             f"{file}: {found.class_name} {100 * found.probability:.1f}%, {found.method}, strongest at "
             f"{found.clip.seconds[strongest]:.2f} s; written to {picture} and {video}"
         )
+        print(printable(line))
     return 1 if failed else 0
 
 

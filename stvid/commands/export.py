@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stvid.commands.common import add_checkpoint_options, load, parse, parser_for, split_config_options
+from stvid.console import printable
 
 __all__ = ["run"]
 
@@ -41,5 +42,5 @@ def run(argv: Sequence[str]) -> int:
         }
         print(json.dumps(plain, indent=2))
     else:
-        print(report)
+        print(printable(str(report), keep="\n"))
     return 0

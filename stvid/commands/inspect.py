@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.commands.common import add_backend_option, find_in_shards, load, parse, parser_for, split_config_options
+from stvid.console import printable
 from stvid.errors import ConfigError, MissingFileError, StvidError
 
 if TYPE_CHECKING:
@@ -78,10 +79,10 @@ def run(argv: Sequence[str]) -> int:
     written = save_picture(
         inspection.sheet(columns=options.columns), options.out or f"{Path(options.video).stem}_clips.png"
     )
-    print("\n".join(inspection.lines()))
+    print("\n".join(map(printable, inspection.lines())))
     if training and config.augment.mixup + config.augment.cutmix > 0:
         print("not shown: MixUp and CutMix, which mix the clips of a batch")
-    print(f"written to {written}")
+    print(printable(f"written to {written}"))
     return 0
 
 
@@ -125,7 +126,7 @@ def _place(
                 reason = f"it is not among the training videos of {manifest.source}"
             except StvidError as error:
                 reason = f"the training videos cannot be listed ({error})"
-        print(f"note: {reason}; the draws are those of a training with this video alone", file=sys.stderr)
+        print(printable(f"note: {reason}; the draws are those of a training with this video alone"), file=sys.stderr)
     if sharded is not None:
         return sharded[0].subset([sharded[1]]), 0
     # The rules of mirroring name classes, so these have to exist.

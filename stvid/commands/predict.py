@@ -20,6 +20,7 @@ from stvid.commands.common import (
     say_unnamed,
     split_config_options,
 )
+from stvid.console import printable
 from stvid.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
         _print_predictions(predictions, model.default_protocol)
     failed = [prediction for prediction in predictions if prediction.error is not None]
     for prediction in failed:
-        print(f"stvid: error: {prediction.path}: {prediction.error}", file=sys.stderr)
+        print(printable(f"stvid: error: {prediction.path}: {prediction.error}"), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -105,14 +106,14 @@ def _print_predictions(predictions: Sequence[Prediction], protocol: Protocol) ->
     for prediction in predictions:
         if prediction.error is not None:
             continue
-        console.print(Text(prediction.path, style="italic"), soft_wrap=True)
+        console.print(Text(printable(prediction.path), style="italic"), soft_wrap=True)
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(justify="right")
         table.add_column()
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
-            table.add_row(f"{100 * probability:.1f}%", Text(name))
+            table.add_row(f"{100 * probability:.1f}%", Text(printable(name)))
         console.print(table)
-    console.print(Text(protocol.describe(), style="dim"))
+    console.print(Text(printable(protocol.describe()), style="dim"))
 
 
 # --- over time --------------------------------------------------------------------------------------------------------
@@ -151,9 +152,9 @@ def _run_timelines(model: VideoModel, options: Any) -> int:
             _follow(windows, source, folder, header, options.topk, as_json=options.json)
         except VideoError as error:
             failed += 1
-            print(f"stvid: error: {error}", file=sys.stderr)
+            print(printable(f"stvid: error: {error}"), file=sys.stderr)
         if folder is not None and folder.is_dir():
-            print(f"written to {folder}", file=sys.stderr if options.json else sys.stdout)
+            print(printable(f"written to {folder}"), file=sys.stderr if options.json else sys.stdout)
     return 1 if failed else 0
 
 
@@ -188,7 +189,7 @@ def _follow(
             names = header["protocol"]["class_names"]
             files = stack.enter_context(TimelineFiles(folder, header, class_names=names, topk=topk))
         if not as_json:
-            print(source, flush=True)
+            print(printable(source), flush=True)
         for window in windows:
             if files is not None:
                 files.add(window)
@@ -199,4 +200,4 @@ def _follow(
                     f"{100 * probability:5.1f}% {name}"
                     for name, probability in zip(window.classes[:3], window.probabilities[:3], strict=True)
                 )
-                print(f"  {window.start:8.2f} to {window.end:8.2f} s  {window.error or best}", flush=True)
+                print(printable(f"  {window.start:8.2f} to {window.end:8.2f} s  {window.error or best}"), flush=True)

@@ -17,6 +17,7 @@ from stvid.commands.common import (
     split_config_options,
     with_test_videos,
 )
+from stvid.console import printable
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(written.read_text(encoding="utf-8"))
     else:
-        print(result.summary())
-        print(f"written to {folder} (report.html, result.json, logits.npz)")
+        print(printable(result.summary(), keep="\n"))
+        print(printable(f"written to {folder} (report.html, result.json, logits.npz)"))
     return 0
 
 
@@ -163,7 +164,7 @@ def _measure(
             **measured,
         )
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where it was (from {folder})", file=sys.stderr, flush=True)
+        print(printable(f"stopped; the same command goes on where it was (from {folder})"), file=sys.stderr, flush=True)
         raise
     result.cost |= measure_cost(model, model.default_protocol, device=device)
     if model.weights is not None:

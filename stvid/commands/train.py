@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.commands.common import take_option, use_new_names
+from stvid.console import command_line
 from stvid.errors import ConfigError
 
 __all__ = ["run"]
@@ -54,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
         if key.startswith("val_") and not key.endswith(("_failed", "_low", "_high")):
             print(f"{key.removeprefix('val_'):<16}{value:.4f}")
     best = result.best if result.best is not None else result.last
-    print(f"next: stvid test --checkpoint {result.output}; stvid predict VIDEO --checkpoint {best}")
+    test = command_line("stvid", "test", "--checkpoint", result.output)
+    print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', best)}")
     return 0
 
 
@@ -85,7 +86,7 @@ def _suggestion(words: Sequence[str]) -> str:
         command += ["--data.train", videos[0]]
     elif weights and not any(option.partition("=")[0] == "--data.train" for option in options):
         command += ["--data.train", "VIDEOS"]
-    return shlex.join([*command, *options])
+    return command_line(*command, *options)
 
 
 def _is_weights(word: str) -> bool:

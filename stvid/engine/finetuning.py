@@ -23,6 +23,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from stvid.config import TrainConfig, config_keys, dump_config, find_config, load_config, parse_config
+from stvid.console import printable
 from stvid.data.manifest import Manifest
 from stvid.data.mirroring import mirrored_classes
 from stvid.engine import train as training
@@ -49,7 +50,7 @@ def _say(lines: Iterable[str]) -> None:
     """Prints lines once for all processes of a training; not on stdout, where ``--print_config`` writes the config."""
     if is_first_rank():
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 # --- a config from a file ---------------------------------------------------------------------------------------------
