@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from stvid.checkpoints import read_checkpoint
 from stvid.config import TrainConfig, config_keys, load_config, parse_config
+from stvid.console import command_line, printable
 from stvid.data.labels import numbers_note
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
 from stvid.errors import CheckpointError, ConfigError, ManifestError
@@ -173,7 +175,8 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
         folder = Path(output)
         if config.resume is None and is_first_rank() and _holds_run(folder):
             raise ConfigError(
-                f"output {folder}: holds a run already; continue it with --resume {folder}, or choose another --out"
+                f"output {folder}: holds a run already; continue it with {command_line('--resume', folder)}, or choose "
+                "another --out"
             )
         lock = _prepare(folder)
         if lock is None:
@@ -264,13 +267,31 @@ def default_workers(workers: int | None) -> int:
     return min(usable_cores(), 8) if workers is None else workers
 
 
-def read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | None = None) -> Manifest:
+def read_split(
+    config: TrainConfig, split: str, *, class_names: Sequence[str] | None = None, whole: bool = False
+) -> Manifest:
     """Reads the manifest of a split (``train``, ``val`` or ``test``); ``motion`` is the embedded demo set.
+
+    What is left out of a list, or taken in a way that may not be meant, is printed.
+
+    Args:
+        config: Names the lists.
+        split: Which one.
+        class_names: The classes in order; None takes the labels that occur.
+        whole: Whether to take all rows of a list whose column names the split of each, not only those of `split`.
 
     Raises:
         ConfigError: If the split is not configured.
         ManifestError: If it cannot be read.
     """
+    manifest = _read_split(config, split, class_names=class_names, whole=whole)
+    if is_first_rank():
+        for note in manifest.notes:
+            print(printable(f"data.{split}: {note}"), file=sys.stderr, flush=True)
+    return manifest
+
+
+def _read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | None, whole: bool = False) -> Manifest:
     source = getattr(config.data, split) or (config.data.val if split == "test" else None)
     if source is None:
         raise ConfigError(f"data.{split}: not set; give a CSV, a JSON or a folder per class with --data.{split} PATH")
@@ -285,6 +306,7 @@ def read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] | 
         format=config.data.format,
         class_names=class_names,
         multilabel=config.task == "multilabel",
+        splits=() if whole else ("test", "val") if split == "test" else (split,),
     )
 
 
@@ -338,17 +360,14 @@ def _ordered(train: Manifest, initial: Sequence[str]) -> Manifest:
     if initial and set(initial) in (set(train.class_names), used):
         return train.with_class_names(initial)  # the head of the initial weights stays usable
     if is_first_rank() and (note := numbers_note(train.class_names, used)) is not None:
-        print(f"data.train: {note}", file=sys.stderr, flush=True)
+        print(printable(f"data.train: {note}"), file=sys.stderr, flush=True)
     return train
 
 
 def _say_numbers(videos: Manifest, split: str) -> None:
     if videos.labels_are == "numbers" and is_first_rank():
-        print(
-            f"data.{split}: the labels of {videos.source} are numbers: they are the places of the class names",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"data.{split}: the labels of {videos.source} are numbers: they are the places of the class names"
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Manifest, Manifest | None]:
@@ -384,9 +403,12 @@ def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Mani
         val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
         _check_there(val, "val")
         _say_numbers(val, "val")
+    elif {"train", "val"} <= {*train.splits}:  # a column of the list says which videos are for validation
+        both = dataclasses.replace(config, data=dataclasses.replace(config.data, val=config.data.train))
+        return read_data(both, initial=initial)
     elif config.data.val_fraction:
         train, held = _hold_out(train, config.data.val_fraction, config.seed)
-        val = held if len(held) else None
+        val = _limited(held, config.data.limit_val, config.seed) if len(held) else None
     return _limited(train, config.data.limit_train, config.seed), val
 
 
@@ -403,9 +425,16 @@ def read_test_videos(config: TrainConfig, *, class_names: Sequence[str] | None =
     """
     if config.data.test is not None or config.data.val is not None:
         return read_split(config, "test", class_names=class_names)
-    if not config.data.val_fraction:
-        raise ConfigError("data.test: not set, and the run has no validation videos; name some with --data PATH")
-    held_out = read_data(config)[1]  # the same videos that the training held out
+    if config.data.train is not None:
+        listed = _read_split(config, "train", class_names=class_names)
+        if "test" in listed.splits:  # a column of the list says which videos are for the test
+            own = dataclasses.replace(config, data=dataclasses.replace(config.data, test=config.data.train))
+            return read_split(own, "test", class_names=listed.class_names)
+        if not config.data.val_fraction and "val" not in listed.splits:
+            raise ConfigError("data.test: not set, and the run has no validation videos; name some with --data PATH")
+    # The same videos that the training held out, all of them.
+    whole = dataclasses.replace(config, data=dataclasses.replace(config.data, limit_val=None))
+    held_out = read_data(whole)[1]
     if held_out is None:
         raise ConfigError(
             "data.test: not set, and the training could hold no videos out, since no class has two; name some with "

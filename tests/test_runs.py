@@ -14,7 +14,7 @@ from stvid.config import TrainConfig, load_config
 from stvid.errors import ManifestError
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
-from stvid.runs import read_data
+from stvid.runs import read_data, read_split, read_test_videos
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_weights_of_the_same_classes_keep_their_head(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stvid.save_model(tiny_model(Protocol(frames=4, crop=32, class_names=older)), tmp_path / "m.safetensors")
-    train, _ = read_data(config_of(tmp_path, video, labels, f"--init={tmp_path / 'm.safetensors'}"))
+    config = config_of(tmp_path, video, labels, f"--init={tmp_path / 'm.safetensors'}")
+    train, _ = read_data(config, initial=older)
     assert train.class_names == older and not capsys.readouterr().err
 
 
@@ -95,3 +96,28 @@ def test_evaluate_takes_numbers_without_names(
     assert result.labels.tolist() == [2, 10] and result.class_names == tuple(str(n) for n in range(12))
     ranks = (result.scores.argmax(1) == np.array([2, 10])).mean()
     assert result.metric("top1") == ranks
+
+
+def test_a_column_of_the_list_names_the_splits(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, video, ["run", "sit"] * 6, "--data.val_fraction", "0.5")
+    path = Path(str(config.data.train))
+    splits = ["split", *["train"] * 8, *["val"] * 2, *["test"] * 2]
+    path.write_text("\n".join(f"{line},{split}" for line, split in zip(path.read_text().split(), splits, strict=True)))
+    train, val = read_data(config)
+    assert (len(train), len(val or ())) == (8, 2)
+    said = capsys.readouterr().err
+    assert "data.train: " in said and "8 of 12 rows" in said and "data.val: " in said
+    assert len(read_test_videos(config)) == 2 and "column split says test" in capsys.readouterr().err
+    assert len(read_split(config, "train", whole=True)) == 12
+    path.write_text(path.read_text().replace(",test", ",train"))
+    assert len(read_test_videos(config)) == 2 and len(read_data(config)[0]) == 10
+
+
+def test_held_out_videos_are_limited_in_validation_and_not_in_a_test(video: Path, tmp_path: Path) -> None:
+    labels = ["run", "sit"] * 6
+    config = config_of(tmp_path, video, labels, "--data.val_fraction", "0.5", "--data.limit_val", "2")
+    train, val = read_data(config)
+    assert (len(train), len(val or ())) == (6, 2)
+    assert len(read_test_videos(config)) == 6

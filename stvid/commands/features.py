@@ -17,7 +17,7 @@ from stvid.commands.common import (
     split_config_options,
     with_test_videos,
 )
-from stvid.console import progress_bar
+from stvid.console import printable, progress_bar
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--window_stride: belongs to --window, which is missing")
     accelerator, devices = _for_lightning(options.device, options.devices)
     model, config = load(options, dotted)
-    videos = read_split(with_test_videos(config, options.data, dotted), "test")
+    videos = read_split(with_test_videos(config, options.data, dotted), "test", whole=True)
     with progress_bar("videos", len(videos)) as bar:
         report = extract_features(
             model,
@@ -91,10 +91,10 @@ def run(argv: Sequence[str]) -> int:
     if not is_first_rank():
         return 0
     for path, reason in report.failed:
-        print(f"stvid: error: {path}: {reason}", file=sys.stderr)
+        print(printable(f"stvid: error: {path}: {reason}"), file=sys.stderr)
     print(
         f"{report.written} videos written, {report.present} were there, {len(report.failed)} failed; features of "
-        f"{model.head_features} numbers in {report.folder}"
+        f"{model.head_features} numbers in {printable(str(report.folder))}"
     )
     return 1 if report.failed else 0
 

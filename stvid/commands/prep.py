@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.commands.common import parse, parser_for
 from stvid.commands.dispatch import dispatch
+from stvid.console import printable
 from stvid.data.jobs import Outcome
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
 from stvid.files import TEMPORARY, write_lines, write_table
@@ -39,7 +40,10 @@ def _add_job(parser: ArgumentParser) -> None:
 def _read(options: Any) -> Manifest:
     from stvid.data.manifest import read_manifest
 
-    return _of_files(read_manifest(options.videos, root=options.root))
+    videos = _of_files(read_manifest(options.videos, root=options.root))
+    for note in videos.notes:
+        print(printable(note), file=sys.stderr)
+    return videos
 
 
 def _of_files(manifest: Manifest) -> Manifest:
@@ -60,7 +64,7 @@ def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
         return 0
     rows = [(outcome.key, outcome.error.removeprefix(f"{outcome.key}: ")) for outcome in failed]
     write_table(place, ("path", "reason"), rows)
-    print(f"{len(failed)} of {len(outcomes)} videos failed; they are listed in {place}", file=sys.stderr)
+    print(printable(f"{len(failed)} of {len(outcomes)} videos failed; they are listed in {place}"), file=sys.stderr)
     return 1
 
 
@@ -94,6 +98,8 @@ def manifest(argv: Sequence[str]) -> int:
     write_lines(names, found.class_names)
     total = len(found.rows) + len(found.missing)
     print(f"{len(found.rows)} of {total} annotated videos are there: {out}; {len(found.class_names)} classes: {names}")
+    for note in found.notes:
+        print(printable(note), file=sys.stderr)
     if found.repeated:
         print(f"{found.repeated} rows of the annotation are there twice and were left out once", file=sys.stderr)
     expected = CLASSES.get(options.dataset)

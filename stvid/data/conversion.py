@@ -23,7 +23,7 @@ from stvid.data.annotations import (
 )
 from stvid.data.labels import composed, order_labels
 from stvid.data.manifest import read_manifest
-from stvid.data.video_folder import VideoFolder
+from stvid.data.video_folder import VideoFolder, counted_kinds
 from stvid.errors import ConfigError, ManifestError, nearest
 from stvid.files import write_table
 
@@ -40,6 +40,7 @@ class Annotated:
         unexpected: Files in the folder that no annotation names.
         class_names: All classes of the annotation, in their official order where there is one.
         repeated: Rows of the annotation that were there before, and were left out.
+        notes: What a user should know of the folder, a line each.
     """
 
     rows: list[tuple[str, str, float | None, float | None]] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Annotated:
     unexpected: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     repeated: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
@@ -59,6 +61,8 @@ def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
         else:
             path, start, end = found
             out.rows.append((os.path.join(videos.root, path), composed(row.label), start, end))
+    if videos.left_out:
+        out.notes = (f"{videos.root}: left out, not known as videos: {counted_kinds(videos.left_out)}",)
     out.unexpected = [os.path.join(videos.root, path) for path in videos.unused()]
     out.class_names = annotations.class_names or list(
         order_labels((row.label for row in annotations.rows if row.label), "the annotation")
@@ -69,7 +73,7 @@ def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
 def _class_folders(folder: Path) -> Annotated:
     manifest = read_manifest(folder)
     rows = [(entry.path, entry.labels[0], None, None) for entry in (manifest[n] for n in range(len(manifest)))]
-    return Annotated(rows=list(rows), class_names=list(manifest.class_names))
+    return Annotated(rows=list(rows), class_names=list(manifest.class_names), notes=manifest.notes)
 
 
 DATASETS: dict[str, Callable[..., Annotations] | None] = {

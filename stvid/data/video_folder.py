@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 
 from stvid.data.labels import composed
 from stvid.errors import ManifestError
 
-__all__ = ["VIDEO_EXTENSIONS", "VideoFolder", "is_video"]
+__all__ = ["VIDEO_EXTENSIONS", "VideoFolder", "counted_kinds", "is_video"]
 
+# The containers and raw streams of pictures that FFmpeg's demuxers name, and what cameras and recorders call theirs.
+# Left out: scripts and lists of other files (avs, m3u8), raw pictures without a size (yuv), thumbnails (lrv, thm).
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
     for name in (
-        "3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts",
-        "mxf", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv",
+        "264", "265", "266", "3g2", "3gp", "3gp2", "3gpp", "amv", "asf", "avc", "avi", "avs2", "avs3", "bmv", "cdg",
+        "cdxl", "cif", "dav", "dif", "dirac", "divx", "drc", "dv", "dxa", "evc", "evo", "f4v", "flc", "fli", "flv",
+        "gif", "gxf", "h261", "h263", "h264", "h265", "h266", "h26l", "hevc", "idf", "ifv", "insv", "ipu", "ism",
+        "isma", "ismv", "ivf", "ivr", "jmv", "kux", "lvf", "m1v", "m2p", "m2t", "m2ts", "m2v", "m4p", "m4v", "mj2",
+        "mjpeg", "mjpg", "mjpg2", "mk3d", "mkv", "mlv", "mod", "moflex", "mov", "mp2v", "mp4", "mp4v", "mpe", "mpeg",
+        "mpg", "mpv", "mpv2", "mqv", "mts", "mve", "mvi", "mxf", "mxg", "nsv", "nut", "nuv", "obu", "ogg", "ogm",
+        "ogv", "ogx", "paf", "pmp", "psp", "qcif", "qt", "r3d", "rcv", "rec", "rm", "rmvb", "roq", "sdr2", "smk",
+        "thp", "tod", "trp", "ts", "tts", "ty", "vc1", "viv", "vivo", "vob", "vro", "vvc", "webm", "wm", "wmv",
+        "wtv", "xesc", "xmv", "y4m", "yop",
     )
 )  # fmt: skip
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -24,11 +35,24 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
 
 
+def counted_kinds(names: Iterable[str]) -> str:
+    """Counts files by their extension, the most frequent first: ``3 .txt, 1 .xyz, 1 without an extension``."""
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
+    ranked = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {kind or 'without an extension'}" for kind, count in ranked[:8]]
+    more = sum(count for _, count in ranked[8:])
+    return ", ".join([*shown, *([f"{more} of {len(ranked) - 8} other kinds"] if more else [])])
+
+
 class VideoFolder:
     """The videos below a folder (or the folders of images), from one listing of each folder: no system call a file.
 
     A name is looked up as it is, then without regard to case and to the Unicode form of its letters: the split files of
     UCF101 write HandStandPushups where some copies have HandstandPushups.
+
+    Attributes:
+        root: The folder.
+        left_out: Names of the files that are not known as videos.
 
     Args:
         root: The folder.
@@ -44,6 +68,7 @@ class VideoFolder:
         self._found: dict[str, list[str]] = {}
         self._folders: set[str] = set()
         self._used: set[str] = set()
+        self.left_out: list[str] = []
         if not os.path.isdir(self.root):
             raise ManifestError(f"{self.root}: no such folder (root of the videos)")
         visited: set[str] = set()
@@ -64,7 +89,11 @@ class VideoFolder:
                     self._found.setdefault(os.path.basename(folder), []).append(relative)
                 continue
             for name in sorted(names):
-                if is_video(name) and not name.startswith("."):
+                if name.startswith("."):
+                    continue
+                if not is_video(name):
+                    self.left_out.append(name)
+                else:
                     self._found.setdefault(os.path.splitext(name)[0], []).append(os.path.join(relative, name))
         self._folded = {composed(name).casefold(): name for name in reversed(self._found)}
 

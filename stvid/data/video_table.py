@@ -101,6 +101,9 @@ class Manifest:
         members: Where the videos lie in shards; None if they are files.
         labels_are: ``numbers`` if the labels of the list are numbers, which were taken for places of `class_names`,
             which are words; else ``names``.
+        notes: What a user should know of how the list was read, a line each: files that were left out, and the like.
+        splits: The splits that a column of the list names: ``train``, ``val``, ``test``; those of the list, not only of
+            the rows that were taken.
     """
 
     def __init__(
@@ -123,6 +126,13 @@ class Manifest:
         self.source = source
         self.members = members
         self.labels_are = labels_are
+        self.notes: tuple[str, ...] = ()
+        self.splits: tuple[str, ...] = ()
+
+    def _said_of(self, other: Manifest) -> Manifest:
+        """Returns this table with what is said of the list that `other` came from."""
+        self.notes, self.splits = other.notes, other.splits
+        return self
 
     @classmethod
     def from_entries(
@@ -225,7 +235,7 @@ class Manifest:
             source=self.source,
             members=None if self.members is None else self.members.subset(picked),
             labels_are=self.labels_are,
-        )
+        )._said_of(self)
 
     def with_class_names(self, names: Sequence[str]) -> Manifest:
         """Returns the same videos with label ids that are indices into `names`.
@@ -257,7 +267,7 @@ class Manifest:
             source=self.source,
             members=self.members,
             labels_are="numbers" if numbered else self.labels_are,
-        )
+        )._said_of(self)
 
 
 def checked_class_names(names: Sequence[str], source: str) -> tuple[str, ...]:

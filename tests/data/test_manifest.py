@@ -169,6 +169,43 @@ def test_csv_errors_name_the_line(text: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+def test_csv_with_further_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.csv", "id,path,fps,label,\n7,a.mp4,25,run,\n8,b.mp4,30,sit,\n")
+    manifest = read_manifest(path)
+    assert manifest.class_names == ("run", "sit") and manifest[1].path == str(tmp_path / "b.mp4")
+    assert manifest.notes == (f"{path}: ignored columns: id, fps, (without a name)",) and manifest.splits == ()
+    for header, meant in (("path,class", "label"), ("path,label,start_time", "start"), ("path,labels,fps", "label")):
+        row = ",".join(["a.mp4", "run", "1"][: header.count(",") + 1])
+        with pytest.raises(ManifestError, match=f"line 1: unknown column .*nearest: {meant}"):
+            read_manifest(write(tmp_path / "bad.csv", f"{header}\n{row}\n"))
+
+
+def test_csv_with_a_column_of_splits(tmp_path: Path) -> None:
+    text = "path,label,split\na.mp4,run,train\nb.mp4,sit,Training\nc.mp4,sit,val\n"
+    path = write(tmp_path / "list.csv", text)
+    assert len(read_manifest(path)) == 3 and read_manifest(path).splits == ("train", "val")
+    manifest = read_manifest(path, splits=("train",))
+    assert len(manifest) == 2 and manifest.subset([0]).splits == ("train", "val")
+    assert manifest.notes == (f"{path}: 2 of 3 rows, those whose column split says train",)
+    assert [e.path for e in read_manifest(path, splits=("test", "val"))] == [str(tmp_path / "c.mp4")]
+    with pytest.raises(ManifestError, match="no row is of the split 'test'; its column split has train, val"):
+        read_manifest(path, splits=("test",))
+    one = write(tmp_path / "one.csv", "path,label,split\na.mp4,run,test\nb.mp4,sit,test\n")
+    assert len(read_manifest(one, splits=("val",))) == 2  # the list of one split: given for whatever it is given for
+    with pytest.raises(ManifestError, match="line 3: split 'fold1' is none of train, val and test"):
+        read_manifest(write(tmp_path / "bad.csv", "path,label,split\na.mp4,run,train\nb.mp4,sit,fold1\n"))
+
+
+def test_csv_of_several_labels_with_another_sign(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.csv", 'path,label\na.mp4,"run,jump"\nb.mp4,sit\n')
+    assert read_manifest(path, multilabel=True).notes == (
+        f"{path}: no video has several labels; they are joined by | (run|jump), so 'run,jump' is one class",
+    )
+    assert read_manifest(path).notes == ()
+    several = write(tmp_path / "several.csv", "path,label\na.mp4,run|jump\nb.mp4,sit\n")
+    assert read_manifest(several, multilabel=True).notes == ()
+
+
 def test_csv_line_numbers_count_lines_within_quotes(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", 'path,label\n"a\nb.mp4",run\nc.mp4,\n')
     with pytest.raises(ManifestError, match=r"line 4: 'c.mp4' has no label"):
@@ -206,6 +243,9 @@ def test_folder_per_class(tmp_path: Path) -> None:
     (tmp_path / "walk").mkdir()
     for manifest in (read_manifest(tmp_path), read_manifest(str(tmp_path) + "/", format="folder")):
         assert manifest.class_names == ("jump", "run")  # a folder without videos is no class
+        left_out, empty = manifest.subset([0]).notes
+        assert left_out.endswith(": left out, not known as videos: 1 .txt")
+        assert empty.endswith(": 1 folder without videos, no class: walk")
         assert [(os.path.relpath(e.path, tmp_path), e.labels) for e in manifest] == [
             ("jump/a.mkv", ("jump",)),
             ("run/a.AVI", ("run",)),
@@ -213,6 +253,27 @@ def test_folder_per_class(tmp_path: Path) -> None:
             ("run/deep/er/c.webm", ("run",)),
         ]
     assert read_manifest(tmp_path, class_names=["walk", "run", "jump"]).primary.tolist() == [2, 1, 1, 1]
+
+
+def test_folder_of_cameras_and_recorders(tmp_path: Path) -> None:
+    names = [
+        "a.dav",
+        "b.h264",
+        "c.265",
+        "d.m2v",
+        "e.mjpeg",
+        "f.3g2",
+        "g.dv",
+        "h.MOD",
+        "i.TOD",
+        "j.ogg",
+        "k.qt",
+        "l.insv",
+    ]
+    touch(*(tmp_path / "run" / name for name in names), tmp_path / "jump/a.mp4")
+    assert len(read_manifest(tmp_path)) == 13 and read_manifest(tmp_path).notes == ()
+    touch(*(tmp_path / "run" / name for name in ("x.xyz", "y.XYZ", "z.yuv", "Thumbs")))
+    assert read_manifest(tmp_path).notes[0].endswith("not known as videos: 2 .xyz, 1 without an extension, 1 .yuv")
 
 
 def test_folder_follows_links_but_not_in_circles(tmp_path: Path) -> None:

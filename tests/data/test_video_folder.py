@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stvid.data.video_folder import VideoFolder, is_video
+from stvid.data.video_folder import VideoFolder, counted_kinds, is_video
 from stvid.errors import ManifestError
 
 
@@ -51,3 +51,9 @@ def test_there_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"none: no such folder \(root of the videos\)"):
         VideoFolder(tmp_path / "none")
     assert is_video("a/b.WEBM") and not is_video("a/b.txt")
+
+
+def test_files_are_counted_by_kind(tmp_path: Path) -> None:
+    assert counted_kinds(["b.txt", "a.TXT", "x", "c.csv"]) == "2 .txt, 1 without an extension, 1 .csv"
+    assert counted_kinds(f"{n}.k{n}" for n in range(12)).endswith(", 4 of 4 other kinds")
+    assert VideoFolder(touch(tmp_path, "a.mp4", "in/b.xyz", ".c.xyz")).left_out == ["b.xyz"]
