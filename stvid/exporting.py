@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import json
 import logging
 import os
@@ -297,7 +298,10 @@ def _write_program(model: nn.Module, path: Path, shape: Sequence[int], metadata:
     program = _trace(model, shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")  # said of weights in channels_last
-        torch.export.save(program, path, extra_files={f"{_METADATA}.json": json.dumps(metadata)})
+        # To memory first: torch's writer ends the process if the disk is full.
+        written = io.BytesIO()
+        torch.export.save(program, written, extra_files={f"{_METADATA}.json": json.dumps(metadata)})
+    path.write_bytes(written.getbuffer())
 
 
 def _read_program(path: Path) -> tuple[Callable[[Tensor], Tensor], str]:

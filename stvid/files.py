@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from stvid.errors import StvidError
 
@@ -48,13 +51,16 @@ def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
 
     Args:
         contents: For each file where it is to be, and what writes it, as for `write_atomically`.
+
+    Raises:
+        OSError: If a file cannot be written, whatever torch and safetensors raise then; `filename` is the file to be.
     """
     temporaries = {path: _temporary(path) for path in contents}
     try:
         for temporary, write in zip(temporaries.values(), contents.values(), strict=True):
             temporary.touch()
             mode = temporary.stat().st_mode
-            write(temporary)
+            _run(write, temporary, next(path for path, place in temporaries.items() if place == temporary))
             os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -63,6 +69,27 @@ def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+
+
+def _run(write: Callable[[Path], Any], temporary: Path, target: Path) -> None:
+    """Writes a file; what libraries raise when the disk is full becomes an `OSError`.
+
+    torch's writer of archives raises RuntimeError with a place in its C++ source, safetensors an error of its own that
+    quotes the system's.
+    """
+    try:
+        write(temporary)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+    except RuntimeError as error:
+        if not re.search(r"inline_container|PytorchStreamWriter|iostream error|unexpected pos", str(error)):
+            raise
+        full = shutil.disk_usage(temporary.parent).free < 2**20
+        number_of = errno.ENOSPC if full else errno.EIO
+        raise OSError(number_of, os.strerror(number_of), str(target)) from error
 
 
 def write_folder_atomically(

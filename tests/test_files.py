@@ -1,9 +1,12 @@
 import errno
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from stvid.errors import StvidError
 from stvid.files import (
@@ -30,6 +33,32 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
     write_atomically(path, lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_kind_of_error_whatever_library_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_torch(temporary: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    def by_safetensors(temporary: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    path = tmp_path / "m.pt"
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_atomically(path, by_torch)
+    assert caught.value.filename == str(path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    for write in (by_torch, by_safetensors):
+        with pytest.raises(OSError, match="No space left on device"):
+            write_atomically(path, write)
+    assert list(tmp_path.iterdir()) == []
+
+    def own_mistake(temporary: Path) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        write_atomically(path, own_mistake)
 
 
 def test_a_file_has_the_usual_permissions_whatever_wrote_it(tmp_path: Path) -> None:
