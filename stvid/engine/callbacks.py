@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from stvid.console import command_line
 from stvid.engine.task import VideoTask
 from stvid.errors import Interrupted, StvidError
 from stvid.files import write_atomically, write_table
 
-__all__ = ["EpochLines", "FailureLimit", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
+__all__ = ["EpochLines", "EpochMeans", "FailureLimit", "MetricsCsv", "StopOnSignal", "Throughput", "TrainBar"]
 
 
 class StopOnSignal(Callback):
@@ -89,9 +90,8 @@ class StopOnSignal(Callback):
     def _leave(self, trainer: Trainer, path: Path) -> None:
         self.saved = path
         signum = self.received if self.received is not None else signal.SIGTERM
-        raise Interrupted(
-            f"stopped by {signal.Signals(signum).name}; continue with: stvid train --resume {path}", signum
-        )
+        command = command_line("stvid", "train", "--resume", path)
+        raise Interrupted(f"stopped by {signal.Signals(signum).name}; continue with: {command}", signum)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""
@@ -221,6 +221,15 @@ class TrainBar(RichProgressBar):
             if key in logged:
                 shown[name] = layout.format(float(logged[key]))
         return shown
+
+
+class EpochMeans(Callback):
+    """Logs the means of an epoch at its end; stands before all that print or write them."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs them."""
+        assert isinstance(pl_module, VideoTask)
+        pl_module.log_epoch()
 
 
 class EpochLines(Callback):

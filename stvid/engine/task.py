@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
@@ -18,10 +17,12 @@ from torch import Tensor, nn
 
 from stvid.checkpoints import describe
 from stvid.config import TrainConfig, dump_config
+from stvid.console import printable
 from stvid.data.dataset import EvalSample, TrainBatch
 from stvid.data.mixing import Mixer
 from stvid.data.transforms import model_input
 from stvid.engine.frozen import backbone_parameters, keep_frozen_still
+from stvid.engine.means import SUMS_KEY, EpochSums, broken_weight, gathered
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
@@ -76,6 +77,7 @@ class VideoTask(LightningModule):
         self.protocol = model.default_protocol
         self.mixer = Mixer(model.num_classes, config.augment, multilabel=self.multilabel)
         self.failures: dict[str, str] = {}
+        self._sums = EpochSums()
         self._val_paths = val_paths
         self._stop_requested = stop_requested
         self._accumulator: ViewAccumulator | None = None
@@ -171,32 +173,43 @@ class VideoTask(LightningModule):
         else:
             loss = F.cross_entropy(logits.float(), targets)
             top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
-            self._log_step_and_epoch("train_top1", top1, len(clips))
+            self._log_step("train_top1", top1, len(clips))
         if not torch.isfinite(loss.detach()):
-            raise StvidError(
-                f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower optim.lr, "
-                "set trainer.gradient_clip_val, or use another trainer.precision; the last checkpoint is unharmed"
-            )
-        self._log_step_and_epoch("train_loss", loss.detach(), len(clips))
+            raise self._diverged(f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
+        self._log_step("train_loss", loss.detach(), len(clips))
         return loss
 
-    def _log_step_and_epoch(self, name: str, value: Tensor, clips: int) -> None:
-        """Logs this rank's value of the step, and the mean of the epoch over all ranks (one exchange an epoch)."""
+    def _diverged(self, what: str) -> StvidError:
+        saved = sorted((self.run_folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        there = f"the last checkpoint, {saved[-1]}, is unharmed" if saved else "no checkpoint has been saved before"
+        return StvidError(
+            f"{what}: lower optim.lr, set trainer.gradient_clip_val, or use another trainer.precision; {there}"
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.trainer.default_root_dir)
+
+    def _log_step(self, name: str, value: Tensor, clips: int) -> None:
+        """Logs this rank's value of the step, and counts it for the mean of the epoch."""
         self.log(f"{name}_step", value, prog_bar=True, on_step=True, on_epoch=False, batch_size=clips)
-        self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=clips)
+        self._sums.add(self.current_epoch, name, value.item(), clips)
+
+    def log_epoch(self) -> None:
+        """Logs the means of the epoch over all ranks (one exchange); called once at its end, before they are used."""
+        for name, (mean, clips) in self._sums.take(self.current_epoch).items():
+            self.log(name, mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=clips)
 
     def _report_failure(self, path: str, reason: str) -> None:
         if path not in self.failures:
             self.failures[path] = reason
-            print(f"warning: skipped unreadable training video {path}: {reason}", file=sys.stderr, flush=True)
+            line = f"warning: skipped unreadable training video {path}: {reason}"
+            print(printable(line), file=sys.stderr, flush=True)
 
     def gathered_failures(self) -> dict[str, str]:
         """Returns the unreadable training videos of all ranks; to be called by all of them."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.failures
-        states: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(states, self.failures)
-        return {path: reason for state in states for path, reason in state.items()}
+        return {path: reason for state in gathered(self.failures) for path, reason in state.items()}
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +244,8 @@ class VideoTask(LightningModule):
         result = accumulator.result()
         if result.failures and self.trainer.is_global_zero:
             for path, reason in result.failures:
-                print(f"warning: unreadable validation video {path}: {reason}", file=sys.stderr, flush=True)
+                line = f"warning: unreadable validation video {path}: {reason}"
+                print(printable(line), file=sys.stderr, flush=True)
         values = {f"val_{name}": value for name, value in result.metrics.items()}
         values["val_failed"] = float(len(result.failures))
         self.validated = values
@@ -267,8 +281,23 @@ class VideoTask(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the sums of an epoch that was begun."""
+        if self.global_rank == 0 and SUMS_KEY in checkpoint:
+            self._sums = EpochSums(**checkpoint[SUMS_KEY])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the weights are: model, protocol with class names, version, config."""
+        """Adds what the weights are: model, protocol with class names, version, config; and the sums of the epoch.
+
+        Raises:
+            StvidError: If the weights are not finite: they must not take the place of good ones.
+        """
+        if (broken := broken_weight(checkpoint)) is not None:
+            raise self._diverged(
+                f"after step {self.global_step}, in epoch {self.current_epoch + 1}, the weights are broken ({broken}) "
+                "and were not saved"
+            )
+        checkpoint[SUMS_KEY] = EpochSums.merged(gathered(self._sums)).to_dict()
         checkpoint["stvid"] = {
             **describe(self.model),
             "task": self.config.task,

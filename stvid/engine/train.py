@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from stvid.config import TrainConfig
+from stvid.console import command_line, printable
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest
 from stvid.data.mirroring import mirrored_classes
-from stvid.engine.callbacks import EpochLines, FailureLimit, MetricsCsv, StopOnSignal, Throughput, TrainBar
+from stvid.engine.callbacks import EpochLines, EpochMeans, FailureLimit, MetricsCsv, StopOnSignal, Throughput, TrainBar
 from stvid.engine.course import HeadFirst, Patience, TimeEstimate
 from stvid.engine.loaders import VideoData
 from stvid.engine.model import (
@@ -36,7 +38,7 @@ from stvid.engine.optim import scaled_learning_rate
 from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks, monitored
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
-from stvid.errors import CheckpointError, Interrupted, ManifestError, StvidError
+from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.machine import usable_cores
 from stvid.protocol import parse_views
 from stvid.runs import (
@@ -50,6 +52,15 @@ from stvid.runs import (
 )
 
 __all__ = ["TrainResult", "train"]
+
+
+# The words of gloo, NCCL and torch's store for a connection to another process that broke.
+_LOST_RANK = re.compile(
+    r"gloo|nccl|tcpstore|processgroup|connection (was )?(reset|closed|refused)|broken pipe|socket timeout|"
+    r"timed out waiting",
+    re.IGNORECASE,
+)
+_NO_STRATEGIES = ("spawn", "fork", "notebook")
 
 
 @dataclass
@@ -77,6 +88,7 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, val_videos: in
     has_val = val_videos > 0
     clips, crops = parse_views(config.data.val_views)
     callbacks: list[Callback] = [
+        EpochMeans(),
         *([HeadFirst(config.optim.frozen_epochs)] if config.optim.frozen_epochs else []),
         *([Patience(monitored(config), trainer.patience)] if trainer.patience and has_val else []),
         TimeEstimate(validated=val_videos * clips * crops, val_every=trainer.val_every),
@@ -95,6 +107,11 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, val_videos: in
 
 def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback], *, has_val: bool) -> Trainer:
     options = config.trainer
+    if any(word in str(options.strategy) for word in _NO_STRATEGIES):
+        raise ConfigError(
+            f"trainer.strategy {options.strategy}: stvid starts its processes as commands of their own, not as copies "
+            "of this one; take ddp"
+        )
     return make_trainer(
         max_epochs=options.max_epochs,
         max_steps=-1 if options.max_steps is None else options.max_steps,
@@ -141,7 +158,7 @@ def _share_cores(config: TrainConfig) -> None:
 def _how_to_go_on(output: Path) -> str:
     if not any((output / "checkpoints").glob("*.ckpt")):
         return "nothing had been saved yet: start it again with the same command"
-    return f"continue from the last checkpoint with: stvid train --resume {output}"
+    return f"continue from the last checkpoint with: {command_line('stvid', 'train', '--resume', output)}"
 
 
 def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
@@ -214,7 +231,7 @@ class _Run:
     def say(self, line: str) -> None:
         """Prints a line, once for all ranks."""
         if self.trainer.is_global_zero:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     def describe(self) -> None:
         """Prints the model, the data, the protocol and the learning rate."""
@@ -243,7 +260,7 @@ class _Run:
             os.environ[RUN_DIR_VARIABLE] = str(self.output.resolve())
         try:
             self.describe()
-            with _explained(self.config, self.output):
+            with _explained(self.config, self.output, ranks=self.trainer.world_size):
                 self._fit()
                 failures = self.task.gathered_failures()
                 if not self.begun.begun:
@@ -313,7 +330,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     lines = initialise(model, config, train_videos.class_names, weights)
     lines += [f"note      {note}" for note in _notes(config, weights, train_videos, val_videos)]
     if trainer.is_global_zero and lines:
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(printable, lines)), flush=True)
     model.default_protocol = config.protocol
     model.task = config.task
     model.weights, model.measured = None, {}  # the weights change from here on
@@ -380,7 +397,7 @@ def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop:
 
 
 @contextlib.contextmanager
-def _explained(config: TrainConfig, output: Path) -> Iterator[None]:
+def _explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None]:
     """Turns what can end a training before its time into one line that says how to go on."""
     try:
         yield
@@ -401,4 +418,9 @@ def _explained(config: TrainConfig, output: Path) -> Iterator[None]:
         text = " ".join(str(error).split())
         if config.resume is not None and "state_dict" in text:
             raise CheckpointError(f"{config.resume}: does not fit this config: {text[:200]}") from error
+        if ranks > 1 and _LOST_RANK.search(text):
+            raise StvidError(
+                f"another process of this training is gone ({text[-120:]}): it was killed, perhaps for want of memory, "
+                f"or its machine is; {_how_to_go_on(output)}"
+            ) from error
         raise

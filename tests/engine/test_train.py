@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import stvid
 from stvid.config import TrainConfig, load_config
 from stvid.data.manifest import read_manifest
 from stvid.engine.callbacks import MetricsCsv, StopOnSignal
+from stvid.engine.task import VideoTask
 from stvid.engine.train import TrainResult, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
@@ -162,6 +164,11 @@ def test_resume_inside_an_epoch_is_exact(
     continued = train(resume_config(half))
     assert same(weights(whole), weights(continued))
     assert not (half / "checkpoints" / "interrupted.ckpt").exists()
+    means = [
+        [(row["epoch"], row["train_loss"]) for row in rows(result.output / "metrics.csv") if row["train_loss"]]
+        for result in (whole, continued)
+    ]
+    assert len(means[0]) == 2 and means[0] == means[1]  # also of the epoch that was stopped
 
 
 def test_fine_tuning_keeps_what_is_frozen_and_resumes(
@@ -393,6 +400,55 @@ def test_a_loss_that_is_not_finite_stops_the_run_which_is_not_in_the_way(configu
     with pytest.raises(StvidError, match=r"the loss is (nan|inf) at epoch 1.*optim\.lr"):
         train(configure("optim.lr=1e30", "data.val=null", "trainer.max_epochs=5", "trainer.save_every=5"))
     assert train(configure("data.val=null")).last.is_file()
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(configure("data.val=null"))
+    before = first.last.read_bytes()
+    step = VideoTask.on_train_batch_end
+
+    def break_weights(self: VideoTask, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == self.trainer.num_training_batches:  # the last step, whose loss was well
+            next(self.model.parameters()).data.view(-1)[0] = float("nan")
+        step(self, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(VideoTask, "on_train_batch_end", break_weights)
+    with pytest.raises(
+        StvidError, match=r"after step 6, .*weights are broken \(.*holds nan\) .*last\.ckpt, is unharmed"
+    ):
+        train(resume_config(first.output, ["--trainer.max_epochs", "2"]))
+    assert first.last.read_bytes() == before
+    with pytest.raises(StvidError, match="no checkpoint has been saved before"):
+        train(configure("data.val=null", output="other"))
+
+
+def test_a_strategy_that_copies_this_process_is_refused(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy ddp_spawn: .*take ddp"):
+        train(configure("trainer.strategy=ddp_spawn", "trainer.devices=2"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[../gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1234: Connection reset by peer",
+        "NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited or there was a network error",
+        "[3] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via store: Socket Timeout",
+    ],
+)
+def test_a_lost_process_says_how_to_go_on(
+    words: str, configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: VideoTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(VideoTask, "training_step", lost)
+    with pytest.raises(RuntimeError, match=r"(?i)nccl|gloo"):  # alone it is something else
+        train(configure("data.val=null"))
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(StvidError, match=r"another process of this training is gone .*start it again"):
+        train(configure("data.val=null", "data.batch_size=2", output="two"))
 
 
 @pytest.mark.parametrize(
