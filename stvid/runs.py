@@ -164,11 +164,12 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
         yield Path(os.environ[RUN_DIR_VARIABLE])
         return
     output = _wanted_output(config)
+    made: set[Path] = set()  # folders that were not there
     lock: contextlib.AbstractContextManager[Any] | None = None
     if output is None:
         folder = Path("runs") / name
         number = 2
-        while _holds_run(folder) or (lock := _prepare(folder)) is None:
+        while _holds_run(folder) or (lock := _prepare(folder, made)) is None:
             folder = Path("runs") / f"{name}-{number}"
             number += 1
     else:
@@ -178,7 +179,7 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
                 f"output {folder}: holds a run already; continue it with {command_line('--resume', folder)}, or choose "
                 "another --out"
             )
-        lock = _prepare(folder)
+        lock = _prepare(folder, made)
         if lock is None:
             raise ConfigError(
                 f"output {folder}: another process trains in this folder; wait for its end, or choose another --out"
@@ -187,7 +188,21 @@ def claim_output(config: TrainConfig, name: str) -> Iterator[Path]:
         if is_first_rank():  # what a killed process had half written
             for left_over in [*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")]:
                 left_over.unlink()
-        yield folder
+        try:
+            yield folder
+        finally:
+            if folder in made and is_first_rank():
+                _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a run's new folder if the run failed before it wrote anything."""
+    checkpoints = folder / "checkpoints"
+    if {*folder.iterdir()} <= {checkpoints, folder / ".lock"} and not any(checkpoints.iterdir()):
+        with contextlib.suppress(OSError):  # a system that keeps files which are in use, or somebody else's new file
+            (folder / ".lock").unlink(missing_ok=True)
+            checkpoints.rmdir()
+            folder.rmdir()
 
 
 def _wanted_output(config: TrainConfig) -> str | None:
@@ -202,10 +217,12 @@ def _wanted_output(config: TrainConfig) -> str | None:
     return output
 
 
-def _prepare(folder: Path) -> contextlib.AbstractContextManager[Any] | None:
+def _prepare(folder: Path, made: set[Path]) -> contextlib.AbstractContextManager[Any] | None:
     """Makes a run's folder and locks it; returns the lock, which ``with`` releases, None if another process has it."""
     lock = filelock.FileLock(folder / ".lock")  # the system releases it when the process ends, however it does
     try:
+        if not folder.exists():
+            made.add(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         if is_first_rank():  # which holds the lock for all
             return lock.acquire(timeout=0)

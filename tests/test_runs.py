@@ -14,7 +14,7 @@ from stvid.config import TrainConfig, load_config
 from stvid.errors import ManifestError
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
-from stvid.runs import read_data, read_split, read_test_videos
+from stvid.runs import claim_output, read_data, read_split, read_test_videos
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +121,23 @@ def test_held_out_videos_are_limited_in_validation_and_not_in_a_test(video: Path
     train, val = read_data(config)
     assert (len(train), len(val or ())) == (6, 2)
     assert len(read_test_videos(config)) == 6
+
+
+def test_a_failed_start_leaves_no_folder(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tmp_path, video, ["run", "sit"])
+    for _ in range(2):
+        with pytest.raises(ManifestError, match="mistake"), claim_output(config, "x") as folder:
+            assert folder == Path("runs/x") and (folder / ".lock").exists()
+            raise ManifestError("a mistake in the list")
+        assert not folder.exists()
+    with pytest.raises(ManifestError, match="mistake"), claim_output(config, "x") as folder:
+        (folder / "metrics.csv").touch()
+        raise ManifestError("a mistake in the list")
+    assert (folder / "metrics.csv").exists()
+    own = tmp_path / "own"
+    own.mkdir()
+    config.output = str(own)
+    with claim_output(config, "x"):
+        pass
+    assert own.is_dir()  # it was there before

@@ -54,6 +54,13 @@ def test_addresses_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_source("hf-hub:org/repo@main").path == tmp_path / "repo@main"
 
 
+@pytest.mark.parametrize("name", ["m.onnx", "m.PT2"])
+def test_an_exported_program_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"program")
+    with pytest.raises(CheckpointError, match=r"is a program that stvid export wrote, .*load_exported"):
+        resolve_source(tmp_path / name)
+
+
 def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         resolve_source(tmp_path / "missing.pth")

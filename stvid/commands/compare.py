@@ -49,6 +49,11 @@ def run(argv: Sequence[str]) -> int:
 def _print(found: Comparison, names: tuple[str, str], classes: int) -> None:
     for name, value, views in zip(names, (found.first, found.second), found.views, strict=True):
         print(printable(f"{found.metric}@{views} {100 * value:6.2f}%  {name}"))
+    if found.views[0] != found.views[1]:
+        print(
+            f"note: the views differ ({' and '.join(found.views)}), and the difference holds that between them, too; "
+            "test both with the same --views to compare the models"
+        )
     low, high = (100 * end for end in found.interval)
     print(f"difference {100 * found.difference:+.2f} points, 95% interval {low:+.2f} to {high:+.2f} (paired bootstrap)")
     if found.p_value is not None:

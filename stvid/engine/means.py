@@ -27,9 +27,9 @@ class EpochSums:
     Lightning's own sums are not in its checkpoints, so a continued epoch would have the means of its rest only.
 
     Attributes:
-        epoch: The epoch that they are of, from 0.
-        sums: Of each name the sum.
-        clips: Of each name the number of clips.
+        epoch: Number of the epoch, from 0; -1 before the first value.
+        sums: The sum of each name.
+        clips: The number of clips of each name.
     """
 
     epoch: int = -1

@@ -238,7 +238,8 @@ class _Run:
         config, data = self.config, self.config.data
         params = sum(parameter.numel() for parameter in self.task.model.parameters())
         classes, videos = len(config.protocol.class_names), self.data.val_dataset
-        self.say(f"model     {config.model.name}, {params / 1e6:.2f} M parameters, {classes} classes")
+        chance = f" (guessing: top1 {1 / classes:.4f})" if config.task == "multiclass" else ""
+        self.say(f"model     {config.model.name}, {params / 1e6:.2f} M parameters, {classes} classes{chance}")
         held = 0 if videos is None else len(videos)
         self.say(f"data      {self.task.training_videos} training videos, {held} for validation")
         clips = config.augment.clip_protocol(config.protocol)
@@ -420,7 +421,7 @@ def _explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[Non
             raise CheckpointError(f"{config.resume}: does not fit this config: {text[:200]}") from error
         if ranks > 1 and _LOST_RANK.search(text):
             raise StvidError(
-                f"another process of this training is gone ({text[-120:]}): it was killed, perhaps for want of memory, "
+                f"another process of this training is gone ({text[:120]}): it was killed, perhaps for want of memory, "
                 f"or its machine is; {_how_to_go_on(output)}"
             ) from error
         raise

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stvid.console import printable
 from stvid.data.layout import view_layout
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError
@@ -230,13 +231,18 @@ class EvaluationResult:
             lines.append(
                 f"{few} short or square videos have equal views: {100 * share:.1f}% of all views are different"
             )
+        if self.task == "multiclass":
+            classes = len(self.class_names)
+            lines.append(f"guessing: top1 {100 / classes:.2f}%, top5 {100 * min(5, classes) / classes:.2f}%")
         empty = sum(record["support"] == 0 for record in self.per_class)
         if empty:
             lines.append(f"{empty} of {len(self.class_names)} classes have no video and are left out of class means")
         if self.failures:
             lines.append(f"{len(self.failures)} videos could not be read:")
             # A file name need not be valid text, but what is printed must be.
-            lines += [f"  {os.fsencode(path).decode(errors='replace')}: {reason}" for path, reason in self.failures]
+            lines += [
+                printable(f"  {os.fsencode(path).decode(errors='replace')}: {reason}") for path, reason in self.failures
+            ]
         return "\n".join(lines)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

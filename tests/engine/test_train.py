@@ -85,6 +85,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_run_leaves_everything(configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
     result = train(configure("trainer.max_epochs=2", "data.val_views=2x1", "optim.base_batch=16", "data.workers=1"))
     printed = capsys.readouterr().out
+    assert "3 classes (guessing: top1 0.3333)" in printed
     assert "learning rate 0.00075 = 0.003 x 4/16" in printed and "epoch 2/2: loss" in printed
     assert multiprocessing.active_children() == []
     assert {path.name for path in (result.output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

@@ -110,6 +110,7 @@ def test_failures_bound_the_metrics():
     for name in ("top1", "top5", "mean_class"):
         assert result.metrics[f"{name}@2x3_low"] <= result.metrics[f"{name}@2x3_high"]
     assert "/v/y.mp4: not a video" in result.summary() and "2 videos could not be read" in result.summary()
+    assert f"guessing: top1 {100 / K:.2f}%" in result.summary()
 
 
 def test_failures_without_labels_bound_what_can_be_bounded():
