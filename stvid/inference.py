@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from stvid.errors import ConfigError
 from stvid.models.base import FuseReport, Tap, VideoModel
@@ -21,6 +22,7 @@ __all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "optimize", "pic
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_KEPT = 16  # layers that may stay in float32
 PLAIN_CONVS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)  # they pad by `padding` alone
 _log = logging.getLogger(__name__)
 
@@ -195,6 +197,7 @@ class OptimizedModel(VideoModel):
         self.task = model.task
         self.recipe = dict(model.recipe)
         self.fused = model.fused
+        self.reference = _reference_weight(model)
         self.eval()
         self.inference_only = "it is optimised for one device (stvid.optimize)"
 
@@ -223,7 +226,7 @@ class OptimizedModel(VideoModel):
         return self.model.token_grid(clip_shape)
 
     def _prepare(self, clip: Tensor) -> Tensor:
-        return clip.to(next(self.model.parameters()).dtype)  # not `precision`: export computes in float32
+        return clip.to(self.model.get_parameter(self.reference).dtype)  # not `precision`: export computes in float32
 
     @property
     def head_features(self) -> int:
@@ -313,11 +316,14 @@ def optimize(
     try:
         target = next(result.parameters()).device if device is None else torch.device(device)
         chosen, reason = pick_precision(target) if precision == "auto" else (str(precision), "as asked for")
-        result = result.to(target, DTYPES[chosen])
+        result = result.to(target)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise ConfigError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
-    notes.append(f"{chosen} on {target} ({reason})")
-    if target.type == "cuda" and any(_is_depthwise(module) for module in result.modules()):
+    result, chosen, kept = _cast(result, chosen)
+    notes += [f"{chosen} on {target} ({reason})", *kept]
+    if not _likes_channels_last(result):
+        notes.append("convolutions in torch's usual format, which the network needs")
+    elif target.type == "cuda" and any(_is_depthwise(module) for module in result.modules()):
         notes.append("convolutions in the default format (in channels_last_3d cuDNN takes the depthwise ones)")
     else:
         channels_last(result)
@@ -332,5 +338,113 @@ def optimize(
     return OptimizedModel(result, chosen, notes)
 
 
+# --- networks of other people in low precision ------------------------------------------------------------------------
+
+
+def _cast(model: VideoModel, precision: str) -> tuple[VideoModel, str, list[str]]:
+    """Casts the weights of a model; returns the model, its precision, and a note for each layer that stays in float32.
+
+    Native models compute in the type of their weights. An inflated network may make float32 tensors itself, or have a
+    layer without a kernel for the type. So one clip is run: a layer that fails stays in float32, and if the network
+    itself fails, all of it does.
+    """
+    from stvid.inflation.model import InflatedModel
+
+    dtype = DTYPES[precision]
+    if not isinstance(model, InflatedModel) or dtype == torch.float32:
+        return _with_weights(model, dtype), precision, []
+    result = _with_weights(copy.deepcopy(model), dtype)
+    notes: list[str] = []
+    for _ in range(MOST_KEPT):
+        failed, problem = _first_failure(result, dtype)
+        if not problem:
+            return result, precision, notes
+        if not failed:
+            return model, "float32", [f"not {precision}: the network does not run in it ({problem})"]
+        module = result.get_submodule(failed)
+        _with_weights(module, torch.float32, of=model.get_submodule(failed))
+        module.register_forward_pre_hook(_Widened(torch.float32), with_kwargs=True)
+        module.register_forward_hook(_Narrowed(dtype))
+        notes.append(f"{failed} stays in float32 ({problem})")
+    return model, "float32", [f"not {precision}: more than {MOST_KEPT} layers do not run in it"]
+
+
+def _with_weights(module: Any, dtype: torch.dtype, *, of: nn.Module | None = None) -> Any:
+    """Casts real weights, and leaves complex ones, which `torch.nn.Module.to` would make real; `of` gives them back."""
+    if of is not None:
+        for own, other in zip(module.parameters(), of.parameters(), strict=True):
+            own.data = other.data.clone()
+        for own, other in zip(module.buffers(), of.buffers(), strict=True):
+            own.data = other.data.clone()
+        return module
+    return module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def _first_failure(model: Any, dtype: torch.dtype) -> tuple[str, str]:
+    """Runs a clip; returns the innermost module within the network that fails, and why; empty if none does."""
+    running: list[str] = []
+    handles = []
+    for name, module in model.network.named_modules(prefix="network"):
+        push = module.register_forward_pre_hook(lambda _, inputs, name=name: running.append(name), prepend=True)
+        pop = module.register_forward_hook(lambda _, inputs, output: running.pop() and None)
+        handles += [push, pop]
+    weight = next(model.parameters())
+    clip = torch.randn(
+        1, model.in_chans, 2, *model.img_size, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
+    try:
+        with torch.no_grad():
+            logits = model(clip.to(weight.device, dtype))
+    except Exception as error:  # whatever a network's own code raises
+        inner = running[-1] if running and running[-1] != "network" else ""
+        if inner and any(isinstance(h, _Widened) for h in model.get_submodule(inner)._forward_pre_hooks.values()):
+            inner = ""
+        return inner, " ".join(str(error).split())[:120]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ("", "") if logits.isfinite().all() else ("", "its logits are not finite")
+
+
+class _Widened:
+    """A hook that gives a layer its tensors in another type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, layer: nn.Module, inputs: Any, keywords: Any) -> Any:
+        return tree_map(self._cast, inputs), tree_map(self._cast, keywords)
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class _Narrowed(_Widened):
+    """A hook that gives the output of a layer in another type."""
+
+    def __call__(self, layer: nn.Module, inputs: Any, output: Any) -> Any:
+        return tree_map(self._cast, output)
+
+
+def _reference_weight(model: VideoModel) -> str:
+    """Returns the name of the first weight that has the type in which a model computes."""
+    kept = [
+        f"{name}."
+        for name, module in model.named_modules()
+        if any(isinstance(hook, _Widened) for hook in module._forward_pre_hooks.values())
+    ]
+    real = [name for name, value in model.named_parameters() if value.is_floating_point()]
+    return next((name for name in real if not name.startswith(tuple(kept))), real[0])
+
+
+def _likes_channels_last(model: VideoModel) -> bool:
+    """Returns whether a model runs in channels_last; networks that use `Tensor.view` may not."""
+    from stvid.inflation.model import InflatedModel
+
+    return not isinstance(model, InflatedModel) or model.time.channels_last
+
+
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv3d) and 1 < module.groups == module.in_channels
+    from stvid.inflation.temporal import TemporalConv
+
+    return isinstance(module, nn.Conv3d | TemporalConv) and 1 < module.groups == module.in_channels

@@ -25,6 +25,8 @@ from stvid.models.weights import Weights
 from stvid.sources import adopt_weights, resolve_source
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from stvid.checkpoints import LoadReport
     from stvid.hub import StoredModel
     from stvid.models.base import VideoModel
@@ -260,7 +262,11 @@ class _Given:
 
 
 def load_model(
-    source: str | os.PathLike[str], *, name: str | None = None, protocol: Protocol | None = None
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    protocol: Protocol | None = None,
+    network: nn.Module | None = None,
 ) -> VideoModel:
     """Builds the model that weights belong to, with these weights, their protocol and task, in evaluation mode.
 
@@ -272,6 +278,8 @@ def load_model(
             classes, and the other tensors the options that `VideoModel.options_of` finds. Without a head it gives
             features.
         protocol: Replaces the stored or published protocol.
+        network: The image network of the user's own that the video model was made of by `stvid.inflate`; its weights
+            are replaced by those of the checkpoint.
 
     Raises:
         CheckpointError: If the weights cannot be read, do not say which model they are of and no name is given, or do
@@ -282,9 +290,9 @@ def load_model(
     stored = given.content.get("stvid")
     in_folder = None if given.weights is not None else given.in_folder(name)
     if in_folder is not None:
-        model = _described(in_folder.recipe, name, given.name)
+        model = _described(in_folder.recipe, name, given.name, network)
     elif isinstance(stored, Mapping) and "model" in stored:
-        model = _described(dict(stored["model"]), name, given.name)
+        model = _described(dict(stored["model"]), name, given.name, network)
     elif given.weights is not None:
         model = _of_weights(given, given.weights, name)
     elif name is None:
@@ -321,8 +329,39 @@ def _outline(name: str, options: Mapping[str, Any]) -> VideoModel:
         return create_model(name, **options)
 
 
-def _described(recipe: dict[str, Any], name: str | None, source: str) -> VideoModel:
+def _inflated_again(recipe: dict[str, Any], network: nn.Module | None, source: str) -> VideoModel:
+    """Inflates a network of the user's own once more, as a description stored with weights says."""
+    from stvid.inflation.inflate import inflate
+
+    if "module" not in recipe:
+        raise CheckpointError(
+            f"{source}: is a checkpoint of {recipe.get('name')}, which stvid builds itself; leave network out"
+        )
+    if network is None:
+        raise CheckpointError(
+            f"{source}: is a video model made of an image network of your own, class {recipe['module']}, which stvid "
+            f"does not have: give an instance, stvid.load_model(file, network={recipe['module']}(...)), or build the "
+            "video model again with stvid.inflate and read the file with stvid.load_checkpoint(model, file)"
+        )
+    try:
+        model = inflate(
+            network,
+            num_frames=recipe["num_frames"],
+            num_classes=recipe["num_classes"],
+            img_size=tuple(recipe["img_size"]),
+            prove=False,
+            **recipe["hyperparameters"],
+        )
+    except (StvidError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: the network cannot be inflated as the file says: {error}") from error
+    model.train()
+    return model
+
+
+def _described(recipe: dict[str, Any], name: str | None, source: str, network: nn.Module | None = None) -> VideoModel:
     """Builds the model that a description stored with weights calls for."""
+    if network is not None or "module" in recipe:
+        return _inflated_again(recipe, network, source)
     if name is not None and name != recipe.get("name"):
         raise CheckpointError(f"{source}: is a checkpoint of {recipe.get('name')}, not of {name}")
     try:

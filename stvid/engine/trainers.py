@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from stvid.errors import ConfigError
+from stvid.inflation.temporal import TemporalConv
 
 __all__ = ["check_precision", "make_trainer", "quiet_lightning"]
 
@@ -53,7 +54,8 @@ def check_precision(trainer: Trainer, model: nn.Module) -> None:
     """
     if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
         return
-    depthwise = [name for name, part in model.named_modules() if isinstance(part, nn.Conv3d) and part.groups > 1]
+    kinds = (nn.Conv3d, TemporalConv)
+    depthwise = [name for name, part in model.named_modules() if isinstance(part, kinds) and part.groups > 1]
     if depthwise:
         raise ConfigError(
             f"trainer.precision {trainer.precision}: torch computes wrong gradients of depthwise 3D convolutions in "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 from stvid.checkpoints import read_checkpoint, unwrap
 from stvid.errors import CheckpointError, ConfigError, nearest
 from stvid.inflation.anatomy import examine
+from stvid.inflation.guests import copied, own_copy
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
-from stvid.inflation.proof import check_foldable, filter_pairs, still_difference
-from stvid.inflation.report import EXACT, InflationReport, TensorRule
+from stvid.inflation.proof import check_foldable, prove_training
+from stvid.inflation.proof import prove as prove_still
+from stvid.inflation.report import RANDOM, InflationReport, TensorRule
 from stvid.inflation.sources import ImageOrigin, find_origin, head_classes, image_models, load_strictly
 from stvid.models.base import VideoModel
 from stvid.models.registry import ModelInfo
@@ -56,6 +57,7 @@ class _Image:
         origin: Where it is from; None for a module of the user's.
         dropped: Keys of the given weights that it does not take.
         fresh_head: Whether its classifier is a new one, not that of the given weights.
+        weights: Where its weights are from, for the report.
     """
 
     name: str
@@ -64,6 +66,7 @@ class _Image:
     origin: ImageOrigin | None = None
     dropped: Sequence[str] = ()
     fresh_head: bool = False
+    weights: str = RANDOM
 
 
 def inflate(
@@ -74,22 +77,32 @@ def inflate(
     temporal: Temporal = "conv",
     img_size: int | tuple[int, int] | None = None,
     weights: Weights | None = None,
+    checkpoint: Weights | None = None,
     pretrained: bool = False,
+    prove: bool = True,
     **hyperparameters: Any,
 ) -> VideoModel:
     """Makes a video model of an image model; for a still video it computes what the image model computes.
 
+    That is proved before the model is returned: an image, repeated over time, must give the image's logits. What became
+    of every tensor, and the proof, are in the model's attribute ``inflation``.
+
     Args:
         source: ``timm:<name>``, ``torchvision:<name>``, ``hf-hub:<organisation>/<name>`` (a repository of an image
             model of timm, with its weights), or a network that takes images (N, C, H, W) and returns logits
-            (N, classes); the network itself is not changed.
+            (N, classes), as a tensor, first in a tuple, or as ``logits`` of an object; the network itself is not
+            changed.
         num_frames: Frames of a clip.
-        num_classes: Number of logits; None keeps the classifier of the 2D network.
+        num_classes: Number of logits; None keeps the classifier of the 2D network. A network without classifier, also
+            one that returns maps or tokens, gets a linear one on top.
         temporal: How frames see each other: ``none``, ``shift``, ``conv``, ``attention`` or ``head``; see
             `stvid.inflation.model`.
         img_size: Side in pixels, or (height, width); None takes the 2D network's own, for a module 224.
-        weights: A file or mapping with weights of the 2D network.
+        weights: A file or mapping with weights of the 2D network; also from self-supervised training, whose projection
+            head is left out.
+        checkpoint: Another name of `weights`.
         pretrained: Whether to take the library's published weights, from the network or its cache.
+        prove: Whether to compare the two networks; False returns the model unproved.
         **hyperparameters: Further options of `InflationOptions` (``kernel_size``, ``init``, ``layers``, ``padding``,
             ...), ``in_chans``, and for a named source those of the library's function (``drop_path_rate``, ...).
 
@@ -98,21 +111,29 @@ def inflate(
 
     Raises:
         UnknownNameError: If the source does not exist; the message lists the nearest names.
-        ConfigError: If the source is no image classifier, or the options do not fit it.
+        ConfigError: If the source is no image classifier, the options do not fit it, or the proof fails.
         CheckpointError: If the weights cannot be read or do not fit.
         TypeError: If there is no such hyperparameter; the message names it.
     """
-    return inflate_with_report(
+    if weights is not None and checkpoint is not None:
+        raise ConfigError("give either weights or checkpoint, which are two names of one thing")
+    result = inflate_with_report(
         source,
         num_frames=num_frames,
         num_classes=num_classes,
         img_size=img_size,
-        weights=weights,
+        weights=checkpoint if weights is None else weights,
         pretrained=pretrained,
-        prove=False,
+        prove=prove,
         temporal=temporal,
         **hyperparameters,
-    ).model
+    )
+    if not result.report.as_promised:
+        raise ConfigError(
+            f"{result.report.source}: the video model does not compute what the image network computes "
+            f"({result.report.verdict()}); another temporal mode may work, prove=False returns it as it is"
+        )
+    return result.model
 
 
 def inflate_with_report(
@@ -142,17 +163,24 @@ def inflate_with_report(
             origin, img_size=img_size, num_classes=num_classes, weights=weights, pretrained=pretrained
         )
     else:
-        image = _from_module(source, rest, img_size=img_size, weights=weights, pretrained=pretrained)
-    before = copy.deepcopy(image.network) if prove or image.origin is None else None
+        channels = own.get("in_chans", 3)
+        image = _from_module(source, rest, img_size=img_size, weights=weights, pretrained=pretrained, in_chans=channels)
+    before = copied(image.network) if prove or image.origin is None else None
     taken = {key: value.detach() for key, value in image.network.state_dict().items()}
-    model = _inflated(image, own, num_frames=num_frames).eval()
+    model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes)).eval()
     report = InflationReport(
-        image.name, f"{image.name} with temporal={model.options.temporal}, {num_frames} frames", []
+        image.name,
+        f"{image.name} with temporal={model.options.temporal}, {num_frames} frames",
+        [],
+        weights=image.weights,
+        notes=list(model.anatomy.notes),
     )
     if before is not None:
-        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name)
+        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader)
     if before is not None and prove:
-        _prove(before, model, report)
+        prove_still(before, model, report)
+        if image.origin is None and report.as_promised:
+            prove_training(before, model, report)
     new_head = num_classes is not None and num_classes != model.num_classes
     if new_head:
         assert num_classes is not None
@@ -167,6 +195,7 @@ def inflate_with_report(
         TensorRule(key, "", "dropped", "dropped: of an auxiliary classifier", "", ()) for key in image.dropped
     ]
     _describe(model, image, hyperparameters)
+    model.inflation = replace(report, filters=[])
     return Inflated(model, report)
 
 
@@ -191,8 +220,11 @@ def _from_library(
         )
     network = _built(origin, num_classes=classes, img_size=image_size, pretrained=pretrained)
     image = _Image(str(origin), network, image_size, origin, fresh_head=not own_classes)
+    if pretrained:
+        image.weights = "published"
     if weights is not None and state is not None:
         _load_weights(image, origin, state, weights_name=_name_of(weights), num_classes=num_classes)
+        image.weights = _name_of(weights)
     return image
 
 
@@ -203,6 +235,7 @@ def _from_module(
     img_size: int | tuple[int, int] | None,
     weights: Weights | None,
     pretrained: bool,
+    in_chans: int,
 ) -> _Image:
     """Copies a network of the user's."""
     name = type(source).__name__
@@ -213,8 +246,11 @@ def _from_module(
         raise TypeError(f"inflate() has no argument {unknown!r}{nearest(unknown, _OPTIONS)}")
     if pretrained:
         raise ConfigError("pretrained is for named sources; load the weights into the module, or give a file")
-    image = _Image(name, copy.deepcopy(source), _height_width(224 if img_size is None else img_size))
+    size = _height_width(224 if img_size is None else img_size)
+    image = _Image(name, own_copy(source, size, in_chans=in_chans), size, weights="as given")
+    image.name = type(image.network).__name__
     if weights is not None:
+        image.weights = _name_of(weights)
         load_strictly(image.network, _read_weights(weights), name=_name_of(weights), owner=name)
     return image
 
@@ -232,7 +268,7 @@ def _split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return own, {key: value for key, value in hyperparameters.items() if key not in own}
 
 
-def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int) -> InflatedModel:
+def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int, new_head: bool = False) -> InflatedModel:
     """Inflates a network in place, with the first result of `_split`."""
     options = dict(own)
     channels = {"in_chans": options.pop("in_chans")} if "in_chans" in options else {}
@@ -242,25 +278,11 @@ def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int) -> Infl
         num_frames=num_frames,
         img_size=image.img_size,
         source_name=image.name,
+        new_head=new_head,
         **channels,
     )
     model.origin = image.origin
     return model
-
-
-def _prove(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
-    """Compares both networks on a still video, and fills in the report."""
-    if model.options.spoils_ends:
-        report.reasons = [
-            "zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"
-        ]
-    report.difference, report.compared, report.layers = still_difference(network, model)
-    if not report.reasons and not report.exact:
-        aligned, *_ = still_difference(network, model, unrounded=True)
-        if aligned < EXACT:
-            report.reasons = ["the network magnifies the rounding of its averaged kernels"]
-            report.aligned, report.alignment = aligned, "kernels in float64"
-    report.filters = filter_pairs(network, model)
 
 
 def _describe(model: InflatedModel, image: _Image, hyperparameters: Mapping[str, Any]) -> None:
@@ -278,6 +300,8 @@ def _describe(model: InflatedModel, image: _Image, hyperparameters: Mapping[str,
         "img_size": list(image.img_size),
         "hyperparameters": {"temporal": model.options.temporal, **hyperparameters},
     }
+    if origin is None:
+        model.recipe["module"] = image.name  # so that the file is told from one of a model of this name
 
 
 def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:

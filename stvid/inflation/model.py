@@ -18,6 +18,7 @@ a still video what the 2D network computes for its frame: `stvid.inflation.proof
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,13 +26,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stvid.errors import ConfigError
-from stvid.inflation.anatomy import examine, no_training
+from stvid.errors import ConfigError, StvidError
+from stvid.inflation.anatomy import examine, images_for, in_words, no_training
 from stvid.inflation.options import InflationOptions
+from stvid.inflation.outputs import training_reader
 from stvid.inflation.placement import Guest, add_layers, replace
 from stvid.inflation.readout import Layout, find_read_out
 from stvid.inflation.recomputation import Recomputed
-from stvid.inflation.report import COPIED, RuleKind, TensorRule
+from stvid.inflation.report import COPIED, InflationReport, RuleKind, TensorRule
 from stvid.inflation.sources import ImageOrigin
 from stvid.inflation.temporal import (
     ClipTime,
@@ -46,6 +48,25 @@ from stvid.models.heads import LinearHead
 from stvid.models.kernels import channels_last
 
 __all__ = ["InflatedModel"]
+_log = logging.getLogger(__name__)
+
+
+class Taken(nn.Identity):
+    """Stands where a classifier was, and answers what the network asks of it (``in_features``, ``weight.dtype``).
+
+    Args:
+        head: Where the classifier is now.
+    """
+
+    def __init__(self, head: LinearHead) -> None:
+        super().__init__()
+        self.__dict__["head"] = head  # not by `setattr`, which would make it a submodule of the network
+
+    def __getattr__(self, name: str) -> Any:
+        """Gives an attribute of the classifier."""
+        if "head" not in self.__dict__:  # while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.__dict__["head"].fc, name)
 
 
 class InflatedModel(VideoModel):
@@ -59,6 +80,7 @@ class InflatedModel(VideoModel):
         img_size: (height, width) in pixels.
         in_chans: Channels of the clip.
         source_name: The name of the 2D network in messages.
+        new_head: Whether the network gets a new classifier, so that its features will do instead of logits.
 
     Attributes:
         network: The 2D network without its classifier.
@@ -71,6 +93,8 @@ class InflatedModel(VideoModel):
         anatomy: The parts that were found in the 2D network.
         inflated: Names of the layers that see other frames.
         origin: Where the 2D network is from; None for a module of the user's.
+        reader: Where the logits are in what the network returns in evaluation mode.
+        inflation: What became of every tensor, and the proof; None if the model was not made by `stvid.inflate`.
 
     Raises:
         ConfigError: If the network is no image classifier, or the options do not fit it.
@@ -89,6 +113,7 @@ class InflatedModel(VideoModel):
         img_size: tuple[int, int],
         in_chans: int = 3,
         source_name: str = "the network",
+        new_head: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
@@ -98,49 +123,92 @@ class InflatedModel(VideoModel):
         self.num_frames = num_frames
         self.source_name = source_name
         self.time = ClipTime(num_frames)
-        self.anatomy = examine(network, img_size, in_chans=in_chans, name=source_name)
+        self.anatomy = examine(network, img_size, in_chans=in_chans, name=source_name, as_features=new_head)
         self.num_classes = self.anatomy.num_classes
+        self.reader = self.anatomy.reader
+        self.inflation: InflationReport | None = None
         self.origin: ImageOrigin | None = None
         self.img_size = img_size
         self.network = network
         self._take_classifier()
-        parameter = next(network.parameters())
-        images = torch.randn(2, in_chans, *img_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        images = images_for(network, (2, in_chans, *img_size))
         self.read_out = find_read_out(network, self.anatomy, images)
         guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.head_features)
         add_layers(guest)
         self.temporal, self.inflated = guest.temporal, guest.inflated
-        channels_last(self)
-        if self.options.strides or self.options.joint:
-            self._find_strides(img_size)
+        self._lay_out()
         self._describe()
 
     # --- surgery ------------------------------------------------------------------------------------------------------
 
     def _take_classifier(self) -> None:
-        """Moves the linear layers that make the logits out of the network, as one layer."""
+        """Moves the modules that make the logits out of the network; several linear layers become one."""
         names = self.anatomy.classifiers
         if not names:
-            self.head = LinearHead(self.num_classes, 0)
+            self.head = LinearHead(self.anatomy.width, 0)
             return
-        found = [self.network.get_submodule(name) for name in names]
-        widths = [int(linear.in_features) for linear in found]  # type: ignore[arg-type]
+        found: list[Any] = [self.network.get_submodule(name) for name in names]
+        widths = [self.anatomy.sites[name].channels for name in names]
+        self.head = LinearHead(sum(widths), 0).train(found[0].training)
+        if len(found) == 1:
+            self.head.fc = found[0]
+            replace(self.network, names[0], Taken(self.head))
+            return
         weights, biases = _merged_classifier([linear.state_dict() for linear in found])
-        first = next(found[0].parameters())
-        head = LinearHead(sum(widths), self.num_classes)
-        fc = nn.Linear(sum(widths), self.num_classes, bias=biases is not None, device=first.device, dtype=first.dtype)
+        first = found[0].weight
+        self.head.fc = fc = nn.Linear(
+            sum(widths), self.num_classes, bias=biases is not None, device=first.device, dtype=first.dtype
+        )
+        fc.train(found[0].training)
         with torch.no_grad():
             fc.weight.copy_(weights)
             if biases is not None:
                 fc.bias.copy_(biases)
-        head.fc = fc
-        self.head = head.train(found[0].training)
         for index, name in enumerate(names):
-            if len(names) == 1:
-                replace(self.network, name, nn.Identity())
-            else:
-                before, behind = sum(widths[:index]), sum(widths[index + 1 :])
-                replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
+            before, behind = sum(widths[:index]), sum(widths[index + 1 :])
+            replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
+
+    def _lay_out(self) -> None:
+        """Chooses the layout in memory: channels_last, if the network runs in it; `Tensor.view` often does not.
+
+        Networks that are known do. Another one is tried, on two frames.
+        """
+        channels_last(self)
+        try:
+            self._try()
+        except Exception as problem:  # whatever a network's own code raises
+            self.time.channels_last = False
+            for parameter in self.parameters():
+                parameter.data = parameter.data.contiguous()
+            try:
+                self._try()
+            except Exception as error:
+                raise self._cannot_run(error) from problem
+
+    def _try(self) -> None:
+        """Runs a clip; with it each layer learns how many frames are left of a clip where it is."""
+        strided = bool(self.options.strides) or self.options.joint
+        self.time.stride, self.time.recording = 1, strided
+        try:
+            with no_training(self):
+                self(self._noise(self.num_frames if strided else 2))
+        finally:
+            self.time.recording = False
+            self.time.frames = self.num_frames
+
+    def _cannot_run(self, error: Exception) -> ConfigError:
+        hint = ""
+        if self.options.strides or self.options.joint:
+            hint = (
+                "; leave strides in time out of residual branches, and joint attention out of layers with position "
+                "biases"
+            )
+        return ConfigError(f"{self.source_name}: the inflated network cannot run ({in_words(error)}){hint}")
+
+    def _noise(self, frames: int) -> Tensor:
+        """Returns a clip of noise in the type that the network takes."""
+        images = images_for(self.network, (frames, self.in_chans, *self.img_size))
+        return images.transpose(0, 1).unsqueeze(0)
 
     def _describe(self) -> None:
         """Sets what the model says of its features."""
@@ -158,32 +226,13 @@ class InflatedModel(VideoModel):
         height, width = (max(1, side // cells) for side, cells in zip(self.img_size, layout.grid, strict=True))
         return time, height, width
 
-    def _find_strides(self, img_size: tuple[int, int]) -> None:
-        """Runs one clip, so that each layer knows how many frames are left of a clip where it is."""
-        parameter = next(self.network.parameters())
-        clip = torch.zeros(
-            1, self.in_chans, self.time.frames, *img_size, device=parameter.device, dtype=parameter.dtype
-        )
-        self.time.recording = True
-        try:
-            with no_training(self):
-                self(clip)
-        except RuntimeError as error:
-            message = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"{self.source_name}: the inflated network cannot run ({message}); leave strides in time out of "
-                "residual branches, and joint attention out of layers with position biases"
-            ) from error
-        finally:
-            self.time.recording = False
-
     # --- the model ----------------------------------------------------------------------------------------------------
 
     def _fold(self, clip: Tensor) -> Tensor:
-        """Maps (B, C, T, H, W) to (B*T, C, H, W) in channels_last, and tells all layers how many frames there are."""
+        """Maps (B, C, T, H, W) to (B*T, C, H, W), and tells all layers how many frames there are."""
         self._check_clip(clip)
         self.time.frames = clip.shape[2]
-        return clip.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+        return self.time.laid_out(clip.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2))
 
     def _unfold(self, frames: Tensor) -> Tensor:
         """Maps (B*T', ...) to (B, T', ...)."""
@@ -194,10 +243,21 @@ class InflatedModel(VideoModel):
         """Tokens in front of those of the grid: the class tokens and registers of every frame of the last clip."""
         return self.read_out.features.prefix * self.time.at_end()
 
+    def _run(self, frames: Tensor) -> Tensor:
+        """Runs the 2D network, whose classifier is out of it, and takes the features or logits from what it returns."""
+        output = self.network(frames)
+        if isinstance(output, Tensor) and self.reader.plain:
+            return output
+        if not self.training:
+            return self.reader(output)
+        classifiers = self.anatomy.classifiers
+        width = self.head_features if classifiers else self.anatomy.width
+        return training_reader(output, self.reader, width, several=len(classifiers) > 1)(output)
+
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the 2D network over all frames, up to its pooling."""
         own: Any = self.network
-        run = own.forward_features if self.read_out.splits else own
+        run = own.forward_features if self.read_out.splits else self._run
         frames = self._fold(clip)
         if len(self.feature_info) > 1 and tap is not leave:
             with self.read_out.watching(self.network, lambda maps: tap(0, maps), clip.shape[0]):
@@ -218,7 +278,7 @@ class InflatedModel(VideoModel):
         Raises:
             ConfigError: If that is asked for, but the classifier could not be taken out of the network.
         """
-        if pre_logits and not self.anatomy.classifiers:
+        if pre_logits and self.anatomy.logits and not self.anatomy.classifiers:
             raise ConfigError(
                 f"{self.source_name}: its classifier is within the network, so no features come before it"
             )
@@ -243,53 +303,84 @@ class InflatedModel(VideoModel):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Returns logits (B, num_classes), as `forward_head` of `forward_features` does, with fewer copies."""
-        return self._classify(self.network(self._fold(clip)))
+        return self._classify(self._run(self._fold(clip)))
 
     def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
-        """Returns which batch norm stands beside which convolution, found by following one forward pass."""
-        return follow_norms(self, (2, self.in_chans, self.num_frames, *self.img_size), clip)
+        """Returns which batch norm stands beside which convolution, found by following one forward pass.
+
+        On torch's meta device, which computes nothing, or where the network does not run there, on its own.
+        """
+        shape = (2, self.in_chans, self.num_frames, *self.img_size)
+        if clip is not None:
+            return follow_norms(self, shape, clip)
+        try:
+            return follow_norms(self, shape)
+        except StvidError:  # such as a tensor that is no buffer and stays on the CPU
+            return follow_norms(self, shape, self._noise(2))
 
     def get_classifier(self) -> nn.Module:
-        """Returns the layer that makes the logits."""
-        if self.anatomy.classifiers:
+        """Returns the module that makes the logits; an identity, if no single one does."""
+        if self.anatomy.classifiers or not self.anatomy.logits:
             return super().get_classifier()
         return self.network.get_submodule(self.anatomy.logits[0])
 
     def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
-        """Replaces the classifier by a freshly initialised one; 0 classes returns what it would see."""
+        """Replaces the classifier by a freshly initialised one; 0 classes returns what it would see.
+
+        A network whose logits no layer makes (none at all, or a function of prototypes) gets one on top.
+        """
         if head != "default":
             raise ConfigError(f"head {head!r}: an inflated network keeps the pooling of {self.source_name}")
-        if self.anatomy.classifiers:
+        if self.anatomy.classifiers or not self.anatomy.logits:
+            weight = images_for(self.network, (1, self.in_chans, 1, 1))
             super().reset_classifier(num_classes)
+            self.head.to(weight.device, weight.dtype)
             return
         if not num_classes:
             raise ConfigError(f"{self.source_name}: its classifier is within the network and cannot be left out")
-        for name in self.anatomy.logits:
-            old: Any = self.network.get_submodule(name)
-            settings: dict[str, Any] = {
-                "bias": old.bias is not None,
-                "device": old.weight.device,
-                "dtype": old.weight.dtype,
-            }
-            new: Any = (
-                nn.Conv2d(old.in_channels, num_classes, (1, 1), **settings)
-                if isinstance(old, nn.Conv2d)
-                else nn.Linear(old.in_features, num_classes, **settings)
-            )
-            replace(self.network, name, new.train(old.training))
+        before = {name: self.network.get_submodule(name) for name in self.anatomy.logits}
+        plain = all(isinstance(old, nn.Conv2d | nn.Linear) for old in before.values())
+        for name, old in before.items() if plain else ():
+            replace(self.network, name, _another(old, num_classes))
         self.num_classes = num_classes
         self.head = LinearHead(num_classes, 0)
+        if not plain or not self._gives(num_classes):  # such as when something behind the layer counts on its width
+            for name, old in before.items():
+                replace(self.network, name, old)
+            self.anatomy.logits = []
+            weight = images_for(self.network, (1, self.in_chans, 1, 1))
+            self.head = LinearHead(self.anatomy.width, num_classes).to(weight.device, weight.dtype)
         self.recipe = {**self.recipe, "num_classes": num_classes}
+
+    def _gives(self, num_classes: int) -> bool:
+        """Returns whether the model runs and gives as many logits."""
+        try:
+            with no_training(self):
+                return self(self._noise(1)).shape == (1, num_classes)
+        except Exception as error:  # whatever a network's own code raises
+            _log.debug("%s: with %d classes: %s", self.source_name, num_classes, in_words(error))
+            return False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches the recomputation of the network's blocks, and of the transformer over frames, on or off."""
         self.grad_checkpointing = enable
-        for site in self.anatomy.blocks:
-            block = self.network.get_submodule(site.name)
+        for name in self._recomputable():
+            block = self.network.get_submodule(name)
             if enable and not isinstance(block, Recomputed):
-                replace(self.network, site.name, Recomputed(block, self.time))
+                replace(self.network, name, Recomputed(block, self.time))
             elif not enable and isinstance(block, Recomputed):
-                replace(self.network, site.name, block.block)
+                replace(self.network, name, block.block)
+
+    def _recomputable(self) -> list[str]:
+        """Returns the names of the blocks, and of the members of those that are lists and do not run themselves."""
+        names: list[str] = []
+        for site in self.anatomy.blocks:
+            if site.name == site.block:
+                names.append(site.name)
+            else:
+                inside = [name for name in self.anatomy.sites if name.startswith(f"{site.block}.")]
+                names += [name for name in inside if not any(name.startswith(f"{other}.") for other in inside)]
+        return names
 
     def no_weight_decay(self) -> set[str]:
         """Returns the network's own choice, and the tables of times and distances."""
@@ -301,8 +392,8 @@ class InflatedModel(VideoModel):
         """Returns the layer groups: what is before the blocks, every block with what is attached in it, the rest."""
         groups = []
         for block in self.anatomy.blocks:
-            dashed = re.escape(block.name.replace(".", "-"))
-            groups.append(rf"^network\.{re.escape(block.name)}\.|^temporal\.{dashed}[-.]")
+            dashed = re.escape(block.block.replace(".", "-"))
+            groups.append(rf"^network\.{re.escape(block.block)}\.|^temporal\.{dashed}[-.]")
         last = "|".join(re.escape(name) for name in self.anatomy.behind_blocks())
         if last:
             groups.append(rf"^network\.(?:{last})\.")
@@ -348,13 +439,18 @@ class InflatedModel(VideoModel):
             if value is not None:
                 inflated[target] = value
 
-        classifier = [name for name in self.anatomy.classifiers if f"{name}.weight" in state]
-        head_keys = {f"{name}.{part}": part for name in self.anatomy.logits for part in ("weight", "bias")}
+        names = self.anatomy.logits
+        moved = self.anatomy.classifiers[0] if len(self.anatomy.classifiers) == 1 else None
+        merged = [name for name in self.anatomy.classifiers if f"{name}.weight" in state] if moved is None else []
         for key, value in state.items():
             shape = str(tuple(value.shape))
-            if key in head_keys and new_head:
-                book(key, "", "dropped", f"dropped: a classifier of {value.shape[0]} classes", None, shape)
-            elif key in head_keys and classifier:
+            in_head = any(key.startswith(f"{name}.") for name in names)
+            if in_head and new_head:
+                classes = f" of {value.shape[0]} classes" if value.dim() else ""
+                book(key, "", "dropped", f"dropped: a classifier{classes}", None, shape)
+            elif in_head and moved is not None:
+                book(key, f"head.fc.{key.removeprefix(f'{moved}.')}", "copied", COPIED, value, shape)
+            elif in_head and merged:
                 continue
             else:
                 target = f"network.{key}"
@@ -364,32 +460,33 @@ class InflatedModel(VideoModel):
                     book(key, target, "derived", describe_taps(frames, self.options.init), kernel, shape)
                 else:
                     book(key, target, "copied", COPIED, value, shape)
-        if classifier and not new_head:
+        if merged and not new_head:
             weights, biases = _merged_classifier(
                 [
                     {part: state[f"{name}.{part}"] for part in ("weight", "bias") if f"{name}.{part}" in state}
-                    for name in classifier
+                    for name in merged
                 ]
             )
-            for part, merged, how in (("weight", weights, "side by side"), ("bias", biases, "their mean")):
-                if merged is not None:
-                    sources = [f"{name}.{part}" for name in classifier]
+            for part, joined, how in (("weight", weights, "side by side"), ("bias", biases, "their mean")):
+                if joined is not None:
+                    sources = [f"{name}.{part}" for name in merged]
                     shapes = " + ".join(str(tuple(state[source].shape)) for source in sources)
-                    kind: RuleKind = "copied" if len(classifier) == 1 else "derived"
-                    rule = COPIED if len(classifier) == 1 else how
-                    book(" + ".join(sources), f"head.fc.{part}", kind, rule, merged, shapes)
+                    book(" + ".join(sources), f"head.fc.{part}", "derived", how, joined, shapes)
         for target, value in own.items():
             if target in inflated or not (target.startswith("temporal.") or (new_head and target in self.head_keys())):
                 continue
-            reason = "a new classifier" if not target.startswith("temporal.") else self._start_of(target)
+            on_top = " on top of the network" if not self.anatomy.logits else ""
+            kind = type(self.get_classifier()).__name__
+            reason = self._start_of(target) if target.startswith("temporal.") else f"a new classifier{on_top} ({kind})"
             book("", target, "initialised", f"initialised: {reason}", value, "")
         return inflated, rules
 
     def head_keys(self) -> set[str]:
         """Returns the names of the classifier's tensors."""
-        if self.anatomy.classifiers:
-            return {"head.fc.weight", "head.fc.bias"}
-        return {f"network.{name}.{part}" for name in self.anatomy.logits for part in ("weight", "bias")}
+        if self.anatomy.classifiers or not self.anatomy.logits:
+            return {f"head.fc.{key}" for key in self.get_classifier().state_dict()}
+        own = self.network.state_dict()
+        return {f"network.{key}" for key in own if any(key.startswith(f"{name}.") for name in self.anatomy.logits)}
 
     def _start_of(self, key: str) -> str:
         """Says how a layer starts that the 2D network does not have."""
@@ -399,6 +496,17 @@ class InflatedModel(VideoModel):
         if isinstance(layer, JointTime):
             return "times, zero"
         return "attention over time, which adds nothing at first"
+
+
+def _another(old: Any, num_classes: int) -> nn.Module:
+    """Returns a fresh layer like a classifier, for another number of classes."""
+    settings: dict[str, Any] = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    new: nn.Module = (
+        nn.Conv2d(old.in_channels, num_classes, (1, 1), **settings)
+        if isinstance(old, nn.Conv2d)
+        else nn.Linear(old.in_features, num_classes, **settings)
+    )
+    return new.train(old.training)
 
 
 def _merged_classifier(parts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:

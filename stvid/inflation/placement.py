@@ -6,6 +6,7 @@ found, and takes a pattern or names instead.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import Anatomy, Site, find_blocks
+from stvid.inflation.anatomy import Anatomy, Site, examine
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.temporal import (
     ClipTime,
@@ -29,7 +30,7 @@ from stvid.inflation.temporal import (
     attach,
 )
 
-__all__ = ["Guest", "add_layers", "has_attention", "replace"]
+__all__ = ["Guest", "add_layers", "attention_places", "has_attention", "replace"]
 
 # Convolutions of a block's shortcut, by the names that timm, torchvision and others give them.
 SHORTCUT = re.compile(r"downsample|shortcut|skip|\bsc\b|identity|proj_sc")
@@ -60,9 +61,34 @@ class Guest:
     inflated: list[str] = field(default_factory=list)
 
 
-def has_attention(network: nn.Module) -> bool:
-    """Returns whether blocks of a network have attention layers, known by their number of heads."""
-    return any(_most_heads(network.get_submodule(name)) for name in find_blocks(network))
+def has_attention(network: nn.Module, img_size: tuple[int, int]) -> bool:
+    """Returns whether attention happens in a 2D network where it sees whole frames; runs the network."""
+    return bool(attention_places(examine(network, img_size)))
+
+
+def attention_places(anatomy: Anatomy) -> list[Site]:
+    """Returns the blocks in which attention happens, and for attention elsewhere what is around it, in order.
+
+    That is the attention layer itself, or if it sees windows, what is around it and sees whole frames.
+    """
+    places: dict[str, Site] = {}
+    for attention in anatomy.attention:
+        block = next((block for block in anatomy.blocks if _is_within(attention.name, block.block)), None)
+        name = attention.name
+        while block is None and name:
+            site = anatomy.sites.get(name)
+            if site is not None and site.sees_frames:
+                block = site
+            name = name.rpartition(".")[0]
+        if block is not None:
+            heads = max(places[block.name].heads or 0 if block.name in places else 0, attention.heads or 0)
+            places[block.name] = dataclasses.replace(block, heads=heads)
+    order = list(anatomy.sites)
+    return sorted(places.values(), key=lambda site: order.index(site.name))
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
 
 
 def replace(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -99,13 +125,13 @@ def _choose(guest: Guest, sites: Sequence[Site], what: str) -> list[Site]:
 
 
 def _first_layers(guest: Guest, sites: Sequence[Site]) -> list[Site]:
-    """Returns the first layer in each block, shortcuts left out; without blocks all layers but the first."""
+    """Returns the first layer in each block, shortcuts left out; without blocks all layers but the stem."""
     if not guest.anatomy.blocks:
-        return list(sites[1:])
+        return [site for site in sites if not site.at_stem]
     first: dict[str, Site] = {}
     for site in sites:
         block = guest.anatomy.block_of(site.name)
-        if block is not None and not SHORTCUT.search(site.name.removeprefix(block.name)):
+        if block is not None and not SHORTCUT.search(site.name.removeprefix(block.block)):
             first.setdefault(block.name, site)
     return list(first.values())
 
@@ -125,32 +151,68 @@ def _add_shifts(guest: Guest) -> None:
     """Puts shifts before the first layer of each block, or before the blocks (``in_place``)."""
     options = guest.options
     if options.shift_place == "in_place":
-        seen = [block for block in guest.anatomy.blocks if block.channels >= options.shift_div]
+        seen = [block for block in guest.anatomy.blocks if block.channels >= 2]
         chosen = _choose(guest, seen, "block")
     else:
-        seen = [site for site in guest.anatomy.layers if site.sees_frames and site.channels >= options.shift_div]
-        chosen = _choose(guest, seen, "layer") if options.layers is not None else _first_layers(guest, seen)
+        seen = [site for site in guest.anatomy.layers if site.sees_frames and site.channels >= 2]
+        chosen = _choose(guest, seen, "layer") if options.layers is not None else _shifted_layers(guest, seen)
     if not chosen:
-        raise ConfigError(f"temporal shift: {guest.name} has no layer that sees whole frames behind its stem")
+        raise ConfigError(
+            f"temporal shift: {guest.name} has no layer with two channels behind its stem (the first layer) that sees "
+            f"whole frames{_instead(guest)}"
+        )
     for site in chosen:
         shift = TemporalShift(
             guest.time, channels_first=site.channels_first, shift_div=options.shift_div, padding=options.padding
         )
-        attach(_at(guest, site), before=shift)
+        attach(_at(guest, site), site, guest.time, before=shift)
         guest.inflated.append(site.name)
+
+
+def _shifted_layers(guest: Guest, seen: Sequence[Site]) -> list[Site]:
+    """Returns the first layer of each block, or the block where none of its layers sees whole frames.
+
+    The stem is left out, that is what takes the image itself.
+    """
+    seen = [site for site in seen if not site.at_stem]
+    chosen = _first_layers(guest, seen) or list(seen)
+    have = {block.name for site in chosen if (block := guest.anatomy.block_of(site.name)) is not None}
+    chosen += [block for block in guest.anatomy.blocks if block.name not in have and block.channels >= 2]
+    chosen = list({site.name: site for site in chosen}.values())
+    order = list(guest.anatomy.sites)
+    return sorted(chosen, key=lambda site: order.index(site.name))
+
+
+def _instead(guest: Guest) -> str:
+    """Returns which modes work for a network that the chosen one does not fit."""
+    modes = ["head"] if guest.options.temporal != "head" else []
+    if guest.options.temporal != "attention" and attention_places(guest.anatomy):
+        modes.insert(0, "attention")
+    if guest.options.temporal != "conv" and any(_convolves(guest, site) for site in guest.anatomy.layers):
+        modes.insert(0, "conv")
+    return f"; take {' or '.join(modes)}"
+
+
+def _convolves(guest: Guest, site: Site) -> bool:
+    """Returns whether a layer is a convolution, or one of the user's own class that takes and gives maps."""
+    if not site.sees_frames:
+        return False
+    if isinstance(_at(guest, site), nn.Conv2d):
+        return True
+    if isinstance(_at(guest, site), nn.Linear) or any(_is_within(site.name, at.name) for at in guest.anatomy.attention):
+        return False
+    return len(site.shape) == 4 and site.output is not None and len(site.output) == 4
 
 
 def _add_convs(guest: Guest) -> None:
     """Gives convolutions kernels in time, or filters behind them, and strides."""
     options = guest.options
-    seen = [site for site in guest.anatomy.layers if site.sees_frames]
+    seen = [site for site in guest.anatomy.layers if site.sees_frames and site.output is not None]
     # without any convolution the first linear layer is one: it embeds patches, with a stride that is its kernel
-    convs = [site for site in seen if isinstance(_at(guest, site), nn.Conv2d)] or seen[:1]
+    convs = [site for site in seen if _convolves(guest, site)] or seen[:1]
     chosen = _choose(guest, convs, "convolution") if options.layers is not None else _default_convs(guest, convs)
     if not chosen:
-        raise ConfigError(
-            f"temporal conv: {guest.name} has no convolution that sees whole frames; take shift, attention or head"
-        )
+        raise ConfigError(f"temporal conv: {guest.name} has no convolution that sees whole frames{_instead(guest)}")
     sizes = options.kernel_size if isinstance(options.kernel_size, Mapping) else {"": options.kernel_size}
     for option, patterns in (("kernel_size", sizes), ("temporal_strides", options.strides)):
         for pattern in patterns:
@@ -175,12 +237,12 @@ def _inflate_conv(guest: Guest, site: Site, kernel_size: int, *, time_stride: in
         "time_stride": time_stride,
     }
     conv: Any = _at(guest, site)
-    if TemporalConv.accepts(conv) and not guest.options.factorized:
+    if TemporalConv.accepts(conv) and not guest.options.factorized and not site.read and site.batch_axis == 0:
         replace(guest.network, site.name, TemporalConv(conv, guest.time, **settings))
     else:
-        width = conv.out_channels if site.channels_first else conv.out_features
+        width = site.output_channels
         groups = width if getattr(conv, "groups", 1) == width else 1
-        behind = TemporalFilter(width, guest.time, groups=groups, channels_first=site.channels_first, **settings)
+        behind = TemporalFilter(width, guest.time, groups=groups, channels_first=site.output_first, **settings)
         _attach(guest, site, behind, behind=behind)
     guest.inflated.append(site.name)
 
@@ -194,7 +256,7 @@ def _add_pools(guest: Guest, convs: Sequence[Site]) -> None:
         if not pooled:
             raise ConfigError(f"temporal_strides {pattern!r}: matches no module of {guest.name}")
         for site in pooled:
-            attach(_at(guest, site), behind=TemporalPool(guest.time, time_stride=stride))
+            attach(_at(guest, site), site, guest.time, behind=TemporalPool(guest.time, time_stride=stride))
 
 
 def _default_convs(guest: Guest, convs: Sequence[Site]) -> list[Site]:
@@ -207,7 +269,7 @@ def _default_convs(guest: Guest, convs: Sequence[Site]) -> list[Site]:
     for site in first:
         block = guest.anatomy.block_of(site.name)
         assert block is not None
-        stages.setdefault(block.name.rpartition(".")[0], []).append(site)
+        stages.setdefault(block.block.rpartition(".")[0], []).append(site)
     for stage in stages.values():
         chosen += [site for site in stage[::2] if site not in chosen]
     return chosen
@@ -217,16 +279,15 @@ def _add_attention(guest: Guest) -> None:
     """Puts attention over time before transformer blocks, or lets attention layers see all frames (``joint``)."""
     joint = guest.options.joint
     if joint:
-        seen = [site for site in guest.anatomy.sites.values() if site.sees_frames and not site.channels_first]
-        tokens = [site for site in seen if _heads(_at(guest, site)) and not _most_heads(_at(guest, site), below=True)]
+        tokens = [site for site in guest.anatomy.attention if site.sees_frames and not site.channels_first]
         chosen = _choose(guest, tokens, "attention layer")
     else:
-        blocks = [block for block in guest.anatomy.blocks if _most_heads(_at(guest, block))]
-        chosen = _choose(guest, blocks, "transformer block")
+        chosen = _choose(guest, attention_places(guest.anatomy), "transformer block")
     if not chosen:
+        where = "sees whole frames" if guest.anatomy.attention else "was seen (a softmax over places)"
         raise ConfigError(
-            f"temporal attention: {guest.name} has no {'attention layer' if joint else 'transformer block'} "
-            "that sees whole frames; take conv, shift or head"
+            f"temporal attention: {guest.name} has no {'attention layer' if joint else 'transformer block'} in which "
+            f"attention {where}{_instead(guest)}"
         )
     for site in chosen:
         if joint:
@@ -236,7 +297,7 @@ def _add_attention(guest: Guest) -> None:
             temporal = TemporalAttention(
                 site.channels,
                 guest.time,
-                num_heads=math.gcd(_most_heads(_at(guest, site)), site.channels),
+                num_heads=math.gcd(site.heads or max(1, site.channels // 64), site.channels),
                 channels_first=site.channels_first,
             )
             _attach(guest, site, temporal, before=temporal)
@@ -246,7 +307,7 @@ def _add_attention(guest: Guest) -> None:
 def _add_head(guest: Guest) -> None:
     """Puts a transformer over the features of the frames before the classifier."""
     width = guest.num_features
-    if not guest.anatomy.classifiers:
+    if guest.anatomy.logits and not guest.anatomy.classifiers:
         raise ConfigError(
             f"temporal head: the classifier of {guest.name} is no linear layer at its end, so there are no "
             "features that a transformer could take"
@@ -262,21 +323,24 @@ def _add_head(guest: Guest) -> None:
 def _attach(guest: Guest, site: Site, layer: nn.Module, **places: Callable[[Tensor], Tensor]) -> None:
     """Attaches a layer that has weights, and registers them under the site's name with dashes."""
     # "head" is the transformer over frames
-    guest.temporal["head-block" if site.name == "head" else site.name.replace(".", "-")] = layer.to(
-        next(guest.network.parameters())
+    weight = next((value for value in guest.network.parameters() if value.is_floating_point()), None)
+    guest.temporal["head-block" if site.name == "head" else site.name.replace(".", "-")] = (
+        layer if weight is None else layer.to(_type_of(_at(guest, site), weight))
     )
-    attach(_at(guest, site), **places)
+    attach(_at(guest, site), site, guest.time, **places)
 
 
-def _heads(module: nn.Module) -> int:
-    """Returns the number of heads of an attention layer, 0 for anything else."""
-    heads = getattr(module, "num_heads", 0)
-    return heads if isinstance(heads, int) and not isinstance(heads, bool) else 0
-
-
-def _most_heads(module: nn.Module, *, below: bool = False) -> int:
-    """Returns the largest number of heads in a module, or in what is below it."""
-    return max((_heads(part) for part in module.modules() if not (below and part is module)), default=0)
+def _type_of(layer: nn.Module, otherwise: Tensor) -> Tensor:
+    """Returns a weight of a layer in whose type, and on whose device, other layers beside it compute."""
+    weights = [
+        parameter
+        for part in layer.modules()
+        if isinstance(part, nn.Conv2d | nn.Linear)
+        for parameter in part.parameters()
+        if parameter.is_floating_point()
+    ]
+    real = weights or [parameter for parameter in layer.parameters() if parameter.is_floating_point()]
+    return real[0] if real else otherwise
 
 
 def _compiled(pattern: str, option: str) -> re.Pattern[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +14,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import no_training
+from stvid.inflation.anatomy import images_for, in_words, no_training
+from stvid.inflation.guests import copied
 from stvid.inflation.model import InflatedModel
-from stvid.inflation.report import FilterPair, LayerDifference
+from stvid.inflation.outputs import Reader
+from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference
 from stvid.inflation.temporal import TemporalConv
 
-__all__ = ["FewFrames", "check_foldable", "filter_pairs", "still_difference", "watching"]
+__all__ = [
+    "Comparison",
+    "FewFrames",
+    "check_foldable",
+    "filter_pairs",
+    "prove",
+    "prove_training",
+    "still_difference",
+    "watching",
+]
 
 AT_ONCE = 4  # frames of a convolution in `FewFrames`
 MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
+MIXED_EXACTLY = 1e-6  # the same in float64
+FRUGAL_FRAMES = 6  # of a clip in float64; the full number was compared in the network's own type before
+ROUNDINGS = 30  # by how much more than one change of the last bit may change the logits
 
 
 class FewFrames(TorchFunctionMode):
@@ -58,6 +72,59 @@ def _by_frame(
     return torch.cat([F.conv3d(x, weight, bias, step, space, dilation, groups) for x in windows], dim=2)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How far a video model is from its 2D network on a still video.
+
+    Attributes:
+        difference: Largest difference of the logits, relative to the largest difference between those of two images.
+        compared: What was compared, in words.
+        layers: The difference of each block's output, relative to its largest magnitude.
+    """
+
+    difference: float
+    compared: str
+    layers: list[LayerDifference]
+
+
+def _compare(flat: nn.Module, video: InflatedModel, images: Tensor, *, frugal: bool = False) -> Comparison | None:
+    """Compares two networks as they are; None if the logits do not depend on the image, so that there is no measure."""
+    frames = min(video.num_frames, FRUGAL_FRAMES) if frugal else video.num_frames
+    clip = images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
+    read = video.reader
+    logits = video.anatomy.logits
+    names = [
+        block.name
+        for block in video.anatomy.blocks
+        if not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
+    ]
+    blocks: dict[str, Tensor] = {}
+    furthest: dict[str, float] = {}
+
+    def compare(name: str, output: Tensor, image: int) -> None:
+        expected = blocks.get(name)
+        if expected is not None and len(expected) == len(images):
+            difference = ((output - expected[image]).abs().max() / expected.abs().max()).item()
+            furthest[name] = max(difference, furthest.get(name, 0.0))
+
+    with no_training(flat), no_training(video):
+        with watching(flat, names, blocks.__setitem__):
+            expected = read(flat(images))
+        scale = (expected[0] - expected[1]).abs().max()
+        if not scale > 0:
+            return None
+        logits_of = []
+        for image in range(len(images)):  # one at a time, since memory in float64 is short
+            with (
+                watching(video.network, names, functools.partial(compare, image=image)),
+                FewFrames() if frugal else nullcontext(),
+            ):
+                logits_of.append(video(clip[image : image + 1]))
+    found = torch.cat(logits_of)
+    layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]
+    return Comparison(((found - expected).abs().max() / scale).item(), "logits", layers)
+
+
 @torch.no_grad()
 def still_difference(
     network: nn.Module, model: InflatedModel, *, unrounded: bool = False
@@ -75,77 +142,173 @@ def still_difference(
             rounded, which a network can magnify.
 
     Returns:
-        The largest difference of the logits, relative to the largest difference between the logits of the two images;
-        what was compared, in words; and the difference of each block's output, relative to its largest magnitude.
+        The attributes of a `Comparison`: the difference, what was compared, and the difference of each block.
+
+    Raises:
+        RuntimeError: If a network does not run in float64.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, model.in_chans, *model.img_size, generator=generator).double()
-    clip = images.unsqueeze(2).expand(-1, -1, model.num_frames, -1, -1)
-    flat, video = copy.deepcopy(network).double().cpu(), copy.deepcopy(model).double().cpu()
-    logits = model.anatomy.logits
-    names = [
-        block.name
-        for block in model.anatomy.blocks
-        if not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
-    ]
+    flat, video = copied(network).double().cpu(), copied(model).double().cpu()
+    images = _two_images(model).double()
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
-    compared = "logits"
-    blocks: dict[str, Tensor] = {}
-    furthest: dict[str, float] = {}
+    found = _compare(flat, video, images, frugal=True)
+    if found is not None:
+        return found.difference, found.compared, found.layers
+    generator = torch.Generator().manual_seed(0)
+    for name in model.anatomy.logits:
+        for parameter in flat.get_submodule(name).parameters():
+            if parameter.dim() >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    video.load_state_dict(video.transfer(flat.state_dict())[0])
+    found = _compare(flat, video, images, frugal=True)
+    if found is None:
+        expected = model.reader(flat.eval()(images))
+        apart = (video.eval()(images.unsqueeze(2).expand(-1, -1, model.num_frames, -1, -1)) - expected).abs().max()
+        scale = expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        return (apart / scale).item(), "logits, which do not depend on the image", []
+    return found.difference, "logits of a random classifier", found.layers
 
-    def compare(name: str, output: Tensor, image: int) -> None:
-        expected = blocks.get(name)
-        if expected is not None and len(expected) == len(images):
-            difference = ((output - expected[image]).abs().max() / expected.abs().max()).item()
-            furthest[name] = max(difference, furthest.get(name, 0.0))
 
-    with no_training(flat), no_training(video):
-        with watching(flat, names, blocks.__setitem__):
-            expected = flat(images)
-        if torch.equal(expected[0], expected[1]):
-            for name in logits:
-                classifier: Any = flat.get_submodule(name)
-                classifier.weight.copy_(torch.randn(classifier.weight.shape, generator=generator))
-            video.load_state_dict(video.transfer(flat.state_dict())[0])
-            expected, compared = flat(images), "logits of a random classifier"
-        logits_of = []
-        for image in range(len(images)):  # one at a time, since memory in float64 is short
-            with watching(video.network, names, functools.partial(compare, image=image)), FewFrames():
-                logits_of.append(video(clip[image : image + 1]))
-    found = torch.cat(logits_of)
-    layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]
-    scale = (expected[0] - expected[1]).abs().max()
-    return ((found - expected).abs().max() / scale).item(), compared, layers
+def _two_images(model: InflatedModel) -> Tensor:
+    return torch.randn(2, model.in_chans, *model.img_size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def check_foldable(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3, name: str) -> None:
+def prove(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
+    """Compares both networks on a still video, and fills in the report.
+
+    First as they are, which is fast; what does not agree then is decided in float64, or where a network fixes its own
+    type, against the rounding that it magnifies.
+    """
+    if model.options.spoils_ends:
+        report.reasons = [
+            "zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"
+        ]
+    report.filters = filter_pairs(network, model)
+    images = images_for(network, (2, model.in_chans, *model.img_size))
+    quick = _compare(network, model, images)
+    report.computed_in = str(images.dtype).removeprefix("torch.")
+    if quick is not None and quick.difference < EXACT:
+        report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
+        return
+    try:
+        report.difference, report.compared, report.layers = still_difference(network, model)
+    except Exception as error:  # whatever a network's own code raises
+        if quick is None:
+            raise ConfigError(
+                f"{report.source}: cannot be proved: its logits do not depend on the image, and it does not run in "
+                f"float64 ({in_words(error)}); prove=False leaves the proof out"
+            ) from error
+        _judge_rounded(network, model, report, quick, images)
+        return
+    report.computed_in = "float64"
+    if not report.reasons and not report.exact:
+        aligned, *_ = still_difference(network, model, unrounded=True)
+        if aligned < EXACT:
+            report.reasons = ["the network magnifies the rounding of its averaged kernels"]
+            report.aligned, report.alignment = aligned, "kernels in float64"
+
+
+def _judge_rounded(
+    network: nn.Module, model: InflatedModel, report: InflationReport, quick: Comparison, images: Tensor
+) -> None:
+    """Judges a difference in the network's own type by what a change of an image's last bit makes of the logits."""
+    report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
+    with no_training(network):
+        expected = model.reader(network(images))
+        step = torch.finfo(images.dtype).eps
+        moved = model.reader(network(images * (1 + step * torch.randn_like(images).sign())))
+        alone = torch.cat([model.reader(network(images[index : index + 1])) for index in range(len(images))])
+    scale = (expected[0] - expected[1]).abs().max()
+    rounding = max(((other - expected).abs().max() / scale).item() for other in (moved, alone))
+    if quick.difference < ROUNDINGS * max(rounding, EXACT / ROUNDINGS):
+        report.reasons = [
+            f"the network runs in {report.computed_in} only, where rounding alone changes its logits by {rounding:.1e}"
+        ]
+
+
+def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
+    """Trains a copy of the model for one step on two short clips.
+
+    Raises:
+        ConfigError: If that fails although the network itself runs in training mode.
+    """
+    images = images_for(network, (4, model.in_chans, *model.img_size))
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            with torch.no_grad():
+                output = copied(network).train()(images)
+        except Exception as error:  # whatever a network's own code raises
+            report.notes.append(f"the network itself does not run in training mode ({in_words(error)})")
+            return
+        clips = images.unflatten(0, (2, 2)).transpose(1, 2)
+        video = copied(model).train()
+        try:
+            with torch.enable_grad():
+                loss = video(clips).float().square().sum()
+                weights = [value for value in video.parameters() if value.requires_grad and value.is_floating_point()]
+                if loss.requires_grad:  # the first weight is reached through all layers
+                    torch.autograd.grad(loss, weights[:1], allow_unused=True)
+        except Exception as error:
+            raise ConfigError(f"{report.source}: the video model cannot be trained ({in_words(error)})") from error
+    if not isinstance(output, Tensor) and model.reader.plain:
+        report.notes.append(
+            f"in training mode the network returns a {type(output).__name__}; the model takes the logits in it that "
+            "are those of evaluation mode, and the others get no gradient"
+        )
+
+
+@torch.no_grad()
+def check_foldable(
+    network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3, name: str, read: Reader
+) -> None:
     """Checks that what a network computes for an image depends on the image alone, and that it leaves the image as is.
+
+    Where rounding is magnified, float64 decides.
+
+    Args:
+        network: Takes images.
+        img_size: (height, width) in pixels.
+        in_chans: Channels of an image.
+        name: How messages call the network.
+        read: Where the logits are in what it returns.
 
     Raises:
         ConfigError: If not; then frames cannot be folded into the batch.
     """
-    parameter = next(network.parameters())
-    images = torch.randn(2, in_chans, *img_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+    images = images_for(network, (2, in_chans, *img_size))
+    problem = _why_not_foldable(network, images, read, MIXED)
+    if not problem:
+        return
+    if "overwrites" not in problem:
+        try:
+            if not _why_not_foldable(copied(network).double(), images.double(), read, MIXED_EXACTLY):
+                return
+        except Exception as error:  # whatever a network's own code raises
+            problem += f" (in {str(images.dtype).removeprefix('torch.')}; in float64 it fails: {in_words(error)})"
+    raise ConfigError(f"{name}: {problem}")
+
+
+def _why_not_foldable(network: nn.Module, images: Tensor, read: Reader, limit: float) -> str:
+    """Returns why frames cannot be folded into the batch; empty if they can."""
     given = images.clone()
 
     def differs(first: Tensor, second: Tensor) -> bool:
-        return (first - second).abs().max().item() > MIXED * first.abs().max().item()
+        return (first - second).abs().max().item() > limit * first.abs().max().item()
 
     with no_training(network):
-        together = network(given)
+        together = read(network(given))
         if not torch.equal(given, images):
-            raise ConfigError(f"{name}: overwrites the images that it is given; let it work on a copy")
-        if differs(together, network(images)):
-            raise ConfigError(
-                f"{name}: gives other logits for the same images the second time, also in evaluation mode"
+            return "overwrites the images that it is given; let it work on a copy"
+        if differs(together, read(network(images))):
+            return "gives other logits for the same images the second time, also in evaluation mode"
+        if differs(together[:1], read(network(images[:1]))):
+            return (
+                "the logits of an image depend on the other images in its batch, so frames cannot be folded into the "
+                "batch"
             )
-        if differs(together[:1], network(images[:1])):
-            raise ConfigError(
-                f"{name}: the logits of an image depend on the other images in its batch, so frames cannot be folded "
-                "into the batch"
-            )
+    return ""
 
 
 @contextmanager
@@ -171,8 +334,8 @@ def filter_pairs(network: nn.Module, model: InflatedModel) -> list[FilterPair]:
     """Returns the first three inflated kernels that have an extent in space, for the picture."""
     pairs: list[FilterPair] = []
     for name in model.inflated:
-        part = model.network.get_submodule(name) if name != "head" else None
-        if isinstance(part, TemporalConv) and part.kernel_size[1] > 1 and len(pairs) < 3:
+        part = dict(model.network.named_modules()).get(name)
+        if isinstance(part, TemporalConv) and part.kernel_size[0] > 1 and len(pairs) < 3:
             before: Any = network.get_submodule(name)
             pairs.append(FilterPair(name, before.weight.detach(), part.weight.detach()))
     return pairs

@@ -7,6 +7,7 @@ places, which tools draw, is found by watching one run.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stvid.inflation.anatomy import Anatomy, no_training
+from stvid.inflation.anatomy import Anatomy, Site, in_words, no_training
 
 __all__ = ["Layout", "ReadOut", "find_read_out"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,26 @@ def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadO
     size = (images.shape[2], images.shape[3])
     with no_training(network):
         watched, layout = _find_map(network, anatomy, images, size)
-        whole = network(images)
-        own: Any = network
-        if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
-            features = own.forward_features(images)
-            found = _layout_of(network, features, size) if isinstance(features, Tensor) else None
-            if found is not None and _equal(own.forward_head(features), whole):
-                return ReadOut(True, found, watched, layout)
+        whole = anatomy.reader(network(images))
+        if anatomy.reader.plain and (found := _split(network, images, size, whole)) is not None:
+            return ReadOut(True, found, watched, layout)
     return ReadOut(False, Layout("vector", (1, 1), whole.shape[1]), watched, layout)
+
+
+def _split(network: nn.Module, images: Tensor, size: tuple[int, int], whole: Tensor) -> Layout | None:
+    """Returns the layout of a network's own features; None if its methods of these names do something else."""
+    own: Any = network
+    if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
+        return None
+    try:
+        features = own.forward_features(images)
+        if not isinstance(features, Tensor) or features.shape[0] != images.shape[0]:
+            return None
+        found = _layout_of(network, features, size)
+        return found if found is not None and _equal(own.forward_head(features), whole) else None
+    except Exception as error:  # whatever a network's own code raises: then the methods are for other inputs
+        _log.debug("%s: forward_features is not used: %s", type(network).__name__, in_words(error))
+        return None
 
 
 def _equal(found: Any, whole: Tensor) -> bool:
@@ -136,7 +150,7 @@ def _find_map(
     network: nn.Module, anatomy: Anatomy, images: Tensor, size: tuple[int, int]
 ) -> tuple[tuple[str, bool] | None, Layout | None]:
     """Finds the tokens that enter the last block, or else the last map that a module makes."""
-    if anatomy.blocks and len(anatomy.blocks[-1].shape) == 3:
+    if anatomy.blocks and len(anatomy.blocks[-1].shape) == 3 and _as_usual(anatomy.blocks[-1]):
         last = anatomy.blocks[-1]
         tokens = _layout_of(network, torch.empty(last.shape, device="meta"), size)
         return ((last.name, True), tokens) if tokens is not None else (None, None)
@@ -161,6 +175,11 @@ def _find_map(
         return None, None
     name, output = found[-1]
     return (name, False), _layout_of(network, output, size)
+
+
+def _as_usual(site: Site) -> bool:
+    """Returns whether a module takes its tensor first, with the images on the first axis."""
+    return site.batch_axis == 0 and site.argument == 0
 
 
 def _layout_of(network: nn.Module, x: Tensor, size: tuple[int, int]) -> Layout | None:

@@ -11,9 +11,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["COPIED", "EXACT", "FilterPair", "InflationReport", "LayerDifference", "RuleKind", "TensorRule"]
+__all__ = [
+    "COPIED",
+    "EXACT",
+    "RANDOM",
+    "FilterPair",
+    "InflationReport",
+    "LayerDifference",
+    "Proof",
+    "RuleKind",
+    "TensorRule",
+]
 
 EXACT = 1e-5  # the largest relative difference that still counts as equal
+RANDOM = "RANDOM"  # the origin of weights that nobody trained
 COPIED = "copied"  # the words for tensors that did not change
 RuleKind = Literal["copied", "derived", "initialised", "dropped"]
 
@@ -69,6 +80,30 @@ class FilterPair:
     target: Tensor
 
 
+@dataclass(frozen=True)
+class Proof:
+    """The outcome of a comparison on a still video; as a text, one line.
+
+    Attributes:
+        difference: As in `InflationReport`.
+        exact: Whether it is below `EXACT`.
+        compared: What was compared.
+        computed_in: The type in which it was.
+        reasons: Why the two cannot be equal, if they are not.
+        text: The outcome in one line.
+    """
+
+    difference: float
+    exact: bool
+    compared: str
+    computed_in: str
+    reasons: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass
 class InflationReport:
     """The rule of every tensor, and the proof on a still video.
@@ -86,6 +121,9 @@ class InflationReport:
         alignment: What was done for `aligned`.
         layers: Differences of single layers in the order of the forward pass, for `stvid.look.inflation_page`.
         filters: Kernels for the same page.
+        weights: Where the weights are from: ``RANDOM``, ``as given`` for a module, a file, or ``published``.
+        computed_in: The type in which the two were compared.
+        notes: Further remarks, each as one sentence, such as on what the network returns.
     """
 
     source: str
@@ -98,6 +136,16 @@ class InflationReport:
     alignment: str = ""
     layers: list[LayerDifference] = field(default_factory=list)
     filters: list[FilterPair] = field(default_factory=list)
+    weights: str = ""
+    computed_in: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def proof(self) -> Proof | None:
+        """The outcome of the proof; None if it was left out."""
+        if self.difference is None:
+            return None
+        return Proof(self.difference, self.exact, self.compared, self.computed_in, tuple(self.reasons), self.verdict())
 
     @property
     def exact(self) -> bool:
@@ -137,6 +185,8 @@ class InflationReport:
         from rich.text import Text
 
         console = Console() if console is None else console
+        if self.weights == RANDOM:
+            console.print(Text(f"{self.source}: the weights are RANDOM (give a file, or take the published ones)"))
         table = Table(title=f"{self.source} -> {self.target}", title_justify="left")
         for name in ("tensor", "rule", "2D", "3D"):
             table.add_column(name, overflow="fold")
@@ -150,6 +200,8 @@ class InflationReport:
         table.add_section()
         table.add_row(Text(f"{len(self.rules)} tensors"), Text("all of both networks"), Text(""), Text(""))
         console.print(table)
+        for note in self.notes:
+            console.print(Text(f"note: {note}"), soft_wrap=True)
         console.print(Text(self.verdict()), soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ gives in the 2D network. ``zeros`` is the padding of the published networks, whi
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stvid.inflation.anatomy import Site
 from stvid.inflation.options import Init, Padding
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
 
@@ -44,19 +46,49 @@ __all__ = [
 FOCUS = 2.0  # what a score loses at the start for each frame beside the one that a head looks at
 
 
+class _Current(threading.local):
+    """The frames of the clips that this thread is working on; 0 before the first."""
+
+    frames = 0
+
+
 class ClipTime:
     """Frames of the clips in the current batch, known to all temporal layers of a network.
 
+    Each thread has a number of its own, so that a server can call one model from several threads with different clips.
+
+    Args:
+        frames: Frames of the clips that the network is made for.
+
     Attributes:
-        frames: Frames that enter the network.
+        frames: Frames that enter the network, in this thread.
         stride: Product of the strides of the layers that have run, while `recording`; then of all.
         recording: Whether a trial run finds out after how many strides each layer comes.
+        channels_last: Whether the network runs in channels_last; else every layer gives tensors in torch's usual
+            layout, which networks that use `Tensor.view` need.
     """
 
     def __init__(self, frames: int) -> None:
-        self.frames = frames
+        self.made_for = frames
+        self._current = _Current()
         self.stride = 1
         self.recording = False
+        self.channels_last = True
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clips that this thread is working on."""
+        return self._current.frames or self.made_for
+
+    @frames.setter
+    def frames(self, frames: int) -> None:
+        self._current.frames = frames
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_current"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _current=_Current())
 
     def at(self, layer: TemporalLayer) -> int:
         """Returns the frames of a clip where a layer is."""
@@ -68,6 +100,10 @@ class ClipTime:
     def at_end(self) -> int:
         """Returns the frames of a clip after all layers."""
         return -(-self.frames // self.stride)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Returns a tensor in the layout that the network needs."""
+        return x if self.channels_last else x.contiguous()
 
 
 class TemporalLayer(nn.Module):
@@ -102,10 +138,11 @@ def _repeat_ends(x: Tensor, amount: int) -> Tensor:
     return torch.cat((*[x[:, :1]] * amount, x, *[x[:, -1:]] * amount), dim=1) if amount else x
 
 
-class TemporalConv(nn.Conv3d, TemporalLayer):
+class TemporalConv(nn.Conv2d, TemporalLayer):
     """The inflated twin of a 2D convolution; (B*T, C, H, W) to (B*ceil(T / time_stride), C', H', W').
 
-    Its weight has the name of the 2D weight and an axis of time more.
+    Its weight has the name of the 2D weight and an axis of time more. All else that code reads of it (``stride``,
+    ``kernel_size``, hooks, what the user keeps there) is that of the 2D layer.
 
     Args:
         conv: A plain convolution; see `accepts`.
@@ -128,26 +165,16 @@ class TemporalConv(nn.Conv3d, TemporalLayer):
     ) -> None:
         from timm.layers import Conv2dSame
 
+        nn.Module.__init__(self)
+        self.__dict__.update(conv.__dict__)
+        self._parameters = dict(conv._parameters)
         self.pads_same = isinstance(conv, Conv2dSame)
-        (height, width), (down, right) = conv.kernel_size, conv.stride
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            (kernel_size, height, width),
-            stride=(time_stride, down, right),
-            padding=(kernel_size // 2 if padding == "zeros" else 0, int(conv.padding[0]), int(conv.padding[1])),
-            dilation=(1, conv.dilation[0], conv.dilation[1]),
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            device="meta",
-        )
         self.time = time
         self.time_stride = time_stride
         self.repeated = 0 if padding == "zeros" else kernel_size // 2
+        self.zeros = kernel_size // 2 if padding == "zeros" else 0
         self.weight = nn.Parameter(taps(conv.weight.detach(), kernel_size, init=init).contiguous())
         self.weight.requires_grad = conv.weight.requires_grad
-        self.bias = conv.bias
-        self.train(conv.training)
 
     @staticmethod
     def accepts(conv: nn.Module) -> bool:
@@ -160,6 +187,7 @@ class TemporalConv(nn.Conv3d, TemporalLayer):
             and not isinstance(conv.padding, str)
             and not hasattr(conv, "parametrizations")
             and isinstance(conv._parameters.get("weight"), nn.Parameter)
+            and "forward" not in vars(conv)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,9 +195,15 @@ class TemporalConv(nn.Conv3d, TemporalLayer):
         if self.pads_same:
             from timm.layers import pad_same
 
-            x = pad_same(x, self.kernel_size[1:], self.stride[1:], self.dilation[1:])
+            x = pad_same(x, self.kernel_size, self.stride, self.dilation)
         clip = _repeat_ends(self.unfold(x.permute(0, 2, 3, 1)), self.repeated).permute(0, 4, 1, 2, 3)
-        return super().forward(clip).transpose(1, 2).flatten(0, 1)
+        stride, padding = (self.time_stride, *self.stride), (self.zeros, *self.padding)
+        out = F.conv3d(clip, self.weight, self.bias, stride, padding, (1, *self.dilation), self.groups)
+        return self.time.laid_out(out.transpose(1, 2).flatten(0, 1))
+
+    def extra_repr(self) -> str:
+        """Returns the 2D settings and the frames that it sees."""
+        return f"{super().extra_repr()}, frames={self.weight.shape[2]}"
 
 
 class TemporalFilter(TemporalLayer):
@@ -318,8 +352,8 @@ class TemporalAttention(TemporalLayer):
         self.time = time
         self.channels_first = channels_first
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = FrameAttention(dim, frames=time.frames, num_heads=num_heads)
-        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+        self.attn = FrameAttention(dim, frames=time.made_for, num_heads=num_heads)
+        self.time_embed = nn.Parameter(torch.zeros(1, time.made_for, dim))
         nn.init.trunc_normal_(self.time_embed, std=0.02)
         self.attn.apply(init_transformer_weights)
         _zero(self.attn.proj)
@@ -351,7 +385,7 @@ class JointTime(TemporalLayer):
     def __init__(self, dim: int, time: ClipTime) -> None:
         super().__init__()
         self.time = time
-        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+        self.time_embed = nn.Parameter(torch.zeros(1, time.made_for, dim))
 
     def join(self, tokens: Tensor) -> Tensor:
         """Maps (B*T, N, dim) to (B, T*N, dim), with the time of each token."""
@@ -379,9 +413,9 @@ class TemporalTransformer(TemporalLayer):
     def __init__(self, dim: int, time: ClipTime, *, depth: int, num_heads: int) -> None:
         super().__init__()
         self.time = time
-        self.time_embed = nn.Parameter(torch.zeros(1, time.frames, dim))
+        self.time_embed = nn.Parameter(torch.zeros(1, time.made_for, dim))
         blocks = [
-            Block(dim, attention=FrameAttention(dim, frames=time.frames, num_heads=num_heads), mlp_ratio=4.0)
+            Block(dim, attention=FrameAttention(dim, frames=time.made_for, num_heads=num_heads), mlp_ratio=4.0)
             for _ in range(depth)
         ]
         for block in blocks:
@@ -405,37 +439,61 @@ def _times(table: Tensor, frames: int) -> Tensor:
     return resize_grid(table, (table.shape[1],), (frames,), mode="linear")
 
 
+def _along(change: Callable[[Tensor], Tensor], x: Tensor, site: Site, time: ClipTime) -> Tensor:
+    """Changes a tensor that has the images on the axis of a site."""
+    axis = site.batch_axis or 0
+    return time.laid_out(change(x.movedim(axis, 0)).movedim(0, axis) if axis else change(x))
+
+
 class _OnInput:
     """A hook that can be copied and pickled."""
 
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        self.change = change
+    def __init__(self, change: Callable[[Tensor], Tensor], site: Site, time: ClipTime) -> None:
+        self.change, self.site, self.time = change, site, time
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        changed = self.change(inputs[0])  # which can come several times, as query, key and value
-        return tuple(changed if value is inputs[0] else value for value in inputs)
+    def __call__(
+        self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        place = self.site.argument
+        given = inputs[place] if isinstance(place, int) else keywords[place]
+        changed = _along(self.change, given, self.site, self.time)
+        # It can come several times, as query, key and value.
+        return (
+            tuple(changed if value is given else value for value in inputs),
+            {key: changed if value is given else value for key, value in keywords.items()},
+        )
 
 
 class _OnOutput:
     """A hook that can be copied and pickled."""
 
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        self.change = change
+    def __init__(self, change: Callable[[Tensor], Tensor], site: Site, time: ClipTime) -> None:
+        self.change, self.site, self.time = change, site, time
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):  # torch's attention returns its weights, too
-            return (self.change(output[0]), *output[1:])
-        return self.change(output)
+            return (_along(self.change, output[0], self.site, self.time), *output[1:])
+        return _along(self.change, output, self.site, self.time)
 
 
 def attach(
     layer: nn.Module,
+    site: Site,
+    time: ClipTime,
     *,
     before: Callable[[Tensor], Tensor] | None = None,
     behind: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Lets temporal layers change the first input, or the first output, of a layer of the 2D network."""
+    """Lets temporal layers change the first tensor, or the first output, of a layer of the 2D network.
+
+    Args:
+        layer: The layer.
+        site: Where it has the images; both functions see them on the first axis.
+        time: Frames of the clips, shared by all layers of the network.
+        before: What is done to the tensor that it takes.
+        behind: What is done to its output.
+    """
     if before is not None:
-        layer.register_forward_pre_hook(_OnInput(before))
+        layer.register_forward_pre_hook(_OnInput(before, site, time), with_kwargs=True)
     if behind is not None:
-        layer.register_forward_hook(_OnOutput(behind))
+        layer.register_forward_hook(_OnOutput(behind, site, time))

@@ -129,7 +129,7 @@ def test_still_video_and_order(module: str) -> None:
     fill(network).double()
     clip = torch.randn(1, 3, 3, size, size, generator=torch.Generator().manual_seed(2)).double()
     for mode in ("conv", "shift", "attention"):
-        if mode == "attention" and not has_attention(network):
+        if mode == "attention" and not has_attention(network, (size, size)):
             continue
         extra = {"init": "average"} if mode == "conv" else {}
         model = build(copy.deepcopy(network), num_frames=3, img_size=(size, size), temporal=mode, **extra)
