@@ -374,8 +374,8 @@ def _with_weights(module: Any, dtype: torch.dtype, *, of: nn.Module | None = Non
     if of is not None:
         for own, other in zip(module.parameters(), of.parameters(), strict=True):
             own.data = other.data.clone()
-        for own, other in zip(module.buffers(), of.buffers(), strict=True):
-            own.data = other.data.clone()
+        for buffer, source in zip(module.buffers(), of.buffers(), strict=True):
+            buffer.data = source.data.clone()
         return module
     return module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
