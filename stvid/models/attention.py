@@ -216,7 +216,7 @@ def _plain_is_faster(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -
 
 def _has_no_fused_gradient(bias: Tensor) -> bool:
     """Returns whether the bias takes a gradient on a CPU, for which torch has no kernel and would keep all scores."""
-    differentiated = torch.is_grad_enabled() and bias.requires_grad
+    differentiated = torch.is_grad_enabled() and bias.requires_grad and not torch.jit.is_tracing()
     return differentiated and bias.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -82,8 +82,18 @@ def relative_position_index(window: Sequence[int]) -> Tensor:
 
 def end_padding(size: Sequence[int], unit: Sequence[int]) -> tuple[int, ...]:
     """Returns `F.pad`'s argument (last axis first, channels behind) that fills three axes up to multiples of a unit."""
-    missing = [-length % step for length, step in zip(size, unit, strict=True)]
+    missing = [-length % step for length, step in zip(_numbers(size), unit, strict=True)]
     return (0, 0, 0, missing[2], 0, missing[1], 0, missing[0])
+
+
+def _numbers(size: Sequence[int]) -> Sequence[int]:
+    """Returns sizes as numbers: torch.jit.trace hands out tensors, and how a clip is cut cannot depend on those."""
+    return [int(length) for length in size] if torch.jit.is_tracing() else size
+
+
+def _one_way() -> bool:
+    """Whether the same operations are wanted with and without gradients: of who follows them to write them down."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,7 @@ class WindowAttention(Attention):
     def masks(self, windows: Windows, index: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Returns the additive mask of each group, (1, heads, tokens, tokens); kept per shape when not training."""
         table = self.relative_position_bias_table
-        keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference())
+        keep = not (_one_way() or table.is_inference())
         key = (windows, dtype, table.device, table.dtype, table._version, table.data_ptr()) if keep else ()
         if self._cached is not None and self._cached[0] == key:
             return self._cached[1]
@@ -226,7 +236,7 @@ class Block(FeedForward):
         """
         groups = list(zip(rows, self.attn.masks(windows, index, _attention_dtype(x)), strict=True))
         flat = x.flatten(0, 3)
-        if x.device.type == "cpu" and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if x.device.type == "cpu" and not (self.training or _one_way()):
             return self._in_pieces(flat, windows, groups).view(x.shape)
         parts = [self._attend(_take(flat, some), some, mask, windows.padded).flatten(0, 1) for some, mask in groups]
         mixed = torch.cat(parts).index_select(0, _places(rows, flat.shape[0])).view(x.shape)
@@ -313,7 +323,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, window: Sequence[int], index: Tensor, *, recompute: bool) -> Tensor:
         """Applies the blocks, every second one with shifted windows; the merging is called by the model."""
-        size = (x.shape[1], x.shape[2], x.shape[3])
+        frames, height, width = _numbers(x.shape[1:4])
+        size = (frames, height, width)
         cuts = [Windows.fit(size, window, shifted=shifted) for shifted in (False, True)]
         layouts = [{"windows": cut, "rows": cut.rows(x.shape[0], x.device), "index": index} for cut in cuts]
         blocks = [partial(block, **layouts[n % 2]) for n, block in enumerate(self.blocks)]

@@ -183,3 +183,17 @@ def test_official_index_buffers_are_dropped() -> None:
         official[key.replace("head.fc.", "cls_head.fc_cls.") if key.startswith("head.") else f"backbone.{key}"] = value
     official["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(392, 392, dtype=torch.long)
     assert stvid.load_checkpoint(model, {"state_dict": official}).format == "Video-Swin-Transformer"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_trace_is_the_same_each_time_and_takes_another_batch(gradients: bool) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"depth": (2, 1, 1, 1), "embed_dim": 12, "num_heads": (1, 1, 2, 2)}
+    model = stvid.create_model("swin3d_t", num_classes=3, num_frames=4, img_size=64, **options).eval()
+    size = (3, 3, 70, 64)  # neither patches nor windows fill it
+    with torch.set_grad_enabled(gradients):
+        program = torch.jit.trace(model, torch.randn(1, *size))  # which is traced again and compared
+    clips = torch.randn(3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(program(clips), model(clips), atol=1e-5, rtol=1e-5)
