@@ -372,10 +372,9 @@ def _cast(model: VideoModel, precision: str) -> tuple[VideoModel, str, list[str]
 def _with_weights(module: Any, dtype: torch.dtype, *, of: nn.Module | None = None) -> Any:
     """Casts real weights, and leaves complex ones, which `torch.nn.Module.to` would make real; `of` gives them back."""
     if of is not None:
-        for own, other in zip(module.parameters(), of.parameters(), strict=True):
-            own.data = other.data.clone()
-        for buffer, source in zip(module.buffers(), of.buffers(), strict=True):
-            buffer.data = source.data.clone()
+        own: list[Tensor] = [*module.parameters(), *module.buffers()]
+        for tensor, other in zip(own, [*of.parameters(), *of.buffers()], strict=True):
+            tensor.data = other.data.clone()
         return module
     return module._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 

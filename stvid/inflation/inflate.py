@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stvid.checkpoints import read_checkpoint, unwrap
+from stvid.checkpoints import read_checkpoint
 from stvid.errors import CheckpointError, ConfigError, nearest
 from stvid.inflation.anatomy import examine
 from stvid.inflation.guests import copied, own_copy
+from stvid.inflation.image_weights import pick_state
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
 from stvid.inflation.proof import check_foldable, prove_training
@@ -58,6 +59,9 @@ class _Image:
         dropped: Keys of the given weights that it does not take.
         fresh_head: Whether its classifier is a new one, not that of the given weights.
         weights: Where its weights are from, for the report.
+        in_chans: Channels of its images.
+        left_out: Keys of the given weights that are of a projection head.
+        beside: Names of what else stands beside the given weights in their file.
     """
 
     name: str
@@ -67,6 +71,9 @@ class _Image:
     dropped: Sequence[str] = ()
     fresh_head: bool = False
     weights: str = RANDOM
+    in_chans: int = 3
+    left_out: Sequence[str] = ()
+    beside: Sequence[str] = ()
 
 
 def inflate(
@@ -164,7 +171,15 @@ def inflate_with_report(
         )
     else:
         channels = own.get("in_chans", 3)
-        image = _from_module(source, rest, img_size=img_size, weights=weights, pretrained=pretrained, in_chans=channels)
+        image = _from_module(
+            source,
+            rest,
+            img_size=img_size,
+            weights=weights,
+            pretrained=pretrained,
+            in_chans=channels,
+            num_classes=num_classes,
+        )
     before = copied(image.network) if prove or image.origin is None else None
     taken = {key: value.detach() for key, value in image.network.state_dict().items()}
     model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes)).eval()
@@ -194,6 +209,8 @@ def inflate_with_report(
     report.rules += [
         TensorRule(key, "", "dropped", "dropped: of an auxiliary classifier", "", ()) for key in image.dropped
     ]
+    report.rules += [TensorRule(key, "", "dropped", "dropped: of a projection head", "", ()) for key in image.left_out]
+    report.notes += _left_out_in_words(image)
     _describe(model, image, hyperparameters)
     model.inflation = replace(report, filters=[])
     return Inflated(model, report)
@@ -213,7 +230,6 @@ def _from_library(
         raise ConfigError("give either weights or pretrained, not both")
     own_classes = origin.num_classes()
     classes = own_classes or num_classes
-    state = None if weights is None else _read_weights(weights)
     if not classes:
         raise ConfigError(
             f"{origin}: was trained without a classifier; say for how many classes it gets one (num_classes)"
@@ -222,9 +238,8 @@ def _from_library(
     image = _Image(str(origin), network, image_size, origin, fresh_head=not own_classes)
     if pretrained:
         image.weights = "published"
-    if weights is not None and state is not None:
-        _load_weights(image, origin, state, weights_name=_name_of(weights), num_classes=num_classes)
-        image.weights = _name_of(weights)
+    if weights is not None:
+        _load_weights(image, weights, num_classes=num_classes)
     return image
 
 
@@ -236,6 +251,7 @@ def _from_module(
     weights: Weights | None,
     pretrained: bool,
     in_chans: int,
+    num_classes: int | None,
 ) -> _Image:
     """Copies a network of the user's."""
     name = type(source).__name__
@@ -247,19 +263,11 @@ def _from_module(
     if pretrained:
         raise ConfigError("pretrained is for named sources; load the weights into the module, or give a file")
     size = _height_width(224 if img_size is None else img_size)
-    image = _Image(name, own_copy(source, size, in_chans=in_chans), size, weights="as given")
+    image = _Image(name, own_copy(source, size, in_chans=in_chans), size, in_chans=in_chans, weights="as given")
     image.name = type(image.network).__name__
     if weights is not None:
-        image.weights = _name_of(weights)
-        load_strictly(image.network, _read_weights(weights), name=_name_of(weights), owner=name)
+        _load_weights(image, weights, num_classes=num_classes)
     return image
-
-
-def _read_weights(weights: Weights) -> dict[str, Tensor]:
-    state = unwrap(weights if isinstance(weights, Mapping) else read_checkpoint(weights))
-    if not state:
-        raise CheckpointError(f"{_name_of(weights)}: holds no tensors")
-    return state
 
 
 def _split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -322,29 +330,54 @@ def _built(origin: ImageOrigin, *, num_classes: int, img_size: tuple[int, int], 
         raise TypeError(f"{origin} has no option {unknown[1]!r}{nearest(unknown[1], _OPTIONS)}") from error
 
 
-def _load_weights(
-    image: _Image, origin: ImageOrigin, state: Mapping[str, Tensor], *, weights_name: str, num_classes: int | None
-) -> None:
-    """Gives a named network the weights of a file, and as many classes."""
-    fitted, image.dropped = origin.fit_state(image.network, state, name=weights_name)
-    anatomy = examine(image.network, image.img_size, name=image.name)
-    classes = head_classes(fitted, anatomy.logits)
+def _load_weights(image: _Image, weights: Weights, *, num_classes: int | None) -> None:
+    """Gives a network the weights of a file, and a named one as many classes."""
+    name, origin = _name_of(weights), image.origin
+    anatomy = examine(image.network, image.img_size, in_chans=image.in_chans, name=image.name, as_features=True)
+
+    def fit(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        return (dict(state), []) if origin is None else origin.fit_state(image.network, state, name=name)
+
+    try:
+        picked = pick_state(
+            weights if isinstance(weights, Mapping) else read_checkpoint(weights),
+            image.network.state_dict(),
+            heads=anatomy.logits,
+            children=[child for child, _ in image.network.named_children()],
+            fit=fit,
+        )
+    except CheckpointError as error:
+        raise error if str(error).startswith(name) else CheckpointError(f"{name}: {error}") from error
+    fitted, image.dropped, image.left_out = picked.fitted, picked.dropped, picked.left_out
+    image.beside = picked.beside
+    image.weights = f"{name} ({picked.where})" if picked.where else name
+    classes = head_classes(fitted, anatomy.logits) if anatomy.logits else anatomy.num_classes
     image.fresh_head = classes is None
     if classes is None and num_classes is None:
         raise CheckpointError(
-            f"{weights_name}: has no classifier of {origin} (looked for {', '.join(anatomy.logits)}); say for how many "
-            "classes it gets a new one (num_classes)"
+            f"{name}: has no classifier of {origin or image.name} (looked for {', '.join(anatomy.logits)}); say for "
+            "how many classes it gets a new one (num_classes)"
         )
     wanted = classes or num_classes
-    if wanted != anatomy.num_classes:
-        assert wanted is not None
+    if origin is not None and wanted is not None and wanted != anatomy.num_classes:
         image.network = origin.build(num_classes=wanted, img_size=image.img_size)
-        fitted, image.dropped = origin.fit_state(image.network, state, name=weights_name)
+        fitted, image.dropped = origin.fit_state(image.network, picked.raw, name=name)
+        fitted = picked.without_head(fitted)
     if image.fresh_head:
         own = image.network.state_dict()
-        head = {f"{layer}.{part}" for layer in anatomy.logits for part in ("weight", "bias")}
-        fitted |= {key: own[key] for key in head & own.keys()}
-    load_strictly(image.network, fitted, name=weights_name, owner=image.name)
+        fitted |= {key: own[key] for key in own if any(key.startswith(f"{layer}.") for layer in anatomy.logits)}
+    load_strictly(image.network, fitted, name=name, owner=image.name)
+
+
+def _left_out_in_words(image: _Image) -> list[str]:
+    """Returns what of a file was not taken, for the report."""
+    notes = []
+    if image.left_out:
+        names = sorted({key.rpartition(".")[0] or key for key in image.left_out})
+        notes.append(f"{image.weights}: a projection head is left out ({', '.join(names[:4])})")
+    if image.beside:
+        notes.append(f"{image.weights}: what stands beside it is left out ({', '.join(image.beside[:6])})")
+    return notes
 
 
 def _without_origin(rule: TensorRule) -> TensorRule:

@@ -64,7 +64,7 @@ class Taken(nn.Identity):
 
     def __getattr__(self, name: str) -> Any:
         """Gives an attribute of the classifier."""
-        if "head" not in self.__dict__:  # while it is copied or unpickled
+        if "head" not in self.__dict__ or name.startswith("__"):  # asked by `copy` and `pickle`
             raise AttributeError(name)
         return getattr(self.__dict__["head"].fc, name)
 

@@ -26,6 +26,7 @@ from stvid.inflation.outputs import tensors_of
 __all__ = ["Attending", "Call", "Record", "eagerly", "has_own_weights", "tensors_in", "watched", "without_history"]
 
 _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
+_PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "linear", "matmul", "__matmul__", "mm", "bmm", "einsum"})
 _SHAPE = frozenset({"shape", "size", "dim", "ndim", "numel", "ndimension", "stride", "__len__"})
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -178,6 +179,7 @@ class _Watch(TorchFunctionMode):
         self.running: list[str] = []
         self.ended = 0
         self.behind_layer: set[int] = set()
+        self.from_weights: set[int] = set()
         self.modules = dict(network.named_modules())
         self.owners: dict[int, str] = {}
         for name, module in self.modules.items():
@@ -210,15 +212,19 @@ class _Watch(TorchFunctionMode):
             outputs = [*outputs, inputs[0]]
             if inputs[0]._base is not None:
                 outputs.append(inputs[0]._base)
-        self.link(inputs, outputs)
+        self.link(inputs, outputs, product=_name_of(func) in _PRODUCTS)
 
-    def link(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
-        """Notes that tensors were made from others."""
+    def link(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor], *, product: bool = False) -> None:
+        """Notes that tensors were made from others; a product with weights does what a layer does."""
+        inputs = list(inputs)
         sources = {self.numbers.of(tensor) for tensor in inputs}
+        from_weights = bool(sources & self.from_weights) or any(id(tensor) in self.owners for tensor in inputs)
         for tensor in outputs:
             number = self.numbers.of(tensor)
             self.record.edges[number] |= sources - {number}
-            if sources & self.behind_layer:
+            if from_weights:
+                self.from_weights.add(number)
+            if (product and from_weights) or sources & self.behind_layer:
                 self.behind_layer.add(number)
 
     def _note_attention(self, func: Any, args: Any, kwargs: Any) -> None:

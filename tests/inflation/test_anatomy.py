@@ -1,0 +1,228 @@
+"""Networks of many styles are understood by watching them run, and inflate with proof."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stvid
+from stvid.errors import ConfigError
+from stvid.inflation.anatomy import examine, find_blocks
+from stvid.inflation.temporal import TemporalConv
+
+_spec = importlib.util.spec_from_file_location("own_networks", Path(__file__).parent / "own_networks.py")
+assert _spec is not None and _spec.loader is not None
+own_networks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(own_networks)
+SIDE = own_networks.SIDE
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return own_networks.NETWORKS[name][0]().eval()
+
+
+def sees_order(model: Any) -> bool:
+    """Whether a clip played backwards gives other logits, once what was added has weights that do something."""
+    generator = torch.Generator().manual_seed(1)
+    clip = torch.randn(1, 3, 4, *model.img_size, generator=generator)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, TemporalConv):
+                part.weight.add_(torch.randn(part.weight.shape, generator=generator) * part.weight.std())
+        for parameter in model.temporal.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        return bool((model(clip) - model(clip.flip(2))).abs().max() > 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name, (_, modes) in own_networks.NETWORKS.items() for mode in modes]
+)
+def test_inflates_with_proof_and_sees_the_order(name: str, mode: str) -> None:
+    network = build(name)
+    model = stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode)
+    assert model.inflation.proof.exact
+    images = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = network(images)
+        found = model(images[:, :, None].repeat(1, 1, 4, 1, 1))
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert sees_order(model)
+
+
+@pytest.mark.parametrize("name", ["hornet", "vig", "coc", "lenet", "odconv"])
+def test_networks_without_attention_say_so(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no transformer block in which attention was seen.*; take conv or head"):
+        stvid.inflate(build(name), num_frames=2, img_size=SIDE, temporal="attention")
+
+
+def test_the_axis_of_the_images_is_the_one_that_grows() -> None:
+    anatomy = examine(build("clip"), (SIDE, SIDE))
+    blocks = {block.name: block for block in anatomy.blocks}
+    assert list(blocks) == ["resblocks.0", "resblocks.1"]
+    assert all(block.batch_axis == 1 and block.shape == (2, 16, 16) for block in blocks.values())
+    assert [site.heads for site in anatomy.attention] == [4, 4]
+    windows = examine(build("cswin"), (SIDE, SIDE))
+    assert all(block.batch_axis == 0 for block in windows.blocks)
+
+
+def test_two_tokens_are_not_taken_for_two_images() -> None:
+    network = own_networks.SequenceFirst()
+    network.patches = nn.Conv2d(3, own_networks.DIM, (32, 16), stride=(32, 16))
+    anatomy = examine(network.eval(), (SIDE, SIDE))
+    assert all(block.batch_axis == 1 for block in anatomy.blocks)
+
+
+def test_pairs_are_blocks_and_branches_are_none() -> None:
+    pairs = examine(build("vit-pytorch"), (SIDE, SIDE))
+    assert [(block.name, block.block) for block in pairs.blocks] == [
+        (f"layers.{index}.0", f"layers.{index}") for index in range(3)
+    ]
+    assert [site.name for site in pairs.attention] == [f"layers.{index}.0" for index in range(3)]
+    assert len(find_blocks(build("convmixer"))) == 4
+    branches = examine(build("unireplknet"), (SIDE, SIDE))
+    assert [block.name for block in branches.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_pairs_are_recomputed_and_have_groups_of_their_own() -> None:
+    model = stvid.inflate(build("vit-pytorch"), num_frames=2, img_size=SIDE, temporal="attention").train()
+    clip = torch.randn(2, 3, 2, SIDE, SIDE)
+    kept = []
+    for recompute in (False, True):
+        model.set_grad_checkpointing(recompute)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            model(clip)
+        kept.append(sum(saved))
+    assert kept[1] < 0.7 * kept[0]
+    model.set_grad_checkpointing(False)
+    assert len(model.group_matcher()["blocks"]) >= 3
+
+
+def test_what_never_reaches_the_logits_is_left_alone() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
+            self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.fc = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.aux(x).detach()
+            return self.fc(self.second(self.first(x).relu()).mean((2, 3)))
+
+    model = stvid.inflate(Auxiliary().eval(), num_frames=2, img_size=16, temporal="shift")
+    assert model.inflated == ["second"]
+    assert stvid.inflate(Auxiliary().eval(), num_frames=2, img_size=16, temporal="conv").inflated == ["first"]
+
+
+class Reading(nn.Module):
+    """Reads what it likes of its layers."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.stem, self.body = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "settings":
+            assert self.stem.kernel_size == (3, 3) and isinstance(self.stem, nn.Conv2d)
+            x = self.stem(x) * self.stem.stride[0]
+        elif self.what == "kernel":
+            x = self.stem(x)
+            x = x - 0.1 * F.conv2d(x, self.body.weight, padding=1)
+        elif self.what == "shape":
+            x = self.stem(x) / self.stem.weight.shape[2]
+        else:
+            x = self.stem(x)
+        x = self.body(x).relu().mean((2, 3))
+        if self.what == "classifier":
+            return F.linear(F.normalize(x), F.normalize(self.fc.weight)) + self.fc(x)
+        return self.fc(x.to(self.fc.weight.dtype) / self.fc.in_features)
+
+
+@pytest.mark.parametrize("what", ["settings", "kernel", "shape", "classifier", "type"])
+@pytest.mark.parametrize("mode", ["none", "conv", "shift"])
+def test_layers_answer_what_is_read_of_them(what: str, mode: str) -> None:
+    torch.manual_seed(0)
+    model = stvid.inflate(Reading(what).eval(), num_frames=4, img_size=16, temporal=mode, layers=None)
+    assert model.inflation.proof.exact
+    if mode == "conv":
+        assert isinstance(model.network.stem, TemporalConv) == (what != "shape")
+
+
+class Cosine(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * F.linear(F.normalize(x), F.normalize(self.weight), self.bias)
+
+
+class Prototypes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x) @ F.normalize(self.table).t()
+
+
+def with_classifier(classifier: nn.Module) -> nn.Module:
+    layers = (nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, classifier).eval()
+
+
+CLASSIFIERS = {
+    "cosine": lambda: Cosine(16, 5),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 5)),
+    "old weight norm": lambda: torch.nn.utils.weight_norm(nn.Linear(16, 5)),
+    "prototypes": Prototypes,
+}
+
+
+@pytest.mark.parametrize("kind", list(CLASSIFIERS))
+@pytest.mark.parametrize("mode", ["none", "conv", "shift", "head"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_classifier_stays_what_it_is(kind: str, mode: str) -> None:
+    torch.manual_seed(0)
+    network = with_classifier(CLASSIFIERS[kind]())
+    model = stvid.inflate(network, num_frames=2, img_size=16, temporal=mode)
+    assert type(model.get_classifier()) is type(network[-1]) and model.inflation.proof.exact
+    model.reset_classifier(7)
+    assert type(model.get_classifier()) is nn.Linear and model(torch.randn(2, 3, 2, 16, 16)).shape == (2, 7)
+
+
+def test_logits_that_no_layer_makes(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = with_classifier(nn.Identity())
+            self.text = nn.Parameter(torch.randn(5, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(self.body(x)) @ self.text.t()
+
+    network = Net().eval()
+    model = stvid.inflate(network, num_frames=2, img_size=16)
+    clip = torch.randn(2, 3, 2, 16, 16)
+    stvid.save_model(model, tmp_path / "x.safetensors")
+    again = stvid.inflate(Net().eval(), num_frames=2, img_size=16)
+    stvid.load_checkpoint(again, tmp_path / "x.safetensors")
+    assert torch.equal(again(clip), model(clip))
+    seven = stvid.inflate(network, num_frames=2, img_size=16, num_classes=7)
+    assert seven(clip).shape == (2, 7) and seven.num_classes == 7
+    assert any("on top of the network" in rule.rule for rule in seven.inflation.rules)
+
+
+def test_hooks_and_attributes_of_replaced_layers_stay() -> None:
+    network = build("hornet")
+    network.stem.note = "mine"
+    network.stem.register_forward_hook(lambda module, inputs, output: output * 2)
+    model = stvid.inflate(network, num_frames=2, img_size=SIDE)
+    assert isinstance(model.network.stem, TemporalConv) and model.network.stem.note == "mine"
+    assert model.inflation.proof.exact

@@ -1,0 +1,78 @@
+"""A user's network is copied without its wrappers and history; what cannot be inflated is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stvid
+from stvid.errors import ConfigError
+from stvid.inflation.guests import copied, own_copy
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8, 5)).eval()
+
+
+def test_wrappers_are_taken_off() -> None:
+    compiled = torch.compile(small(), backend="eager")
+    for wrapped in (compiled, nn.DataParallel(small()), nn.Sequential(torch.compile(small(), backend="eager"))):
+        network = own_copy(wrapped, (16, 16))
+        assert not any("_orig_mod" in name for name, _ in network.named_modules())
+        assert stvid.inflate(wrapped.eval(), num_frames=2, img_size=16).inflation.proof.exact
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_scripted_networks_are_refused() -> None:
+    scripted = torch.jit.trace(small(), torch.randn(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match=r"TorchScript module.*give the network that it was made from"):
+        stvid.inflate(scripted, num_frames=2, img_size=16)
+
+
+class Remembering(nn.Module):
+    """Keeps what it has computed last, with its history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.inner(x)
+        return self.last
+
+
+def test_a_network_with_a_history_is_copied() -> None:
+    network = Remembering().eval()
+    network(torch.randn(1, 3, 16, 16))
+    assert network.last.grad_fn is not None
+    twin = copied(network)
+    assert torch.equal(twin.last, network.last) and twin.last.grad_fn is None
+    assert stvid.inflate(network, num_frames=2, img_size=16).inflation.proof.exact
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_layers_learn_their_sizes() -> None:
+    network = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(5)).eval()
+    model = stvid.inflate(network, num_frames=2, img_size=16)
+    assert model.inflation.proof.exact and model(torch.randn(1, 3, 2, 16, 16)).shape == (1, 5)
+    with pytest.raises(ConfigError, match="do not know their sizes yet"):
+        stvid.inflate(nn.Sequential(nn.LazyConv2d(8, 3), nn.Linear(3, 4)), num_frames=2, img_size=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.cfloat, torch.bfloat16])
+def test_parameters_of_another_type_come_first(dtype: torch.dtype) -> None:
+    class Filtered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filter = nn.Parameter(torch.ones(3, 16, 9, dtype=dtype))
+            self.inner = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[2:]))
+
+    for mode in ("none", "conv", "shift"):
+        model = stvid.inflate(Filtered().eval(), num_frames=2, img_size=16, temporal=mode)
+        assert model.inflation.proof.exact

@@ -1,0 +1,118 @@
+"""The proof runs by default, refuses what is wrong, and decides in float64 where rounding is magnified."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stvid
+from stvid.errors import ConfigError
+from stvid.inflation.inflate import inflate_with_report
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 16, 3, stride=2), nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+class Sensing(Net):
+    """Asks for the class of its layer, so that it computes something else once it is replaced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if type(self.first) is nn.Conv2d else 2 * x)
+
+
+@pytest.mark.parametrize("mode", ["none", "conv", "shift", "head"])
+def test_the_proof_is_made_and_attached(mode: str) -> None:
+    model = stvid.inflate(Net().eval(), num_frames=3, img_size=16, temporal=mode)
+    proof = model.inflation.proof
+    assert proof.exact and proof.difference < 1e-5 and "exact" in str(proof) and not proof.reasons
+    assert stvid.inflate(Net().eval(), num_frames=3, img_size=16, temporal=mode, prove=False).inflation.proof is None
+
+
+def test_a_network_that_computes_something_else_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Sensing: the video model does not compute.*NOT EQUAL.*prove=False"):
+        stvid.inflate(Sensing().eval(), num_frames=2, img_size=16)
+    assert stvid.inflate(Sensing().eval(), num_frames=2, img_size=16, prove=False).inflated == ["first"]
+    assert stvid.inflate(Sensing().eval(), num_frames=2, img_size=16, temporal="shift").inflation.proof.exact
+    assert not inflate_with_report(Sensing().eval(), num_frames=2, img_size=16).report.as_promised
+
+
+def test_a_network_that_trains_otherwise_is_refused() -> None:
+    class Choosy(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and len(x) == 4 and not isinstance(self.fc, nn.Linear):
+                raise ValueError("no classifier")
+            return super().forward(x)
+
+    with pytest.raises(ConfigError, match=r"cannot be trained \(ValueError: no classifier\)"):
+        stvid.inflate(Choosy().eval(), num_frames=2, img_size=16)
+
+    class Untrainable(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise AssertionError("for inference")
+            return super().forward(x)
+
+    notes = stvid.inflate(Untrainable().eval(), num_frames=2, img_size=16).inflation.notes
+    assert notes == ["the network itself does not run in training mode (AssertionError: for inference)"]
+
+
+class Chaotic(Net):
+    """Doubles what two inputs differ by, sixteen times."""
+
+    def __init__(self, mixes: bool = False, fixed: bool = False) -> None:
+        super().__init__()
+        self.mixes, self.fixed = mixes, fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 + 0.1 * x.mean((2, 3)).tanh()  # of the batch's groups, as in dynamic convolutions
+        kernels = (self.first.weight[None] * scale[:, None, :, None, None]).flatten(0, 1)
+        x = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, groups=len(x)).view(len(x), 16, 14, 14)
+        x = self.second(x.relu()).mean((2, 3)).mul(8).sigmoid()
+        x = x.float() if self.fixed else x
+        x = x * x.mean(0, keepdim=True) if self.mixes else x
+        for _ in range(16):
+            x = 3.99 * x * (1 - x)
+        return self.fc(x)
+
+
+def test_rounding_is_told_from_mixing() -> None:
+    model = stvid.inflate(Chaotic().eval(), num_frames=2, img_size=16, temporal="none")
+    assert model.inflation.proof.exact
+    with pytest.raises(ConfigError, match="other images in its batch"):
+        stvid.inflate(Chaotic(mixes=True).eval(), num_frames=2, img_size=16, temporal="none")
+
+
+def test_a_network_that_fixes_its_type_is_judged_by_rounding() -> None:
+    model = stvid.inflate(Chaotic(fixed=True).eval(), num_frames=2, img_size=16, temporal="shift")
+    proof = model.inflation.proof
+    assert proof.computed_in == "float32" and (proof.exact or "rounding alone" in proof.reasons[0])
+
+
+def test_the_generators_of_random_numbers_are_left_alone() -> None:
+    network = nn.Sequential(Net(), nn.Dropout(0.5)).eval()
+    torch.manual_seed(3)
+    stvid.inflate(network, num_frames=2, img_size=16, temporal="none")
+    found = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.rand(1))
+
+
+def test_the_users_network_stays_as_it_was() -> None:
+    network: Any = Net().train()
+    before = copy.deepcopy(network.state_dict())
+    stvid.inflate(network, num_frames=2, img_size=16)
+    assert network.training and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not network.first._forward_hooks and not network.first._forward_pre_hooks
