@@ -60,7 +60,7 @@ def resolve_source(source: str | os.PathLike[str], *, prefer: str | None = "best
     if given.lower().endswith((".onnx", ".pt2")) and os.path.isfile(given):
         raise CheckpointError(
             f"{given}: is a program that stvid export wrote, not weights: run it with stvid.load_exported, and give "
-            "here the checkpoint that it was made of"
+            "the checkpoint here that it was made of"
         )
     if os.path.lexists(given):
         return Source(given, newest_checkpoint(given, prefer=prefer))

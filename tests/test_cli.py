@@ -494,3 +494,15 @@ def test_help_names_the_checkpoint(command: str, capsys: pytest.CaptureFixture[s
 def test_mistakes_are_said_once(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, *arguments)
     assert code in (1, 2) and words in err and err.count("error") == 1
+
+
+@pytest.mark.parametrize("name", ["-x.mp4", "--crop.mp4"])
+def test_a_file_that_begins_with_a_dash_is_no_option(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"no video")
+    code, _, err = call(capsys, "inspect", name, "--config", "uniformer_xxs_motion.yaml", "--clips", "test")
+    assert code == 1 and f"/{name}: " in one_line(err) and "option" not in err
+    code, _, err = call(capsys, "inspect", f"-y{name}", "--config", "uniformer_xxs_motion.yaml")
+    assert code == 2 and "-y" in err

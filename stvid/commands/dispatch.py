@@ -48,6 +48,7 @@ def dispatch(
         print(f"{program} {__version__}")
         return 0
     name, *rest = arguments
+    rest = [_no_option(word) for word in rest]
     if name not in commands:
         return _fail(program, f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
     try:
@@ -72,6 +73,11 @@ def dispatch(
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(program, f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
+
+
+def _no_option(word: str) -> str:
+    """Returns the name of a file that begins with a dash so that it is not taken for an option."""
+    return os.path.join(os.curdir, word) if word.startswith("-") and os.path.isfile(word) else word
 
 
 def _fail(program: str, message: str, code: int) -> int:
