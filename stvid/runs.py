@@ -335,10 +335,13 @@ def _limited(manifest: Manifest, limit: int | None, seed: int) -> Manifest:
 
 
 def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest, Manifest]:
-    """Splits off a share of each class, at least one video of each class that has two."""
+    """Splits off a share of each class, at least one video of each class that has two; or of the groups of a list."""
     if not 0 < fraction < 1:
         raise ConfigError(f"data.val_fraction: {fraction} is not between 0 and 1")
     rng = np.random.default_rng([seed, 1])
+    if manifest.groups is not None:
+        mask = _held_groups(manifest, manifest.groups, fraction, rng)
+        return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
     held: list[int] = []
     primary = np.asarray(manifest.primary)
     for label in np.unique(primary):
@@ -348,6 +351,25 @@ def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest,
     mask = np.zeros(len(manifest), dtype=bool)
     mask[held] = True
     return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
+
+
+def _held_groups(manifest: Manifest, groups: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns which videos are held out: whole groups, about a share of all, and never all videos of a class."""
+    mask = np.zeros(len(manifest), dtype=bool)
+    left = np.zeros(len(manifest.class_names), dtype=np.int64)
+    labels = [manifest.label_ids(index) for index in range(len(manifest))]
+    for ids in labels:
+        left[ids] += 1
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    for rows in (members[group] for group in rng.permutation(np.unique(groups))):
+        own = np.zeros_like(left)
+        for row in rows:
+            own[labels[row]] += 1
+        fits = mask.sum() + len(rows) <= max(fraction * len(manifest), 1) or not mask.any()
+        if fits and not ((left == own) & (own > 0)).any():
+            mask[rows] = True
+            left -= own
+    return mask
 
 
 def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
@@ -454,7 +476,7 @@ def read_test_videos(config: TrainConfig, *, class_names: Sequence[str] | None =
     held_out = read_data(whole)[1]
     if held_out is None:
         raise ConfigError(
-            "data.test: not set, and the training could hold no videos out, since no class has two; name some with "
-            "--data PATH"
+            "data.test: not set, and the training could hold no videos out, since no class has two (or two "
+            "groups); name some with --data PATH"
         )
     return held_out

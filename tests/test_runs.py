@@ -141,3 +141,18 @@ def test_a_failed_start_leaves_no_folder(video: Path, tmp_path: Path, monkeypatc
     with claim_output(config, "x"):
         pass
     assert own.is_dir()  # it was there before
+
+
+def test_groups_are_held_out_whole(video: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, video, ["run", "sit"] * 12, "--data.val_fraction", "0.25")
+    path = Path(str(config.data.train))
+    people = ["group", *[f"p{number // 4}" for number in range(23)], ""]
+    path.write_text("\n".join(f"{line},{who}" for line, who in zip(path.read_text().split(), people, strict=True)))
+    train, val = read_data(config)
+    assert val is not None and train.groups is not None and val.groups is not None
+    assert 4 <= len(val) <= 6 and len(train) + len(val) == 24
+    assert not {*train.groups.tolist()} & {*val.groups.tolist()}
+    assert [entry.start for entry in read_test_videos(config)] == [entry.start for entry in val]
+    # A class that one group alone shows is not held out: nothing would be left to train it.
+    path.write_text(f"path,label,start,group\n{video},run,0,a\n{video},run,1,a\n{video},sit,2,b\n{video},sit,3,b\n")
+    assert read_data(config)[1] is None

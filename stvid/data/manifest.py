@@ -31,7 +31,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_COLUMNS = ("path", "label", "start", "end", "split")
+_COLUMNS = ("path", "label", "start", "end", "split", "group")
 _LABEL_WORDS = ("label", "labels", "class", "class_name", "category")
 
 
@@ -47,8 +47,9 @@ def read_manifest(
     """Reads a list of videos.
 
     Formats:
-        csv: Columns ``path,label[,start,end][,split]`` in any order, named by the first line; ``label`` may be missing
-            (unlabelled videos). Other columns are ignored, and named in the manifest's `notes`. A file of two columns
+        csv: Columns ``path,label[,start,end][,split][,group]`` in any order, named by the first line; ``label`` may be
+            missing (unlabelled videos). Videos of one ``group`` (a person, a recording) are held out for validation
+            together. Other columns are ignored, and named in the manifest's `notes`. A file of two columns
             without a header is taken as path and label. UTF-8, commas, quotes where a name holds a comma. ``start``
             and ``end`` are seconds from the first frame of the video, wherever the clock of the file begins.
         folder: One folder per class, which holds video files, also in folders below it. A folder without videos is no
@@ -221,7 +222,7 @@ def _read_csv(table: Table, path: str, multilabel: bool) -> _List:
             found.splits.append(split)
         start = parse_seconds(values.get("start", ""), f"{path}, {where}: start")
         end = parse_seconds(values.get("end", ""), f"{path}, {where}: end")
-        found.rows.append(Row(values["path"], labels, start, end, where))
+        found.rows.append(Row(values["path"], labels, start, end, where, values.get("group", "")))
     found.notes = tuple(_csv_notes(path, header, found.rows, multilabel))
     return found
 

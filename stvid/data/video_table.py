@@ -50,6 +50,8 @@ class Row:
         start: Where the part to use begins, in seconds from the first frame; None is the first frame.
         end: Where it ends, in seconds from the first frame; None is the end of the video.
         where: Where the row stands in the list, for messages.
+        group: What it shares with other rows (a person, a recording), so that they belong to the same split; may be
+            empty.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Row:
     start: float | None
     end: float | None
     where: str
+    group: str = ""
 
 
 class _Ragged(NamedTuple):
@@ -104,6 +107,8 @@ class Manifest:
         notes: What a user should know of how the list was read, a line each: files that were left out, and the like.
         splits: The splits that a column of the list names: ``train``, ``val``, ``test``; those of the list, not only of
             the rows that were taken.
+        groups: A number for each video, int64 (N,): those of one number belong together and are held out together;
+            None if no column of the list says so.
     """
 
     def __init__(
@@ -128,10 +133,12 @@ class Manifest:
         self.labels_are = labels_are
         self.notes: tuple[str, ...] = ()
         self.splits: tuple[str, ...] = ()
+        self.groups: np.ndarray | None = None
 
-    def _said_of(self, other: Manifest) -> Manifest:
-        """Returns this table with what is said of the list that `other` came from."""
+    def _said_of(self, other: Manifest, picked: np.ndarray | None = None) -> Manifest:
+        """Returns this table, of `picked` rows of `other`, with what is said of the list that they came from."""
         self.notes, self.splits = other.notes, other.splits
+        self.groups = other.groups if picked is None or other.groups is None else other.groups[picked]
         return self
 
     @classmethod
@@ -235,7 +242,7 @@ class Manifest:
             source=self.source,
             members=None if self.members is None else self.members.subset(picked),
             labels_are=self.labels_are,
-        )._said_of(self)
+        )._said_of(self, picked)
 
     def with_class_names(self, names: Sequence[str]) -> Manifest:
         """Returns the same videos with label ids that are indices into `names`.
@@ -340,7 +347,7 @@ def build_manifest(
         ids.extend(own)
         counts.append(len(own))
         paths.append(os.fsencode(path))
-    return Manifest(
+    manifest = Manifest(
         root=root,
         names=_Ragged.of(np.frombuffer(b"".join(paths), np.uint8).copy(), [len(path) for path in paths]),
         ids=_Ragged.of(np.array(ids, np.int64), counts),
@@ -349,6 +356,11 @@ def build_manifest(
         source=source,
         labels_are="numbers" if numbered else "names",
     )
+    if any(row.group for row in rows):
+        # A row without a group is one of its own.
+        keys = [row.group or f"\0{number}" for number, row in enumerate(rows)]
+        manifest.groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    return manifest
 
 
 def _other_form(root: str, path: str) -> str:

@@ -364,7 +364,7 @@ def _notes(
     if config.data.val is None and config.data.val_fraction and val_videos is None:
         notes.append(
             f"nothing can be held out for validation (data.val_fraction {config.data.val_fraction:g}), since no class "
-            "has two videos; add videos, or give others with --data.val"
+            "has two videos (or two groups of the column group); add videos, or give others with --data.val"
         )
     augment = config.augment
     said = {name for pair in augment.hflip_pairs for name in pair} | {*augment.hflip_keep}

@@ -73,7 +73,7 @@ def test_with_class_names_matches_by_name() -> None:
 def test_it_survives_a_spawn(tmp_path: Path) -> None:
     manifest = Manifest.from_entries(entries(5))
     state = dict(manifest.__dict__)
-    assert state.pop("members") is None  # not in shards
+    assert state.pop("members") is None and state.pop("groups") is None  # not in shards, no column of groups
     assert all(isinstance(value, (np.ndarray, str, tuple)) for value in state.values())
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(Manifest.__getitem__, (manifest, 3)) == manifest[3]
