@@ -126,7 +126,7 @@ def _write_tar(target: Path, plan: Sequence[Mapping[str, Any]]) -> None:
     with tarfile.open(target, "w:", format=tarfile.PAX_FORMAT) as tar:
         for row in plan:
             about = {key: row[key] for key in ("name", "labels", "start", "end")}
-            text = json.dumps(about, ensure_ascii=False).encode()
+            text = json.dumps(about).encode()
             labels, index = _beside(row["member"])
             tar.addfile(_header(labels, len(text)), io.BytesIO(text))
             with contextlib.suppress(VideoError):  # who reads it says what is wrong with it
@@ -168,6 +168,4 @@ def write_shard_index(folder: Path, class_names: Sequence[str], shards: Sequence
         "columns": ROW,
         "shards": shards,
     }
-    write_atomically(
-        folder / INDEX, lambda path: path.write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-    )
+    write_atomically(folder / INDEX, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))

@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from stvid.console import printable
+
 __all__ = ["render"]
 
 
@@ -50,9 +52,9 @@ def _environment() -> Environment:
 
 
 def _printable(value: object) -> object:
-    """Replaces the bytes of a file name that are not text, which could not be written as UTF-8."""
+    """Replaces the bytes of a name that are not text, and shows control characters, which XML does not allow."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return value.encode(errors="surrogateescape").decode(errors="replace")
+        return printable(value.encode(errors="surrogateescape").decode(errors="replace"), keep="\n\r\t")
     return value
 
 

@@ -136,7 +136,7 @@ class TimelineFiles:
 
     def __enter__(self) -> TimelineFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._csv = open(self.folder / "timeline.csv", "w", newline="", encoding="utf-8")
+        self._csv = open(self.folder / "timeline.csv", "w", newline="", encoding="utf-8", errors="surrogateescape")
         self._writer = csv.writer(self._csv)
         ranks = [name for k in range(1, self._topk + 1) for name in (f"class_{k}", f"probability_{k}")]
         self._writer.writerow(["start", "end", *ranks, "error"])

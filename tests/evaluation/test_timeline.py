@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -227,6 +228,20 @@ def test_files_of_a_timeline(tmp_path: Path) -> None:
     assert [item["start"] for item in written["windows"]] == [0, 1]
     assert written["windows"][1]["error"] == "there is no frame"
     xml.etree.ElementTree.parse(tmp_path / "out" / "timeline.svg")
+
+
+def test_files_of_classes_with_odd_names(tmp_path: Path) -> None:
+    names = ("caf\udce9", "a\nb\x1b[1m", "<b>")
+    window = TimelineWindow(0, 2, names, (0.7, 0.2, 0.1), np.array([0.7, 0.2, 0.1]))
+    with TimelineFiles(tmp_path, {"source": "x\udce9.mp4"}, class_names=names, topk=2) as files:
+        files.add(window)
+    with open(tmp_path / "timeline.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        row = next(csv.DictReader(file))
+    assert (row["class_1"], row["class_2"]) == names[:2]
+    written = json.loads((tmp_path / "timeline.json").read_text())
+    assert written["source"] == "x\udce9.mp4"
+    shown = "".join(xml.etree.ElementTree.parse(tmp_path / "timeline.svg").getroot().itertext())
+    assert "a\nb\\x1b[1m" in shown and "<b>" in shown
 
 
 def test_an_interrupted_timeline_is_complete(tmp_path: Path) -> None:
