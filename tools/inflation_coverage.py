@@ -110,7 +110,9 @@ def build(library: str, name: str, size: int, options: dict[str, Any]) -> nn.Mod
         patches.enter_context(mock.patch.object(Tensor, "erfinv_", lambda tensor: tensor))
         network = ImageOrigin(library, name, options=options).build(num_classes=10, img_size=(size, size))
     fill(network.eval())
-    if has_attention(network):  # the others do without, and deep ones would let rounding grow until it shows
+    if has_attention(
+        network, (size, size)
+    ):  # the others do without, and deep ones would let rounding grow until it shows
         calibrate(network, size)
     return network
 
@@ -224,7 +226,7 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
     base["size"] = size
     base["parameters"] = count or sum(parameter.numel() for parameter in network.parameters())
     records = []
-    attends = has_attention(network)
+    attends = has_attention(network, (size, size))
     small = sum(parameter.numel() for parameter in network.parameters()) < SMALL
     if not small:
         del network
