@@ -334,7 +334,7 @@ def test_other_channels(name: str) -> None:
     [
         ("torchvision/mvit_v2_s", {"in_chans": 2}, ConfigError, "3 channels only"),
         ("torchvision/mvit_v2_s", {"widht": 2}, TypeError, "widht"),
-        ("torchvision/mvit_v2_s", {"pretrained": True}, TypeError, "'pretrained': weights are read from a file"),
+        ("torchvision/mvit_v2_s", {"pretrained": True}, CheckpointError, "knows of no published weights of it"),
         ("torchvision/mvit_v2_s", {"stem": torch.nn.Identity}, TypeError, "'stem' is an object"),
         ("torchvision/mvit_v1_b", {"img_size": (32, 30)}, ConfigError, "32x30 pixels.*multiples of 2 frames and of 4"),
         pytest.param(
