@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from stvid.errors import CheckpointError
 from stvid.models.registry import find_weights, native_models, protocol_at, weights_of
 from stvid.models.weights import Weights
-from stvid.weight_files import holds_weights
 
 if TYPE_CHECKING:
     from stvid.models.base import VideoModel
@@ -136,9 +135,11 @@ def newest_checkpoint(source: str | os.PathLike[str], *, prefer: str | None = No
     if prefer is not None and (folder / prefer).is_file():
         return folder / prefer
     found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-    if not found and holds_weights(path):
-        return path
     if not found:
+        from stvid.weight_files import holds_weights  # needs torch, which listing models does not
+
+        if holds_weights(path):
+            return path
         raise CheckpointError(
             f"{path}: holds no checkpoint: it is neither a run of stvid (*.ckpt) nor a folder of transformers, "
             "DeepSpeed or torch.distributed"
