@@ -191,10 +191,19 @@ def _repeated_lists(parent: nn.Module, branches: set[int]) -> set[int]:
 
 def _has_repeats(module: nn.Module, branches: set[int]) -> bool:
     for part in module.modules():
-        kinds = Counter(type(child) for child in part.children() if _is_unit(child))
+        kinds = Counter(type(child) for child in _flattened(part) if _is_unit(child))
         if any(count >= 2 for count in kinds.values()) or _repeated_lists(part, branches):
             return True
     return False
+
+
+def _flattened(module: nn.Module) -> Iterator[nn.Module]:
+    """Yields the children of a module, and of lists among them their members: stages of one block each."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from _flattened(child)
+        else:
+            yield child
 
 
 def _parallel_lists(network: nn.Module, record: Record) -> list[str]:
@@ -240,7 +249,13 @@ def _blocks_that_ran(network: nn.Module, sites: Mapping[str, Site], record: Reco
         if name and not holds_all:  # such as the encoder of an `EncoderClassifier`
             blocks[name] = replace(sites[name], block=name)
     order = list(sites)
-    return sorted(blocks.values(), key=lambda block: order.index(block.name))
+    # What stands for a unit that sees windows can hold other blocks; it is then a stage.
+    inner = [
+        block
+        for block in blocks.values()
+        if not any(other.startswith(f"{block.block}.") for other in blocks if other != block.block)
+    ]
+    return sorted(inner, key=lambda block: order.index(block.name))
 
 
 def _first_that_sees(network: nn.Module, name: str, sites: Mapping[str, Site]) -> str | None:

@@ -90,6 +90,21 @@ def test_pairs_are_blocks_and_branches_are_none() -> None:
     assert [block.name for block in branches.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
 
 
+def test_stages_of_one_block_each_are_no_block() -> None:
+    layer = own_networks.Layer
+    stages = nn.ModuleList(nn.ModuleList([layer(own_networks.SelfAttention())]) for _ in range(3))
+
+    class Staged(own_networks.Tokens):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            for (block,) in self.blocks[0]:
+                x = block(x)
+            return self.fc(x.mean(1))
+
+    model = stvid.inflate(Staged(stages).eval(), num_frames=2, img_size=SIDE, temporal="attention")
+    assert model.inflated == [f"blocks.0.{stage}.0" for stage in range(3)]
+
+
 def test_pairs_are_recomputed_and_have_groups_of_their_own() -> None:
     model = stvid.inflate(build("vit-pytorch"), num_frames=2, img_size=SIDE, temporal="attention").train()
     clip = torch.randn(2, 3, 2, SIDE, SIDE)
