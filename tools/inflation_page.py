@@ -102,7 +102,7 @@ def own_networks() -> Any:
     return module
 
 
-def outcome(network: Any, mode: str, side: int) -> str:
+def outcome(network: Any, mode: Any, side: int) -> str:
     """Inflates a network by a mode; returns what came out, in words."""
     import stvid
     from stvid.errors import StvidError
