@@ -96,7 +96,8 @@ def _compare(flat: nn.Module, video: InflatedModel, images: Tensor, *, frugal: b
     names = [
         block.name
         for block in video.anatomy.blocks
-        if not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
+        if block.batch_axis == 0
+        and not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
     ]
     blocks: dict[str, Tensor] = {}
     furthest: dict[str, float] = {}

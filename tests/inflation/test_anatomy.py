@@ -77,6 +77,8 @@ def test_two_tokens_are_not_taken_for_two_images() -> None:
     network.patches = nn.Conv2d(3, own_networks.DIM, (32, 16), stride=(32, 16))
     anatomy = examine(network.eval(), (SIDE, SIDE))
     assert all(block.batch_axis == 1 for block in anatomy.blocks)
+    for mode in ("conv", "shift", "attention"):
+        assert stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode).inflation.proof.exact
 
 
 def test_pairs_are_blocks_and_branches_are_none() -> None:
