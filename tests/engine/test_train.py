@@ -339,7 +339,7 @@ def test_videos_that_are_not_where_the_list_says(
         ManifestError, match=r"^data\.val: .*val\.csv: its videos are not there .*gone/1\.mp4.*data\.root"
     ):
         train(configure(f"data.val={listing}"))
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
     path = next(videos.rglob("left/*.mp4"))
     listing.write_text(f"path,label\ngone/1.mp4,left\n{path},left\n")
     assert train(configure(f"data.val={listing}")).metrics["val_failed"] == 1
@@ -354,7 +354,7 @@ def test_validation_videos_that_cannot_be_read(configure: Callable[..., TrainCon
     message = r"^data\.val: .*val\.csv: none of the 3 videos tried can be read; first .*0\.mp4: "
     with pytest.raises(ManifestError, match=message):
         train(configure(f"data.val={listing}"))
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
 def test_disk_full_leaves_the_earlier_checkpoint(

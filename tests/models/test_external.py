@@ -207,7 +207,7 @@ CASES = [
         pytest.param(
             *case,
             id=case[0].rpartition("/")[2],
-            marks=[needs_pytorchvideo] * case[1].startswith("pytorchvideo") + [pytest.mark.slow] * (index > 1),
+            marks=[needs_pytorchvideo] * case[1].startswith("pytorchvideo") + [pytest.mark.slow] * (index > 0),
         )
         for index, case in enumerate(CASES)
     ],
@@ -290,6 +290,7 @@ def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parameters(NAMES, {"torchvision/mvit_v2_s"}))
 def test_export(name: str) -> None:
     model, clip = small_model(name)
@@ -415,6 +416,7 @@ def test_mvitv2_takes_another_size() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_pytorchvideo
 def test_training_evaluation_and_prediction(
     tmp_path: Path, make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]

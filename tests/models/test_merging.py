@@ -49,7 +49,9 @@ def own_model() -> torch.nn.Module:
     return stvid.create_model("timesformer_base", attention_type="space_only", num_classes=1000, num_frames=1)
 
 
-@pytest.mark.parametrize("case", ["tome_vit_b16_r8__224", "tome_vit_b16_r13_noprop__224"])
+@pytest.mark.parametrize(
+    "case", ["tome_vit_b16_r8__224", pytest.param("tome_vit_b16_r13_noprop__224", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("build", [timm_model, pytest.param(own_model, marks=pytest.mark.slow)])
 def test_golden_logits(case: str, build: Callable[[], torch.nn.Module]) -> None:
     record = json.loads((GOLDENS / "merging" / f"{case}.json").read_text())

@@ -416,7 +416,7 @@ def test_wrong_options_are_named() -> None:
         ("r3d_18", {"depth": (1, 1)}, "four stages"),
         ("resnet3d_18", {"shortcut_type": "C"}, "A or B"),
         ("resnet3d_18", {"cardinality": 32}, "bottlenecks"),
-        ("i3d_nl_r50", {"nonlocal_mode": "max"}, "softmax or dot_product"),
+        ("i3d_nl_r50", {"nonlocal_mode": "max"}, "softmax, dot_product or gaussian"),
         ("p3d_63", {"block_kinds": ("D",)}, "A, B, C"),
     ]:
         with pytest.raises(ValueError, match=message):

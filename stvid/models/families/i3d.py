@@ -309,7 +309,7 @@ FAMILY = Family(
     small_clip=(8, 32, 32),
     min_clip=(1, 32, 32),
     parent="inception",
-    slow_goldens=("i3d_inception_v1__24x224",),
+    slow_goldens=("i3d_inception_v1__16x224", "i3d_inception_v1__24x224"),
     variants=(
         Variant(
             "i3d_inception",

@@ -366,6 +366,7 @@ FAMILY = Family(
     slow_goldens=(
         "timesformer_divided_8x224__full",
         "timesformer_divided_8x224__resized_4x96",
+        "timesformer_space_8x224__small_8x64",
     ),
     variants=(
         Variant(

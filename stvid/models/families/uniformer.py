@@ -338,6 +338,7 @@ FAMILY = Family(
     min_clip=(1, 32, 32),
     formats=("Sense-X/UniFormer", "mmaction2"),
     parent="uniformer",
+    slow_goldens=("uniformer_s__8x96x128", "uniformer_s_std__16x64"),
     golden_options={
         "uniformer_s_split__16x64": {"name": "uniformer_s", "split_attention": True},
         "uniformer_s_std__16x64": {"name": "uniformer_s", "temporal_embed": True},

@@ -569,6 +569,7 @@ FAMILY = Family(
         "swin3d_t__32x112",
         "tv_swin3d_b__16x112",
         "tv_swin3d_s__16x112",
+        "tv_swin3d_t__16x112",
     ),
     variants=(
         Variant("swin3d_t", "Video Swin-T.", _K400, params=28.2, gflops=88),

@@ -366,6 +366,7 @@ FAMILY = Family(
         "videomae_vit_b__small_8x64",
         "videomae_vit_l__small_8x64",
         "videomaev2_vit_b__16x64",
+        "videomaev2_vit_g_d4__16x56",
         "hf_videomae_vit_b__8x64",
     ),
     golden_options={

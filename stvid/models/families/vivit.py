@@ -591,6 +591,7 @@ FAMILY = Family(
         "vivit_b_16x2_fe_avgpool__16x64",
         "vivit_b_16x2_fe_model2__16x64",
         "vivit_b_16x2_fe_model2__full_32x224",
+        "vivit_b_16x2_model1__16x64",
         "vivit_b_16x2_model1__full_32x224",
         "vivit_b_16x2_model4__16x64",
     ),
