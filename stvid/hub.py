@@ -371,8 +371,8 @@ class _Content:
         if model.inference_only:
             raise CheckpointError(f"{source}: not written: {model.inference_only}; save the model it was made from")
         self.model = model
-        self.description = describe(model)
         self.measured = _measured(model, card)
+        self.description = {key: value for key, value in describe(model).items() if key != "measured"}
         if not card.licence:
             card = dataclasses.replace(card, licence=getattr(getattr(model, "weights", None), "licence", ""))
         self.card = dataclasses.replace(card, title=card.title or name)

@@ -14,6 +14,7 @@ from stvid.checkpoints import load_checkpoint, read_checkpoint
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.hub import ModelCard, fetch_repo, load_recipe, push_to_hub, read_config, save_pretrained
 from stvid.models.base import VideoModel
+from stvid.models.weights import Weights
 from stvid.protocol import Protocol
 from tests.loopback import Hub, as_json
 
@@ -198,7 +199,8 @@ def test_the_card_tells_what_is_known(model: VideoModel, tmp_path: Path) -> None
         "| colour channels | BGR |",
         "| views | 2x3: 2 clips x 3 crops |",
         r"| classes | 3: wave, jump \| run, naïve &lt;b> (all in config.json) |",
-        "On 160 videos of Ten Gestures, with 4 frames, stride 3 at 12.5 fps; short side 40, crop 32.",
+        "On 160 videos of Ten Gestures, with 4 frames, stride 3 at 12.5 fps; short side 40, crop 32; "
+        "channels bgr (blue, green, red).",
         "| top-1 accuracy | 2x3 | 81.25% |",
         "stvid train --config gestures.yaml",
         "stvid test --checkpoint runs/a",
@@ -228,10 +230,8 @@ def test_licences_that_the_hub_does_not_know(model: VideoModel, tmp_path: Path) 
 
 
 def test_what_a_model_carries_is_told(model: VideoModel, tmp_path: Path) -> None:
-    class Published:
-        licence = "MIT"
-
-    model.weights, model.measured = Published(), {"metrics": {"top1@2x3": 0.5, "mean_class@2x3": float("nan")}}  # type: ignore[assignment]
+    model.weights = Weights("uniformer_xxs", "toy", "https://example.org/toy.pth", PROTOCOL, 3, licence="MIT")
+    model.measured = {"metrics": {"top1@2x3": 0.5, "mean_class@2x3": float("nan")}}
     text = (save_pretrained(model, tmp_path / "net") / "README.md").read_text(encoding="utf-8")
     assert front_matter(text)["license"] == "mit" and "| top-1 accuracy | 2x3 | 50.00% |" in text
     assert load_recipe(tmp_path / "net").measured == {"metrics": {"top1@2x3": 0.5}}
@@ -338,7 +338,7 @@ RECIPE = {"name": "x", "num_classes": 1, "num_frames": 1, "img_size": [1, 1], "h
         ("{", "cannot be read"),
         ("[]", "holds no JSON object"),
         ({"a": 1}, "is no config of stvid, of a video model of transformers, or of timm"),
-        ({"model_type": "bert"}, "model_type 'bert' is no video model that stvid has.*timesformer, vivit"),
+        ({"model_type": "bert"}, "model_type 'bert' is no video model that stvid has.*timesformer, videomae, vivit"),
         (STORED, "does not say how to build the model"),
         ({**STORED, "model": {"name": "x"}}, "does not say how to build the model"),
         ({**STORED, "model": RECIPE, "protocol": {"frame": 3}}, "its protocol cannot be used"),

@@ -297,7 +297,7 @@ def test_gradcam_on_the_tokens_of_an_inflated_vit(temporal: Any, video: str) -> 
     frames = model._fold(clip)
     tokens = image.blocks[0](image.norm_pre(image._pos_embed(image.patch_embed(frames))))
     for hook in image.blocks[1]._forward_pre_hooks.values():
-        (tokens,) = hook(image.blocks[1], (tokens,))
+        (tokens,), _ = hook(image.blocks[1], (tokens,), {})
     tokens = tokens.detach().requires_grad_()
     with torch.no_grad():
         torch.testing.assert_close(model(clip)[0], logits)

@@ -37,7 +37,7 @@ def test_a_row(zoo: Any) -> None:
     row = zoo.make_row(model_info("r2plus1d_34"), zoo.Counted(63.697, 152.356), 2)
     assert row == (
         "| `r2plus1d_34` | 63.70 | 152.4 | 32 x 112² | 63.7, 152 [2] | "
-        "[Tran et al. 2018](https://arxiv.org/abs/1711.11248) | VMZ | "
+        "[Tran et al. 2018](https://arxiv.org/abs/1711.11248) | VMZ, VMZ Caffe2, mmaction2 | "
         f"{zoo.published_weights('r2plus1d_34')} |"
     )
     assert "| –, – | this project | stvid | – |" in zoo.make_row(model_info("uniformer_xxs"), counted, None)
