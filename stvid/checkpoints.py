@@ -29,6 +29,7 @@ from stvid.errors import CheckpointError, UnknownNameError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
 from stvid.models.registry import find_weights
+from stvid.models.transformers_configs import normalisation_of
 from stvid.models.weights import Weights
 from stvid.protocol import Protocol, Task
 from stvid.sources import adopt_weights, newest_checkpoint, resolve_source
@@ -195,38 +196,14 @@ def _transformers_protocol(configs: Mapping[str, Any], model: VideoModel) -> Pro
         if len(words) == len(names) == model.num_classes:
             changes["class_names"] = tuple(words)
     if isinstance(pixels, Mapping):
-        changes |= _transformers_pixels(pixels, model.default_protocol.crop)
+        normalisation = normalisation_of(config if isinstance(config, Mapping) else {}, pixels)
+        if normalisation is not None:
+            changes["mean"], changes["std"] = normalisation
+        size = pixels.get("size")
+        side = size.get("shortest_edge") if isinstance(size, Mapping) else size
+        if type(side) is int and side >= model.default_protocol.crop:
+            changes["short_side"] = side
     return model.default_protocol.replace(**changes) if changes else None
-
-
-def _transformers_pixels(pixels: Mapping[str, Any], crop: int) -> dict[str, Any]:
-    """Returns mean, deviation and short side of a preprocessor's config.
-
-    transformers computes ``(value * rescale_factor - offset - mean) / std`` of values in 0..255
-    (``models/vivit/image_processing_vivit.py``); a protocol's values are in 0..1 before its mean is subtracted.
-    """
-
-    def three(value: Any, otherwise: float) -> list[float] | None:
-        if value is None:
-            return [otherwise] * 3
-        values = list(value) if isinstance(value, list | tuple) else [value] * 3
-        return values if len(values) == 3 and all(type(each) in (int, float) for each in values) else None
-
-    changes: dict[str, Any] = {}
-    normalised = pixels.get("do_normalize", True)
-    mean = three(pixels.get("image_mean") if normalised else None, 0.0)
-    std = three(pixels.get("image_std") if normalised else None, 1.0)
-    scale = 255 * pixels.get("rescale_factor", 1 / 255) if pixels.get("do_rescale", True) else 255.0
-    given = ("image_mean" in pixels and "image_std" in pixels) or not normalised
-    if given and mean is not None and std is not None and scale > 0 and min(std) > 0:
-        offset = 1.0 if pixels.get("offset", False) else 0.0
-        changes["mean"] = tuple(round((each + offset) / scale, 6) for each in mean)
-        changes["std"] = tuple(round(each / scale, 6) for each in std)
-    size = pixels.get("size")
-    side = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    if type(side) is int and side >= crop:
-        changes["short_side"] = side
-    return changes
 
 
 def _stored_task(content: Mapping[str, Any], name: str) -> str | None:

@@ -23,7 +23,7 @@ from stvid.errors import CheckpointError
 from stvid.models.registry import family_of
 from stvid.protocol import Protocol
 
-__all__ = ["TransformersRecipe", "known_types", "recipe_of"]
+__all__ = ["TransformersRecipe", "known_types", "normalisation_of", "recipe_of"]
 
 _HEAD = "ForVideoClassification"  # end of the name of a class with a classifier
 _TANH_GELU = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
@@ -121,6 +121,26 @@ def recipe_of(
     }
     task = "multilabel" if config.get("problem_type") == "multi_label_classification" else "multiclass"
     return TransformersRecipe(recipe, protocol if pixels is None else pixels.applied(protocol), task)
+
+
+def normalisation_of(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """Returns the mean and the standard deviation of pixels in 0..1 that a preprocessor applies.
+
+    Args:
+        config: The content of ``config.json``; its ``model_type`` gives the values that the other file leaves out.
+        preprocessor: The content of the preprocessor's file.
+
+    Returns:
+        Both; None if they are not given, or are no usable numbers.
+    """
+    known = _TYPES.get(config.get("model_type"), _PLAIN)  # type: ignore[arg-type]
+    try:
+        pixels = _Pixels.read(preprocessor, known)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError):
+        return None
+    return (pixels.mean, pixels.std) if min(pixels.std) > 0 else None
 
 
 class _Unsupported(ValueError):
@@ -303,6 +323,7 @@ def _vivit(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_transformer_options(config), "tubelet_size": (time, height, width)}
 
 
+_PLAIN = _Type("", "", (), _transformer_options)  # of a type that stvid does not know: nothing is left to be guessed
 _HALF = (0.5, 0.5, 0.5)
 _TYPES: dict[str, _Type] = {
     "timesformer": _Type(
