@@ -24,7 +24,7 @@ from stvid.models.weights import Weights
 if TYPE_CHECKING:
     from stvid.models.base import VideoModel
 
-__all__ = ["Source", "adopt_weights", "fetch_weights", "newest_checkpoint", "resolve_source"]
+__all__ = ["Source", "adopt_weights", "fetch_weights", "newest_checkpoint", "published_source", "resolve_source"]
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,17 @@ def resolve_source(source: str | os.PathLike[str], *, prefer: str | None = "best
         return Source(given, fetch(given))
     weights = find_weights(given)
     if weights is not None:
-        return Source(given, fetch_weights(weights), weights)
+        return published_source(weights)
     if given in native_models():
         tags = [other.name for other in weights_of(given)]
         hint = f"; name its weights, too: {', '.join(tags[:8])}{', ...' if len(tags) > 8 else ''}" if tags else ""
         raise CheckpointError(f"{given}: is a model, not weights{hint}")
     return Source(given, newest_checkpoint(given, prefer=prefer))  # tells that there is no such file
+
+
+def published_source(weights: Weights) -> Source:
+    """Returns published weights, fetched if need be; a file of the same name in the working folder is not meant."""
+    return Source(weights.name, fetch_weights(weights), weights)
 
 
 def fetch_weights(weights: Weights) -> Path:

@@ -22,7 +22,7 @@ from stvid.models import registry
 from stvid.models.libraries import NATIVE
 from stvid.models.registry import HeadName, ModelInfo, build_model, native_models
 from stvid.models.weights import Weights
-from stvid.sources import adopt_weights, resolve_source
+from stvid.sources import adopt_weights, published_source, resolve_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,7 +150,7 @@ def create_model(
     if weights is not None:
         options = {**weights.options, **options}
         info = dataclasses.replace(info, protocol=weights.protocol)
-    wanted = weights.name if weights is not None and pretrained else checkpoint
+    wanted = weights if weights is not None and pretrained else checkpoint
     given = None if wanted is None else _Given.read(wanted)
     classes = num_classes if weights is None or num_classes is not None else weights.num_classes
     if classes is None and given is not None:
@@ -203,13 +203,13 @@ class _Given:
     folder: Path | None = None
 
     @classmethod
-    def read(cls, source: str | os.PathLike[str] | Mapping[str, Any]) -> _Given:
+    def read(cls, source: str | os.PathLike[str] | Mapping[str, Any] | Weights) -> _Given:
         """Fetches the weights if need be, and reads them."""
         from stvid.checkpoints import read_checkpoint
 
         if isinstance(source, Mapping):
             return cls("mapping", source)
-        found = resolve_source(source)
+        found = published_source(source) if isinstance(source, Weights) else resolve_source(source)
         folder = found.path.parent if found.path.name.endswith(".index.json") else found.path
         described = (folder / "config.json").is_file()
         return cls(found.name, read_checkpoint(found.path), found.weights, folder if described else None)

@@ -97,6 +97,15 @@ def test_pretrained_weights_bring_their_own_protocol(published: dict[str, torch.
     assert loaded.default_protocol == model.default_protocol and loaded.weights == model.weights
 
 
+def test_a_file_of_the_same_name_is_not_taken_for_the_published_one(
+    published: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("toyformer.ucf").write_bytes(b"something else")
+    assert same_weights(stvid.create_model("toyformer.ucf", pretrained=True), published)
+
+
 def test_the_first_weights_are_the_default(published: dict[str, torch.Tensor]) -> None:
     assert stvid.create_model("toyformer", pretrained=True).weights == registry.weights_of("toyformer")[0]
 
