@@ -16,7 +16,7 @@ from types import TracebackType
 
 @dataclass
 class Route:
-    """What the server does with a path.
+    """Answers of the server to one path.
 
     `statuses` are answered one after the other, with the `refusal`, before the content is sent; `cuts` are the bytes
     after which each answer breaks off, one a request; `gate` holds the body back until it is set.

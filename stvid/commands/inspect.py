@@ -31,7 +31,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("video", type=str, help="A video file; in tar shards SHARD.tar/NAME.")
     parser.add_argument("--config", type=str | None, help="Config of the training; this or --checkpoint is needed.")
-    parser.add_argument("--checkpoint", type=str | None, help="A checkpoint, or the folder of a run.")
+    parser.add_argument("--checkpoint", type=str | None, help="Weights, as stvid predict takes them.")
     parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
     parser.add_argument(
         "--class_names",

@@ -61,7 +61,7 @@ class ByValue:
 
     def unpack(self) -> Any:
         """Returns the batch."""
-        return pickle.loads(self.content)
+        return pickle.loads(self.content)  # from this program's own worker, as multiprocessing's queues do it
 
 
 class _Finder(pickle.Pickler):

@@ -68,8 +68,8 @@ def predict(
     """Classifies videos, each decoded once for all its views.
 
     Args:
-        model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), a checkpoint of stvid, or the
-            folder of a run, of which the best checkpoint is taken, else the newest. A model's training mode and device
+        model_or_checkpoint: A model that maps clips (B, C, T, H, W) to logits (B, K), or weights, as
+            `stvid.load_model` takes them. A model's training mode and device
             are the same afterwards.
         videos: A list of videos, or one by itself: a path, bytes, a binary file object, a URL, or frames in memory (a
             uint8 array or tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3)).

@@ -434,4 +434,4 @@ TABLE: dict[str, Any] = {
         for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
     },
 }
-"""What is rebuilt, by the name in the pickle: functions of the arguments, and values that stand for themselves."""
+"""The names in a pickle that are rebuilt: functions of the arguments, and values that stand for themselves."""

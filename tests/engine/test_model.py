@@ -170,7 +170,7 @@ def test_weights_of_other_shapes_say_what_they_were_made_with(tmp_path: Path) ->
 
 
 def test_weights_that_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no file goes through `load_model`, with the protocol and the class names that it gives."""
+    """A source that is no file goes through `load_model`, with the protocol and the class names that it gives."""
     arguments = {"num_frames": 4, "img_size": 32, "depth": [1, 1, 1, 1], "embed_dim": [8, 8, 16, 16], "head_dim": 8}
     published = stvid.create_model("uniformer_xxs", num_classes=2, **arguments)
     published.default_protocol = OWN.replace(class_names=("a", "b"))

@@ -44,7 +44,7 @@ def golden(network: str) -> dict[str, Any]:
 
 
 def shown(name: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a file shows; the model is built without memory, since only shapes count."""
+    """Options that a file shows; the model is built without memory, since only shapes count."""
     with torch.device("meta"):
         return stvid.create_model(name).options_of(state)
 

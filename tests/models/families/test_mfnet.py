@@ -1,4 +1,4 @@
-"""What only the Multi-Fiber Network has: fibers, a multiplexer, and a shortcut around both."""
+"""The parts of the Multi-Fiber Network alone: fibers, a multiplexer, and a shortcut around both."""
 
 from __future__ import annotations
 

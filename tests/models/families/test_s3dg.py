@@ -1,4 +1,4 @@
-"""What only S3D-G has: gates, norms that only shift, TensorFlow's names, and outputs that hardly depend on the clip."""
+"""The parts of S3D-G alone: gates, norms that only shift, TensorFlow's names, outputs that hardly see the clip."""
 
 from __future__ import annotations
 

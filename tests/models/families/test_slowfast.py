@@ -1,4 +1,4 @@
-"""What only SlowFast has: two pathways, the frames of the slow one, laterals, and files of four kinds."""
+"""The parts of SlowFast alone: two pathways, the frames of the slow one, laterals, and files of four kinds."""
 
 from __future__ import annotations
 

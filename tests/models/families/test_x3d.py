@@ -1,4 +1,4 @@
-"""What only X3D has: a hidden layer between two averages, a norm that PyTorchVideo lacks, and files of four kinds."""
+"""The parts of X3D alone: its hidden layer, a norm that PyTorchVideo lacks, and files of four kinds."""
 
 from __future__ import annotations
 
