@@ -117,6 +117,7 @@ PEERS = (
     Peer("i3d_r50", "pytorchvideo", pytorchvideo("i3d_r50"), (8, 224, 224)),
     Peer("r2plus1d_50", "pytorchvideo", pytorchvideo("r2plus1d_r50"), (16, 224, 224)),
     Peer("ir_csn_101", "pytorchvideo", pytorchvideo("csn_r101"), (32, 224, 224)),
+    Peer("x3d_m", "pytorchvideo", pytorchvideo("x3d_m"), (16, 256, 256)),
     Peer("swin3d_t", "torchvision", torchvision("swin3d_t"), (32, 224, 224)),
     Peer("swin3d_s", "torchvision", torchvision("swin3d_s"), (32, 224, 224)),
     Peer("swin3d_b", "torchvision", torchvision("swin3d_b"), (32, 224, 224)),
@@ -128,6 +129,7 @@ PEERS = (
         call=call_transformers,
     ),
     Peer("vivit_b16x2", "transformers", transformers("Vivit", num_frames=32), (32, 224, 224), call=call_transformers),
+    Peer("videomae_vit_b", "transformers", transformers("VideoMAE"), (16, 224, 224), call=call_transformers),
 )
 
 
