@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def run(argv: Sequence[str]) -> int:
         multilabel=config.task == "multilabel",
         backend=options.backend or config.data.backend,
     )
+    inspection = dataclasses.replace(inspection, path=options.video)  # as it was given, not the resolved path
     written = save_picture(
         inspection.sheet(columns=options.columns), options.out or f"{Path(options.video).stem}_clips.png"
     )

@@ -11,6 +11,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -281,7 +282,7 @@ class ViewAccumulator:
             confusion=None if self.task == "multilabel" else M.confusion_matrix(scores, labels),
             task=self.task,
             temporal=self.temporal,
-            command=shlex.join(sys.argv),
+            command=_command(sys.argv),
             versions=_versions(),
             also=self.also,
             extra_logits=extra if extra.shape[1] else None,
@@ -331,6 +332,14 @@ def _label_array(labels: Any) -> NDArray[np.int64]:
     if not np.array_equal(values, values.astype(np.int64)):
         raise ManifestError(f"labels are whole numbers, not {labels!r}")
     return values.astype(np.int64)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Returns the command of this process as one would type it: without the folder that the program lies in."""
+    program = Path(arguments[0])
+    if program.name == "__main__.py":
+        return shlex.join(["python", "-m", program.parent.name, *arguments[1:]])
+    return shlex.join([program.name, *arguments[1:]])
 
 
 def _versions() -> dict[str, str]:

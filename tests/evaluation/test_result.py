@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -234,7 +235,8 @@ def test_save_and_load(tmp_path, task):
         assert loaded.logits.dtype == np.float32
 
 
-def test_result_json_is_strict_and_complete(tmp_path):
+def test_result_json_is_strict_and_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/.venv/bin/stvid", "test", "--data", "two words"])
     accumulator = ViewAccumulator(PROTOCOL)
     accumulator.add(0, np.zeros((V, K)), 0, path="/v/0.mp4")  # most classes have no video: undefined recall
     accumulator.add_failure(1, "/v/1.mp4", "empty file", labels=1)
@@ -248,8 +250,13 @@ def test_result_json_is_strict_and_complete(tmp_path):
     assert record["videos"] == {"counted": 1, "failed": [{"path": "/v/1.mp4", "reason": "empty file"}]}
     assert record["protocol"] == PROTOCOL.to_dict()
     assert {"stvid", "torch", "torchvision", "av", "python"} <= set(record["versions"])
-    assert "pytest" in record["command"] or record["command"]
+    assert record["command"] == "stvid test --data 'two words'"
     assert record["per_class"][1]["recall"] is None
+
+
+def test_the_command_is_one_that_can_be_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/stvid/__main__.py", "test"])
+    assert filled().result().command == "python -m stvid test"
 
 
 def test_files_of_different_runs_are_refused(tmp_path):
