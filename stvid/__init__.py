@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from stvid.data.datamodule import ClipBatch, ClipLoader, LoaderOptions, make_loader
     from stvid.data.dataset import Clip, load_clip
     from stvid.data.manifest import read_manifest
+    from stvid.engine.features import extract_features
     from stvid.engine.finetuning import train
     from stvid.engine.train import TrainResult
     from stvid.errors import StvidError
+    from stvid.evaluation.comparison import compare
     from stvid.evaluation.evaluate import EvaluationResult, evaluate
+    from stvid.evaluation.features import load_features
     from stvid.evaluation.late_fusion import late_fusion
     from stvid.evaluation.predict import Prediction, predict
     from stvid.evaluation.timeline import timeline
@@ -45,17 +48,20 @@ _HOMES = {
     "StvidError": "stvid.errors",
     "TrainResult": "stvid.engine.train",
     "VideoReader": "stvid.video.reader",
+    "compare": "stvid.evaluation.comparison",
     "create_model": "stvid.zoo",
     "evaluate": "stvid.evaluation.evaluate",
     "fuse": "stvid.inference",
     "inflate": "stvid.inflation.inflate",
     "explain": "stvid.look.explanation",
     "export_model": "stvid.exporting",
+    "extract_features": "stvid.engine.features",
     "late_fusion": "stvid.evaluation.late_fusion",
     "list_models": "stvid.zoo",
     "load_checkpoint": "stvid.checkpoints",
     "load_clip": "stvid.data.dataset",
     "load_exported": "stvid.exporting",
+    "load_features": "stvid.evaluation.features",
     "load_model": "stvid.zoo",
     "make_loader": "stvid.data.datamodule",
     "merge_tokens": "stvid.models.merging",
@@ -84,10 +90,12 @@ __all__ = [
     "TrainResult",
     "VideoReader",
     "__version__",
+    "compare",
     "create_model",
     "evaluate",
     "explain",
     "export_model",
+    "extract_features",
     "fuse",
     "inflate",
     "late_fusion",
@@ -95,6 +103,7 @@ __all__ = [
     "load_checkpoint",
     "load_clip",
     "load_exported",
+    "load_features",
     "load_model",
     "make_loader",
     "merge_tokens",

@@ -8,7 +8,8 @@ never seen, and lets `stvid` do what a user does: `inspect` draws the clips that
 classifies the video over time, and the report is the one that `stvid test` wrote into the run. Chromium takes the
 screenshots; `--chromium` names it if it is not found.
 
-Writes `docs/images/clips.png`, `timeline.png`, `report.png`, and `overview.png`, which holds the three.
+Writes `docs/images/clips.png`, `timeline.png`, `report.png`, and `overview.png`, which holds the three, and the report
+as a page, `docs/gallery/motion.html`, in which the folder of the videos is shortened.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stvid.data.motion import FPS, MOTION_CLASSES, render_clip
+from stvid.data.motion import FPS, MOTION_CLASSES, render_clip, resolve_motion
 
-IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHOWN = ("move right", "rotate counterclockwise", "grow", "move down", "shrink")
 """Classes of the joined video, in order; the plot of `predict` shows five."""
 WIDTH = 1280
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder of `make demo`")
-    parser.add_argument("--out", type=Path, default=IMAGES, help="default: docs/images")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the documentation; default: docs")
     parser.add_argument("--chromium", help="default: chromium, google-chrome or chrome, wherever it is found")
     options = parser.parse_args(argv)
     names = [options.chromium] if options.chromium else ["chromium", "chromium-browser", "google-chrome", "chrome"]
@@ -115,7 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no Chromium found ({', '.join(names)}); name it with --chromium")
     if not report.is_file():
         parser.error(f"{report}: no such file; `stvid test --checkpoint {options.checkpoint}` writes it")
-    options.out.mkdir(parents=True, exist_ok=True)
+    images = options.out / "images"
+    for folder in (images, options.out / "gallery"):
+        folder.mkdir(parents=True, exist_ok=True)
+    videos = str(Path(resolve_motion("val")).parent)
+    page = report.read_text(encoding="utf-8").replace(videos, "motion")
+    (options.out / "gallery" / "motion.html").write_text(page, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         screen = Screen(program, work)
@@ -123,20 +129,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_video(join_clips(), work / video)
         stvid(work, "inspect", video, "--checkpoint", run, "--clips", "test", "--views", "3x1", "--columns", "17",
               "--out", "clips.png")  # fmt: skip
-        save_small(Image.open(work / "clips.png"), options.out / "clips.png")
+        save_small(Image.open(work / "clips.png"), images / "clips.png")
         stvid(work, "predict", video, "--checkpoint", run, "--window", "1s", "--window_stride", "1s", "--topk", "1",
               "--out", "timeline")  # fmt: skip
         (drawing,) = (work / "timeline").rglob("*.svg")
-        screen.shoot(drawing, options.out / "timeline.png", height=420)
-        screen.shoot(report, options.out / "report.png", height=760)
+        screen.shoot(drawing, images / "timeline.png", height=420)
+        screen.shoot(report, images / "report.png", height=760)
         pictures = {
             "stvid inspect: the exact frames that a test sees, with their numbers and seconds": "clips.png",
             "stvid predict --window 1s: what happens, and when": "timeline.png",
             "stvid test: the report": "report.png",
         }
-        write_overview(work / "overview.html", {text: options.out / name for text, name in pictures.items()})
-        screen.shoot(work / "overview.html", options.out / "overview.png", height=1490)
-    print(f"{options.out}: {', '.join(sorted(path.name for path in options.out.glob('*.png')))}")
+        write_overview(work / "overview.html", {text: images / name for text, name in pictures.items()})
+        screen.shoot(work / "overview.html", images / "overview.png", height=1490)
+    print(f"{images}: {', '.join(sorted(path.name for path in images.glob('*.png')))}")
     return 0
 
 

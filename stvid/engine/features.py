@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from stvid.data.datamodule import Loader, worker_options
-from stvid.data.manifest import Manifest
+from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.transforms import model_input
 from stvid.engine.trainers import make_trainer, quiet_lightning
 from stvid.errors import ConfigError
@@ -192,7 +192,7 @@ class _FeatureData(LightningDataModule):
 
 def extract_features(
     model: VideoModel,
-    manifest: Manifest,
+    videos: Manifest | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     progress: Callable[[int], Any] | None = None,
@@ -206,7 +206,7 @@ def extract_features(
 
     Args:
         model: In evaluation mode.
-        manifest: The videos; labels are optional.
+        videos: The videos, or their list: a CSV, a JSON, a folder with a folder per class. Labels are optional.
         folder: Made if it is missing.
         progress: Called with the number of videos that are done since the last call.
         **settings: The fields of `FeatureSettings`, such as ``window=2.0, batch_size=16``.
@@ -218,6 +218,7 @@ def extract_features(
         TypeError: If there is no such setting.
     """
     chosen = FeatureSettings(**settings)
+    manifest = videos if isinstance(videos, Manifest) else read_manifest(videos)
     protocol = model_protocol(model, None, chosen.used_views(model.default_protocol))
     target = Path(folder)
     options: dict[str, Any] = {
