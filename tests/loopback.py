@@ -107,7 +107,8 @@ class Server:
 
             def send(self, route: Route, body: bool) -> None:
                 content, start = route.content, 0
-                wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                last = len(content) - 1
                 same = self.headers.get("If-Range", route.etag) == route.etag
                 if wanted and route.ranges and same:
                     start = int(wanted[1])
@@ -117,13 +118,15 @@ class Server:
                         self.send_header("Content-Length", "0")
                         self.end_headers()
                         return
+                    if wanted[2]:
+                        last = min(last, int(wanted[2]))
                     self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
                 else:
                     self.send_response(200)
                 self.send_header("Content-Type", route.kind)
                 if route.with_length:
-                    self.send_header("Content-Length", str(len(content) - start))
+                    self.send_header("Content-Length", str(last + 1 - start))
                 if route.etag:
                     self.send_header("ETag", route.etag)
                 for name, value in route.headers.items():
@@ -133,7 +136,7 @@ class Server:
                     return
                 if route.gate is not None:
                     route.gate.wait(20)
-                end = route.cuts.pop(0) if route.cuts else len(content)
+                end = route.cuts.pop(0) if route.cuts else last + 1
                 self.wfile.write(content[start:end])
 
         return Handler

@@ -72,7 +72,8 @@ def make_videos(folder: Path, count: int, *, seconds: int = 10) -> list[str]:
             sound: Any = container.add_stream("aac", rate=44100)
             yy, xx = np.mgrid[0:256, 0:340]
             for frame in range(30 * seconds):
-                picture = layers[0][frame // 2 : frame // 2 + 256, 100 : 100 + 340].copy()
+                top = frame // 2 % 256  # of 512 rows
+                picture = layers[0][top : top + 256, 100 : 100 + 340].copy()
                 for depth, layer in enumerate(layers[1:], start=1):
                     x = 170 + 120 * np.sin(frame / (11 + 5 * depth) + number)
                     y = 128 + 70 * np.cos(frame / (7 + 3 * depth))

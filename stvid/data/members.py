@@ -6,15 +6,15 @@ The shards lie in a folder, or behind any URL that fsspec opens. `stvid.data.sha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from stvid.errors import StvidError, VideoError
 from stvid.video.frame_index import Index
+from stvid.video.remote import file_system, reason_of
 from stvid.video.stored_index import unpack_index
 
-__all__ = ["Members", "file_system", "why"]
+__all__ = ["Members"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Members:
         except StvidError:
             raise
         except Exception as error:  # each file system has errors of its own
-            raise VideoError(url, f"cannot be read ({why(error)})") from error
+            raise VideoError(url, f"cannot be read ({reason_of(error)})") from error
         if len(content) != count:
             raise VideoError(
                 url,
@@ -76,26 +76,3 @@ class Members:
         if not scan_size:
             return content, None
         return content[data - first :], unpack_index(content[:scan_size])
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system for a path or URL, and the path in it.
-
-    Raises:
-        StvidError: If the kind of URL is unknown, or the package that it needs is not installed.
-    """
-    from fsspec.core import url_to_fs
-    from fsspec.implementations.local import LocalFileSystem
-
-    if "://" not in url:
-        return LocalFileSystem(), url
-    try:
-        return url_to_fs(url)
-    except (ImportError, ValueError) as error:  # an unknown kind of URL, or one whose package is not installed
-        raise StvidError(f"{url}: {why(error)}") from error
-
-
-def why(error: Exception) -> str:
-    """Returns the reason that an error of a file system gives, in one line."""
-    reason = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
-    return " ".join(str(reason).split())

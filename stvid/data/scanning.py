@@ -11,6 +11,7 @@ from typing import Any
 
 from stvid.data.jobs import Outcome
 from stvid.video.reader import VideoReader, scan
+from stvid.video.remote import is_url
 from stvid.video.stored_index import pack_index
 
 __all__ = ["examine", "expected_seconds", "findings", "index_video"]
@@ -54,14 +55,14 @@ def index_video(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Scans a video once; its index is kept in a file of the job's folder, packed.
 
     Returns:
-        ``file``: its name; ``bytes``: the size of the video.
+        ``file``: its name; ``bytes``: the size of the video; 0 of one at a URL.
 
     Raises:
         VideoError: If it cannot be read.
     """
     target = Path(options["folder"], f"{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:24]}.scan")
     target.write_bytes(pack_index(scan(path)))
-    return {"file": target.name, "bytes": os.path.getsize(path)}
+    return {"file": target.name, "bytes": 0 if is_url(path) else os.path.getsize(path)}
 
 
 def expected_seconds(path: str) -> float | None:

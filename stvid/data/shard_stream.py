@@ -22,9 +22,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stvid.data.dataset import STREAM_ORDER, Draw, TrainBatch, TrainDataset, collate_train, make_generator
-from stvid.data.members import Members, file_system
+from stvid.data.members import Members
 from stvid.data.shards import INDEX
 from stvid.errors import ConfigError, StvidError
+from stvid.video.remote import file_system
 from stvid.video.stored_index import unpack_index
 
 __all__ = ["ShardStream"]

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from stvid.data.labels import order_labels
-from stvid.data.members import Members, file_system, why
+from stvid.data.members import Members
 from stvid.data.video_table import Manifest, VideoEntry
 from stvid.errors import ManifestError, StvidError
+from stvid.video.remote import file_system, reason_of
 
 __all__ = ["INDEX", "ROW", "VERSION", "is_shards", "read_shards"]
 
@@ -104,4 +105,4 @@ def _read_index(place: str) -> bytes:
     except FileNotFoundError as error:
         raise ManifestError(f"{place}: no such file; shards are made with: stvid prep shard") from error
     except Exception as error:  # each file system has errors of its own
-        raise ManifestError(f"{place}: cannot be read ({why(error)})") from error
+        raise ManifestError(f"{place}: cannot be read ({reason_of(error)})") from error

@@ -28,7 +28,8 @@ class VideoEntry:
     """One row of a manifest.
 
     Attributes:
-        path: Absolute path of the video file (or of a folder of images); in shards the tar and the name in it.
+        path: Absolute path of the video file (or of a folder of images), or its URL; in shards the tar and the name in
+            it.
         labels: Names of its classes; empty if unknown, several only in a multi-label manifest.
         start: Where the part to use begins, in seconds from the first frame of the video; None is the first frame.
         end: Where it ends, in seconds from the first frame; None is the end of the video.
@@ -178,7 +179,7 @@ class Manifest:
         name = bytes(self._names.row(index))
         start, end = self._spans[index].tolist()
         return VideoEntry(
-            path=os.path.join(self._root, os.fsdecode(name)),
+            path=_joined(self._root, os.fsdecode(name)),
             labels=tuple(self.class_names[number] for number in self.label_ids(index)),
             start=None if math.isnan(start) else start,
             end=None if math.isnan(end) else end,
@@ -331,8 +332,8 @@ def build_manifest(
     for row in rows:
         if row.end is not None and row.end <= (row.start or 0):
             raise ManifestError(f"{source}, {row.where}: end ({row.end:g} s) is not after start ({row.start or 0:g} s)")
-        path = _other_form(root, os.path.normpath(row.path))
-        key = (os.path.join(root, path), row.start, row.end)  # one row may have it relative, another absolute
+        path = row.path if "://" in row.path else _other_form(root, os.path.normpath(row.path))
+        key = (_joined(root, path), row.start, row.end)  # one row may have it relative, another absolute
         if key in seen:
             raise ManifestError(
                 f"{source}, {row.where}: {row.path!r} is already at {seen[key]}; remove one (several labels of a "
@@ -361,6 +362,11 @@ def build_manifest(
         keys = [row.group or f"\0{number}" for number, row in enumerate(rows)]
         manifest.groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
     return manifest
+
+
+def _joined(root: str, path: str) -> str:
+    """Returns where a video lies: a URL or an absolute path by itself, else below the root."""
+    return path if "://" in path else os.path.join(root, path)
 
 
 def _other_form(root: str, path: str) -> str:

@@ -21,8 +21,9 @@ from stvid.errors import ConfigError
 from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.protocol import Protocol, Task
-from stvid.video.memory import FRAMES_NAME, is_frame, is_url
+from stvid.video.memory import FRAMES_NAME, is_frame
 from stvid.video.reader import Index, MemoryFrames, VideoLike
+from stvid.video.remote import is_url
 
 __all__ = ["Prediction", "predict"]
 

@@ -26,12 +26,14 @@ says so if one of those is asked for; the next reader of that file in this proce
 from __future__ import annotations
 
 import bisect
+import contextlib
+import dataclasses
 import io
 import itertools
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +43,9 @@ from stvid.video.backends import TIME_LIMIT, check_size, import_backend, why
 from stvid.video.clock import Clock
 from stvid.video.direct import EXPLODE, DirectDecoder, decoder_facts, find_packet, new_decoder, raw_file
 from stvid.video.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
-from stvid.video.packets import PARSERS, nal_length_size
+from stvid.video.packets import PARSERS, Units, nal_length_size
 from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
+from stvid.video.remote import HollowFile, NoPartsError, RemoteError, RemoteFile
 from stvid.video.stored_index import StoredIndex
 
 __all__ = ["MAX_READ_ERRORS", "REFUSED_FORMATS", "AvSource"]
@@ -107,7 +110,7 @@ class AvSource:
 
     def __init__(
         self,
-        source: str | bytes,
+        source: str | bytes | RemoteFile,
         name: str,
         num_threads: int,
         time_limit: float = TIME_LIMIT,
@@ -123,6 +126,7 @@ class AvSource:
         self.container: Any = None
         self.stream: Any = None
         self.file: Any = None  # only for names that FFmpeg cannot be given
+        self.hollow: HollowFile | None = None  # a remote file without its pictures, for the container
         self.kept: list[Any] = []  # frames that counting has decoded
         self.direct: DirectDecoder | None = None  # used instead of the container
         self.facts: DecoderFacts | None = None  # for new decoders of packets that come through the container
@@ -143,10 +147,19 @@ class AvSource:
         if cached is None and stored is not None:
             if isinstance(stored, Index):
                 cached = stored
+            elif isinstance(self.source, RemoteFile):
+                cached = stored.find(self.source.url, 0)
             elif self.key is not None:
                 cached = stored.find(self.key[0], self.key[2])
             if cached is not None:
                 index_cache.put(self.key, cached)
+        if isinstance(self.source, RemoteFile):
+            found = cached or self._index_by_header(self.source)
+            if found is not None and self._take_decoder(found):
+                check_size(self.name, *found.coded)
+                return found
+            self.source = self.source.read_all()  # its packets are in pieces, or cannot be told without them
+            cached = None
         if cached is not None:
             check_size(self.name, *cached.coded)
             if not self._take_decoder(cached):
@@ -165,8 +178,11 @@ class AvSource:
             return False
         try:
             if (index.packets.position >= 0).all():
-                self.direct = DirectDecoder(self.av, self.source, index.decoder, self.num_threads)
+                if self.direct is None:
+                    self.direct = DirectDecoder(self.av, self.source, index.decoder, self.num_threads)
                 return True
+            if isinstance(self.source, RemoteFile):
+                return False
             new_decoder(self.av, index.decoder, self.num_threads)
             self.facts = index.decoder
         except (OSError, ValueError):  # the index comes from where FFmpeg has other decoders
@@ -186,7 +202,11 @@ class AvSource:
         self._close_direct()
         self._close_container()
         # "file:" keeps FFmpeg from taking a name such as "a:b.mp4" for a protocol. Broken metadata is no broken video.
-        source: Any = io.BytesIO(self.source) if isinstance(self.source, bytes) else f"file:{self.source}"
+        source: Any = self.hollow
+        if isinstance(self.source, bytes):
+            source = io.BytesIO(self.source)
+        elif isinstance(self.source, str):
+            source = f"file:{self.source}"
         if isinstance(self.source, str):
             try:
                 self.source.encode()
@@ -195,6 +215,8 @@ class AvSource:
         try:
             # A playlist under a video's name must not make FFmpeg fetch what it lists.
             options = {"protocol_whitelist": "file"}
+            if source is self.hollow:  # key frames as the table has them, not as zeros look
+                options["fflags"] = "+noparse+nofillin"
             self.container = self.av.open(source, metadata_errors="replace", container_options=options)
         except self.av.error.FFmpegError as error:
             self._close_container()
@@ -297,12 +319,39 @@ class AvSource:
             packets=packets,
         )
         facts = decoder_facts(self.stream.codec_context)  # before decoding, which changes them
+        if self.hollow is not None:  # FFmpeg could not see it in the pictures
+            facts = dataclasses.replace(facts, reorder_depth=max(facts.reorder_depth, packets.reorder_depth()))
         # The first frame gives size and rotation, and shows that the stream can be decoded at all.
         first = self._first_frame(packets)
         self._take_shape(index, first)
         if self._decodes_alone(facts, packets, first):
             index.decoder = facts
         return index
+
+    def _index_by_header(self, remote: RemoteFile) -> Index | None:
+        """Makes an index of the table that the header of a remote file holds, and of the first frame.
+
+        Nothing refutes the table but the frames that are read later: they must be those that it promises.
+
+        Returns:
+            None if there is no such table, or it does not suffice.
+
+        Raises:
+            RemoteError: If the file cannot be read.
+        """
+        try:
+            self.hollow = HollowFile(remote)
+            return self._index_by_scan()
+        except NoPartsError:
+            return None
+        except RemoteError:
+            raise
+        except (ValueError, VideoError, MismatchError, self.av.error.FFmpegError):
+            self._close_direct()
+            self._close_container()
+            return None
+        finally:
+            self.hollow = None
 
     def _decodes_alone(self, facts: DecoderFacts, packets: Packets, first: Any) -> bool:
         """Goes over to a decoder that knows these facts only, if that gives the same first frame.
@@ -340,7 +389,9 @@ class AvSource:
         clock = Clock(self.container, self.stream)
         rows: list[tuple[Any, ...]] = []
         place: int | None = 0
-        with raw_file(self.source) as file:
+        hollow = self.hollow is not None
+        file = raw_file(self.source)
+        with contextlib.nullcontext() if hollow else file:  # a remote file stays open
             for packet in self._packets():
                 dts = packet.dts
                 clock.move(packet)
@@ -349,15 +400,17 @@ class AvSource:
                     raise MismatchError("packets without a time stamp")
                 if packet.is_corrupt:
                     raise MismatchError("damaged packets")
-                data = bytes(packet)
-                units = read_units(data, length_size)
+                data = b"" if hollow else bytes(packet)
+                units = Units(1, packet.is_keyframe, False, False) if hollow else read_units(data, length_size)
                 if units is None or units.frames != 1:
                     raise MismatchError("packets that are damaged or hold no frame or several")
-                if place is not None:  # else they are in pieces, all of them as a rule
+                if hollow:
+                    place = packet.pos
+                elif place is not None:  # else they are in pieces, all of them as a rule
                     place = find_packet(file, packet, data)
                 where = (pts, pts if dts is None else dts, packet.size, -1 if place is None else place)
                 shows = (units.random_access, units.skippable, not packet.is_discard, units.parameters, units.layer)
-                rows.append((*where, zlib.crc32(data), *shows, clock.moved))
+                rows.append((*where, 0 if hollow else zlib.crc32(data), *shows, clock.moved))
                 if len(rows) > MAX_FRAMES:
                     raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
         scanned = np.array(rows, _SCANNED)
@@ -497,10 +550,7 @@ class AvSource:
         span = slice(first, max(wanted) + 1)
         holds = self._holds_frames(packets, first)
         held: list[Any] = []
-        pts, sent = packets.pts[span], ~packets.skippable[span] | (holds is False)
-        sent[np.array(list(wanted)) - first] = True
-        # Frames that are shown before the start but stored after it may refer to what lies before it: leave them out.
-        sent &= pts >= pts[0]
+        pts, sent = packets.pts[span], self._sent(packets, first, wanted)
         # What the container says to discard comes out too when it is not asked.
         expected = np.flatnonzero(sent if self.direct is not None else sent & packets.shown[span])
         expected = expected[np.argsort(pts[expected], kind="stable")]
@@ -552,6 +602,8 @@ class AvSource:
                 self._open(self.index.stream)
             self.fresh = False
         stream = self._packets_from(packets, first)
+        if self.hollow is not None:
+            stream = self._filled(stream, packets, first)
         columns = (packets.file_times(), packets.pts, packets.size)
         for send, in_file, pts, size in zip(sent, *(column[span].tolist() for column in columns), strict=True):
             packet = next(stream, None)
@@ -563,6 +615,32 @@ class AvSource:
                 packet.pts = pts
                 yield from packet.decode() if alone is None else alone.decode(packet)
         yield from (alone or self.stream.codec_context).decode(None)
+
+    def _filled(self, stream: Iterator[Any], packets: Packets, first: int) -> Iterator[Any]:
+        """Yields the packets of a hollow file from number `first` on with their own bytes."""
+        assert isinstance(self.source, RemoteFile)
+        for number, packet in enumerate(stream, start=first):
+            self.source.seek(int(packets.position[number]))
+            full = self.av.Packet(int(packets.size[number]))
+            self.source.readinto(full)
+            full.pts, full.dts, full.stream, full.time_base = packet.pts, packet.dts, self.stream, packet.time_base
+            yield full
+
+    def _sent(self, packets: Packets, first: int, wanted: set[int]) -> np.ndarray:
+        """Tells which packets from number `first` on go to the decoder: bool, up to the last that is wanted."""
+        span = slice(first, max(wanted) + 1)
+        pts, sent = packets.pts[span], ~packets.skippable[span] | (self._holds_frames(packets, first) is False)
+        sent[np.array(list(wanted)) - first] = True
+        # Frames that are shown before the start but stored after it may refer to what lies before it: leave them out.
+        return sent & (pts >= pts[0])
+
+    def _prefetch(self, packets: Packets, spans: Mapping[int, set[int]]) -> None:
+        """Fetches what decoding will take of a remote file, all at the same time."""
+        if isinstance(self.source, RemoteFile):
+            numbers = np.concatenate(
+                [first + np.flatnonzero(self._sent(packets, first, spans[first])) for first in spans]
+            )
+            self.source.prefetch(packets.position[numbers], packets.size[numbers])
 
     @staticmethod
     def _starts_of(packets: Packets, numbers: Iterable[int]) -> list[int]:
@@ -582,7 +660,14 @@ class AvSource:
         if self.index.packets is not None:
             try:
                 return self._read_by_time(indices, self.index.packets, box)
+            except NoPartsError as reason:
+                assert isinstance(self.source, RemoteFile)
+                self._fetch_whole(self.source, reason.reason)
+                return self.read(indices, box)
             except MismatchError as reason:
+                if isinstance(self.source, RemoteFile):
+                    self._fetch_whole(self.source, str(reason))
+                    return self.read(indices, box)
                 if self.direct is not None or self.facts is not None:
                     self.facts = self.index.decoder = None
                     self._open(self.index.stream)
@@ -599,6 +684,21 @@ class AvSource:
                 if (self.index.height, self.index.width) != (known.height, known.width):
                     raise VideoError(self.name, "its frames have another size than the first one promised") from reason
         return self._read_by_counting(indices, box)
+
+    def _fetch_whole(self, remote: RemoteFile, reason: str) -> None:
+        """Goes over to the whole file, if that has the same frames as its index or its header promised.
+
+        Raises:
+            VideoError: If it has others.
+        """
+        promised = self.index.timestamps
+        content = remote.read_all()
+        self._close_direct()
+        self.source = content
+        self.index = self._find_index(None)
+        if not np.array_equal(self.index.timestamps, promised):
+            told = f"does not hold the frames that its index or its header promises ({reason})"
+            raise VideoError(self.name, f"{told}; index it anew, or download it")
 
     def _empty(self, count: int, box: Box | None) -> np.ndarray:
         height, width = (self.index.height, self.index.width) if box is None else box[2:]
@@ -623,6 +723,7 @@ class AvSource:
         spans: dict[int, set[int]] = {}
         for number, start in zip(places, self._starts_of(packets, places), strict=True):
             spans.setdefault(start, set()).add(number)
+        self._prefetch(packets, spans)
         for start in sorted(spans):
             for number, frame in self._decode_span(packets, start, spans[start]):
                 self._store(out, places[number], frame, box)

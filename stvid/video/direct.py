@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from stvid.video.frame_index import DecoderFacts, MismatchError, Packets
+from stvid.video.remote import RemoteFile
 
 __all__ = ["DirectDecoder", "decoder_facts", "find_packet", "new_decoder", "raw_file"]
 
@@ -34,12 +35,14 @@ EXPLODE = {"err_detect": "explode"}
 """Option of a decoder: damage that it could hide is an error (H.264, HEVC)."""
 
 
-def raw_file(source: str | bytes) -> io.FileIO | io.BytesIO:
-    """Opens a path, or bytes, for reading without a buffer."""
+def raw_file(source: str | bytes | RemoteFile) -> io.FileIO | io.BytesIO | RemoteFile:
+    """Opens a path, or bytes, for reading without a buffer; a remote file is open."""
+    if isinstance(source, RemoteFile):
+        return source
     return io.BytesIO(source) if isinstance(source, bytes) else io.FileIO(source)
 
 
-def find_packet(file: io.FileIO | io.BytesIO, packet: Any, data: bytes) -> int | None:
+def find_packet(file: io.FileIO | io.BytesIO | RemoteFile, packet: Any, data: bytes) -> int | None:
     """Returns where in a file the bytes of a packet lie; None if not in one piece where PyAV says, or just after it.
 
     None too if the container gives it what its bytes do not hold, such as a new header for the decoder, and for PyAV
@@ -104,7 +107,7 @@ class DirectDecoder:
 
     Args:
         av: The module.
-        source: Path of the file, or its bytes.
+        source: Path of the file, its bytes, or the file behind a URL.
         facts: The facts that its header tells the decoder.
         num_threads: Threads of the decoder.
 
@@ -113,7 +116,7 @@ class DirectDecoder:
         ValueError: If FFmpeg has no such decoder.
     """
 
-    def __init__(self, av: ModuleType, source: str | bytes, facts: DecoderFacts, num_threads: int) -> None:
+    def __init__(self, av: ModuleType, source: str | bytes | RemoteFile, facts: DecoderFacts, num_threads: int) -> None:
         self.new_packet = av.Packet
         self.facts = facts
         self.decoder = (av, facts, num_threads)
@@ -140,7 +143,7 @@ class DirectDecoder:
                 raise TimeoutError
             packet = new_packet(size)
             file.seek(position)
-            if file.readinto(packet) != size or zlib.crc32(packet) != crc:
+            if file.readinto(packet) != size or (crc and zlib.crc32(packet) != crc):
                 raise MismatchError("the file has changed since it was scanned")
             packet.pts = pts
             yield from context.decode(packet)

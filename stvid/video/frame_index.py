@@ -48,7 +48,7 @@ class Packets:
     dts: np.ndarray  # int64; as the file has it, equal to pts where it has none
     size: np.ndarray  # int32, bytes
     position: np.ndarray  # int64: where its bytes lie in the file, -1 if not in one piece
-    crc: np.ndarray  # uint32: of its bytes (CRC-32 of zlib)
+    crc: np.ndarray  # uint32: of its bytes (CRC-32 of zlib); 0 if they were not read (a header's table), or by chance
     start: np.ndarray  # bool: decoding can begin here
     skippable: np.ndarray  # bool: may be left out when its frame is not wanted
     shown: np.ndarray  # bool: its frame comes out (False: the container says to discard it)
@@ -58,6 +58,21 @@ class Packets:
     def file_times(self) -> np.ndarray:
         """Returns the presentation times as the file has them, int64; not unique where its clock jumped."""
         return self.pts if self.moved is None else self.pts - self.moved
+
+    def reorder_depth(self) -> int:
+        """Returns the most packets that are decoded before a frame and shown after it, as a decoder's delay counts.
+
+        No decoder holds more than 16 frames (H.264, HEVC), so that a larger number is not counted to its end.
+        """
+        depth = 0
+        later: list[int] = []
+        for pts in self.pts.tolist():
+            later = [other for other in later if other > pts]
+            depth = max(depth, len(later))
+            if depth > 16:
+                break
+            later.append(pts)
+        return depth
 
 
 @dataclass

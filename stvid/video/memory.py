@@ -1,13 +1,10 @@
-"""Videos that are no files: frames in memory, and files that lie at a URL."""
+"""Videos that are no files: frames in memory."""
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import math
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +21,7 @@ __all__ = [
     "MemoryFrames",
     "MemorySource",
     "checked_rate",
-    "download",
     "is_frame",
-    "is_url",
     "iterate_frames",
 ]
 
@@ -216,36 +211,3 @@ class MemorySource:
     def close(self) -> None:
         """Forgets the frames; may be called twice."""
         self.images = self.images[:0]
-
-
-def is_url(source: Any) -> bool:
-    """Tells whether a source is the address of a file in a network, and no file of this machine."""
-    return isinstance(source, str) and "://" in source and not os.path.exists(source)
-
-
-def download(url: str) -> bytes:
-    """Returns the bytes of a file at a URL.
-
-    Raises:
-        VideoError: If it is not http or https, cannot be read, or is larger than 8 GB.
-    """
-    if url.split("://", 1)[0].lower() not in ("http", "https"):
-        raise VideoError(url, "is neither http:// nor https://; download it first")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            while part := answer.read(_CHUNK):
-                parts.append(part)
-                size += len(part)
-                if size > _MOST_BYTES:
-                    raise VideoError(url, "is larger than 8 GB; download it first")
-    except VideoError:
-        raise
-    except urllib.error.HTTPError as error:
-        raise VideoError(url, f"cannot be read ({error.code} {error.reason})") from error
-    except urllib.error.URLError as error:
-        raise VideoError(url, f"cannot be read ({error.reason})") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise VideoError(url, f"cannot be read ({why(error)})") from error
-    return b"".join(parts)

@@ -19,9 +19,10 @@ from stvid.errors import ConfigError, UnknownNameError, VideoError, nearest
 from stvid.video.av_reader import AvSource
 from stvid.video.backends import BACKENDS, IMAGE_EXTENSIONS, TIME_LIMIT, Source, available_backends, check_file
 from stvid.video.frame_index import Index, Packets
-from stvid.video.memory import FRAMES_NAME, MemoryFrames, MemorySource, download, is_url
+from stvid.video.memory import FRAMES_NAME, MemoryFrames, MemorySource
 from stvid.video.other_readers import DecordSource, FramesSource, TorchcodecSource
 from stvid.video.pixels import Box
+from stvid.video.remote import RemoteFile, is_url
 from stvid.video.stored_index import StoredIndex
 
 if TYPE_CHECKING:
@@ -44,15 +45,19 @@ VideoLike: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | MemoryFrames 
 
 
 def scan(path: str | os.PathLike[str]) -> Index:
-    """Returns the index of a video file, for `stvid.video.stored_index.pack_index`.
+    """Returns the index of a video file, or of one at a URL, for `stvid.video.stored_index.pack_index`.
+
+    Of an MP4 file at a URL only the header is fetched, and the first frame (`stvid.video.remote`).
 
     Raises:
         MissingFileError: If there is nothing at the path.
         VideoError: If it is no video that can be decoded, see `VideoReader`.
     """
     name = os.fspath(path)
-    check_file(name, folder=False)
-    source = AvSource(name, name, 1)
+    remote = is_url(name)
+    if not remote:
+        check_file(name, folder=False)
+    source = AvSource(RemoteFile(name) if remote else name, name, 1)
     try:
         return source.index
     finally:
@@ -65,11 +70,12 @@ class VideoReader:
     A plain short-lived object: make it in the process that reads, read, close. Not picklable, not for several threads.
 
     Args:
-        source: Path of a video file, or its bytes, or a binary file object, which is read to its end; an http or https
-            URL, which is downloaded into memory; or frames in memory: a uint8 array or tensor (T, H, W, 3), or a list
-            or iterator of images of PIL or of arrays (H, W, 3). For ``backend="frames"`` the path of a folder of
-            images, which are taken in the natural order of their names (2 before 10), or of a .txt file that names one
-            image a line, relative to its own folder; shown at 25 frames a second.
+        source: Path of a video file, or its bytes, or a binary file object, which is read to its end; a URL that fsspec
+            opens, of which the bytes that are needed are fetched (`stvid.video.remote`); or frames in memory: a uint8
+            array or tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3). For
+            ``backend="frames"`` the path of a folder of images, which are taken in the natural order of their names
+            (2 before 10), or of a .txt file that names one image a line, relative to its own folder; shown at 25 frames
+            a second.
         backend: ``av`` (PyAV, the default, exact for every file), ``decord``, ``torchcodec`` (optional: fast readers
             with their own ideas of damaged files) or ``frames``.
         num_threads: Decoder threads. One is best in a data-loader worker.
@@ -115,7 +121,9 @@ class VideoReader:
             raise ConfigError("fps: a file says itself how many frames a second it has; leave fps out")
         if is_url(source):
             self.source_name = str(source)
-            self._source = self._make(download(self.source_name), num_threads, time_limit, index)
+            remote = RemoteFile(self.source_name)
+            content = remote if backend == "av" else remote.read_all()
+            self._source = self._make(content, num_threads, time_limit, index)
             return
         if not isinstance(source, (str, os.PathLike)) and hasattr(source, "read"):
             source = source.read()
@@ -137,10 +145,11 @@ class VideoReader:
         self._source = self._make(path, num_threads, time_limit, index)
 
     def _make(
-        self, source: str | bytes, num_threads: int, time_limit: float, index: StoredIndex | Index | None
+        self, source: str | bytes | RemoteFile, num_threads: int, time_limit: float, index: StoredIndex | Index | None
     ) -> Source:
         if self.backend == "av":
             return AvSource(source, self.source_name, num_threads, time_limit, index)
+        assert not isinstance(source, RemoteFile)
         if self.backend == "decord":
             return DecordSource(source, self.source_name, num_threads, index)
         if self.backend == "torchcodec":

@@ -208,6 +208,11 @@ def _checked_facts(values: dict[str, Any]) -> DecoderFacts:
     return facts
 
 
+def _name(path: str, root: str | os.PathLike[str]) -> str:
+    """Returns a name that does not change when a data set is moved; a URL is its own name."""
+    return path if "://" in path else os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+
+
 def _key(name: str, size: int) -> int:
     return int.from_bytes(
         hashlib.blake2b(f"{size}:{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
@@ -300,9 +305,9 @@ class StoredIndex:
         return len(self._opened()[0])
 
     def find(self, path: str, size: int) -> Index | None:
-        """Returns the index of a video of `size` bytes, None if there is none, or it is damaged."""
+        """Returns the index of a video of `size` bytes (of a URL: 0), None if there is none, or it is damaged."""
         videos, packed = self._opened()
-        key = np.uint64(_key(os.path.relpath(os.path.abspath(path), os.path.abspath(self.root)), size))
+        key = np.uint64(_key(_name(path, self.root), size))
         at = int(np.searchsorted(videos["key"], key))
         if at >= len(videos) or videos["key"][at] != key:
             return None
@@ -317,7 +322,8 @@ def write_index(
 
     Args:
         folder: Where to.
-        videos: Path, size in bytes and packed index (`pack_index`) of each.
+        videos: Path, size in bytes and packed index (`pack_index`) of each; a URL has the size 0, since a reader would
+            have to ask for it.
         root: The folder that the names count from, so that a data set can be moved with its index.
 
     Returns:
@@ -332,8 +338,7 @@ def write_index(
     def write(temporary: Path) -> None:
         with open(temporary / "indices.bin", "wb") as file:
             for path, size, packed in videos:
-                name = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
-                records.append((_key(name, size), file.tell(), len(packed)))
+                records.append((_key(_name(path, root), size), file.tell(), len(packed)))
                 file.write(packed)
         table = np.sort(np.array(records, _VIDEO), order="key")
         np.save(temporary / "videos.npy", table)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stvid.data.members import Members, file_system
+from stvid.data.members import Members
 from stvid.errors import StvidError, VideoError
+from stvid.video.remote import file_system
 
 
 def members(root: Path, **changes: list[int]) -> Members:
