@@ -92,7 +92,9 @@ class QueryValueBiasAttention(Attention):
         q, k, v = super().queries_keys_values(x)
         if self.q_bias is None or self.v_bias is None:
             return q, k, v
-        return q + self.q_bias.view(self.num_heads, -1), k, v + self.v_bias.view(self.num_heads, -1)
+        # In the type of the products: under autocast a sum with float32 biases would be float32, and attention slow.
+        q_bias, v_bias = (bias.to(q.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
+        return q + q_bias, k, v + v_bias
 
 
 class VideoMAE(VideoModel):
@@ -194,7 +196,8 @@ class VideoMAE(VideoModel):
         self._check_clip(clip, minimum=self.tubelet)
         x = self.patch_embed(clip)
         positions = resize_grid(self.pos_embed, self.grid, x.shape[1:4], mode="linear")
-        return self.pos_drop(x.flatten(1, 3) + positions)
+        # As in the official code, in the type of the tokens: under autocast the residuals stay in the low precision.
+        return self.pos_drop(x.flatten(1, 3) + positions.to(x.dtype))
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Embeds the tubelets and runs the blocks."""
