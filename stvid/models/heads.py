@@ -262,6 +262,16 @@ class AttentivePoolHead(Head):
         nn.init.trunc_normal_(self.query, std=0.02)
         self.apply(init_transformer_weights)
 
+    def set_numbers(self, *, num_heads: int, norm_eps: float) -> None:
+        """Sets the heads of each attention and the epsilon of the norms, which the tensors of weights do not show."""
+        if self.num_features % num_heads:
+            raise ValueError(f"head: {self.num_features} channels are no multiple of {num_heads} heads")
+        for module in self.modules():
+            if isinstance(module, Attention | CrossAttention):
+                module.num_heads = num_heads
+            elif isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+
     def pool(self, features: Tensor) -> Tensor:
         """Pools the features; (B, C, T, H, W) or (B, N, C) to (B, C)."""
         tokens = features.flatten(2).transpose(1, 2) if features.dim() == 5 else features

@@ -21,7 +21,7 @@ from typing import Any
 
 from stvid.errors import CheckpointError
 from stvid.models.registry import family_of
-from stvid.protocol import Protocol
+from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["TransformersRecipe", "known_types", "normalisation_of", "recipe_of"]
 
@@ -165,6 +165,8 @@ def _clip_of(config: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
     if "video_size" in config and "image_size" not in config:  # as the first configs of ViViT had it
         frames, height, width = (int(number) for number in config["video_size"])
         return frames, (height, width)
+    if "frames_per_clip" in config:  # V-JEPA 2
+        return int(config["frames_per_clip"]), _pair(config.get("crop_size", 256))
     return int(config["num_frames"]), _pair(config.get("image_size", 224))
 
 
@@ -316,6 +318,28 @@ def _videomae(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _vjepa2(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads V-JEPA 2's; its probe has the heads and the epsilon of the encoder, and is not named in the config."""
+    _require(config, "hidden_act", ("gelu",))
+    _require(config, "layer_norm_eps", (1e-6,))
+    heads = int(config.get("num_attention_heads", 16))
+    return {
+        "in_chans": int(config.get("in_chans", 3)),
+        "patch_size": _patch_size(config),
+        "tubelet_size": int(config.get("tubelet_size", 2)),
+        "depth": int(config.get("num_hidden_layers", 24)),
+        "embed_dim": int(config.get("hidden_size", 1024)),
+        "num_heads": heads,
+        "mlp_ratio": float(config.get("mlp_ratio", 4.0)),
+        "qkv_bias": bool(config.get("qkv_bias", True)),
+        "attn_drop_rate": float(config.get("attention_probs_dropout_prob", 0.0)),
+        "drop_path_rate": float(config.get("drop_path_rate", 0.0)),
+        "head_depth": 1 + int(config.get("num_pooler_layers", 3)),
+        "head_num_heads": heads,
+        "head_norm_eps": 1e-6,
+    }
+
+
 def _vivit(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the paper's model 1; transformers has no other."""
     _require(config, "hidden_act", _TANH_GELU)
@@ -339,6 +363,13 @@ _TYPES: dict[str, _Type] = {
         ("videomae_vit_b", "videomae_vit_s", "videomae_vit_l", "videomae_vit_h"),
         _videomae,
         preprocessor={"image_mean": _HALF, "image_std": _HALF},
+    ),
+    "vjepa2": _Type(
+        "stvid.models.families.vjepa2",
+        "VJEPA2",
+        ("vjepa2_vit_l", "vjepa2_vit_h", "vjepa2_vit_g"),
+        _vjepa2,
+        preprocessor={"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     ),
     "vivit": _Type(
         "stvid.models.families.vivit",

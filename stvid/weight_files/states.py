@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from stvid.errors import CheckpointError
-from stvid.weight_files.placeholders import as_mapping, is_module
+from stvid.weight_files.placeholders import as_mapping as mapping_of
+from stvid.weight_files.placeholders import is_module
 
 __all__ = ["WRAPPERS", "Candidate", "find_candidates", "is_averaged", "to_tensor"]
 
@@ -106,6 +107,14 @@ def to_tensor(value: Any) -> Tensor | None:
             return None
         return torch.from_numpy(array)
     return None
+
+
+def as_mapping(value: Any) -> Mapping[Any, Any] | None:
+    """Returns the names and values that a value holds; a list of mappings (``classifiers``) has numbers for names."""
+    several = isinstance(value, list | tuple) and 0 < len(value) <= MAX_NODES
+    if several and all(isinstance(one, Mapping) for one in value):
+        return {str(number): one for number, one in enumerate(value)}
+    return mapping_of(value)
 
 
 @dataclass

@@ -23,6 +23,17 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 3,
     "intermediate_size": 96,
 }
+TINY_VJEPA2: dict[str, Any] = {
+    "crop_size": 32,
+    "frames_per_clip": 4,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_pooler_layers": 1,
+    "pred_hidden_size": 24,
+    "pred_num_attention_heads": 2,
+    "pred_num_hidden_layers": 1,
+}
 NAMES = {0: "wave", 1: "clap", 2: "jump | run"}
 BASE = {"model_type": "timesformer", "num_frames": 8, "image_size": 224, "id2label": {"0": "a", "1": "b"}}
 
@@ -34,9 +45,10 @@ def network(kind: str, **options: Any) -> Any:
     classes = {"timesformer": ("TimesformerConfig", "TimesformerForVideoClassification")}
     classes["vivit"] = ("VivitConfig", "VivitForVideoClassification")
     classes["videomae"] = ("VideoMAEConfig", "VideoMAEForVideoClassification")
+    classes["vjepa2"] = ("VJEPA2Config", "VJEPA2ForVideoClassification")
     config, model = (getattr(transformers, name) for name in classes[kind])
     torch.manual_seed(0)
-    made = model(config(**{**TINY, **options})).eval()
+    made = model(config(**{**(TINY_VJEPA2 if kind == "vjepa2" else TINY), **options})).eval()
     for parameter in made.parameters():  # tables and biases start at zero
         torch.nn.init.normal_(parameter, std=0.05)
     return made
@@ -51,6 +63,9 @@ def network(kind: str, **options: Any) -> Any:
         ("videomae", {}),
         ("videomae", {"image_size": 48, "num_frames": 6, "intermediate_size": 120}),
         ("videomae", {"tubelet_size": 1, "patch_size": 8, "qv_bias": False}),
+        ("vjepa2", {}),
+        ("vjepa2", {"crop_size": 48, "frames_per_clip": 6, "num_pooler_layers": 2, "mlp_ratio": 3.0}),
+        ("vjepa2", {"num_attention_heads": 6, "patch_size": 8, "tubelet_size": 1, "qkv_bias": False}),
         ("vivit", {"image_size": [48, 32]}),
         ("vivit", {}),
         ("vivit", {"tubelet_size": [1, 8, 16], "intermediate_size": 120}),
@@ -72,6 +87,19 @@ def test_the_logits_are_those_of_transformers(kind: str, options: dict[str, Any]
     assert expected.std() > 1e-2
     assert found.protocol.class_names == tuple(NAMES.values())
     assert found.protocol.frames == found.recipe["num_frames"] and found.task == "multiclass"
+
+
+def test_the_published_config_of_v_jepa_2() -> None:
+    config = {"model_type": "vjepa2", "frames_per_clip": 64, "crop_size": 384, "hidden_size": 1408}
+    config |= {"num_hidden_layers": 40, "num_attention_heads": 22, "mlp_ratio": 48 / 11, "num_pooler_layers": 3}
+    config |= {"architectures": ["VJEPA2ForVideoClassification"], "id2label": {"0": "a", "1": "b"}}
+    pixels = {"size": {"shortest_edge": 438}, "crop_size": {"height": 384, "width": 384}}
+    found = recipe_of(config, pixels)
+    assert found.recipe["name"] == "vjepa2_vit_g" and found.recipe["img_size"] == [384, 384]
+    assert found.recipe["hyperparameters"] == {"head_num_heads": 22, "head_norm_eps": 1e-6}
+    published = model_info("vjepa2_vit_g").protocol
+    assert found.protocol == published.replace(class_names=("a", "b"), short_side=438)
+    assert recipe_of({**config, "architectures": ["VJEPA2Model"]}).recipe["num_classes"] == 0
 
 
 @pytest.mark.parametrize(
@@ -149,7 +177,7 @@ def test_what_stvid_does_not_compute_is_an_error(changes: dict[str, Any], words:
     with pytest.raises(CheckpointError, match=words) as error:
         recipe_of({**BASE, **changes}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ") and "\n" not in str(error.value)
-    assert known_types() == ["timesformer", "videomae", "vivit"]
+    assert known_types() == ["timesformer", "videomae", "vivit", "vjepa2"]
 
 
 # --- preprocessing ----------------------------------------------------------------------------------------------------
