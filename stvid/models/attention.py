@@ -246,8 +246,8 @@ def _weights(q: Tensor, keys: Tensor, bias: Tensor | None, some: slice, rows: sl
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Computes the attention of a few queries at a time, see `_blocks`; (B, heads, N, head_dim) to the same shape."""
-    batch, heads, queries, dim = q.shape
-    out = q.new_empty(batch, queries, heads, dim).transpose(1, 2)
+    batch, heads, queries, _ = q.shape
+    out = q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)  # values may have other channels
     for some, rows in _blocks(q, k):
         if rows.start == 0:
             keys, values = k[some].transpose(-2, -1).contiguous(), v[some].contiguous()

@@ -238,7 +238,7 @@ class VJEPA2(VideoModel):
         """
         x, turn = self._embed(clip)
         kept = keep_visible(x, visible, prefix=0)
-        cosines, sines = (keep_visible(table.expand(len(x), -1, -1), visible, prefix=0) for table in turn)
+        cosines, sines = (keep_visible(table.expand(x.shape[0], -1, -1), visible, prefix=0) for table in turn)
         return self.norm(self._run(kept, (cosines, sines)))
 
     def forward_clips(self, clips: Tensor) -> Tensor:
