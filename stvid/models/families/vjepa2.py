@@ -101,7 +101,7 @@ class RotaryAttention(Attention):
         Args:
             x: (B, N, dim).
             cosines: From `rotation`, (N, head_dim) or, if the rows of the batch differ, (B, N, head_dim).
-            sines: Likewise.
+            sines: From `rotation`, in the shape of `cosines`.
         """
         both, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).split((2, 1), dim=-3)
         # Three reads of queries and keys together; the tables are cast under autocast, or all would be float32.
