@@ -39,6 +39,11 @@ def golden_cases() -> list[Any]:
     return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
 
 
+def counted(case: Any) -> bool:
+    """Whether the record of a case of `golden_cases` has the multiply-adds."""
+    return golden(case if isinstance(case, str) else case.values[0])["gmacs"] is not None
+
+
 def golden_call(case: str) -> tuple[str, dict[str, Any]]:
     record = golden(case)
     if record.get("create"):
@@ -97,11 +102,12 @@ def test_golden_logits(case: str) -> None:
     clip = torch.from_numpy(fill.make_input(record["input_shape"])).double().permute(clip_axes(record))
     with torch.no_grad():
         logits = model.double().eval()(clip).reshape(-1).numpy()
-    tolerance = 1e-6 if case.startswith("hf_vivit") else 1e-7
+    # The attention weights of transformers' ViViT and Longformer are rounded to float32.
+    tolerance = 1e-6 if case.startswith(("hf_vivit", "vtn")) else 1e-7
     assert np.abs(logits - np.array(record["logits"])).max() < tolerance * record["logits_std"]
 
 
-@pytest.mark.parametrize("case", golden_cases())
+@pytest.mark.parametrize("case", [case for case in golden_cases() if counted(case)])
 def test_golden_multiply_adds(case: str) -> None:
     record = golden(case)
     name, call = golden_call(case)
