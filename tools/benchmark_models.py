@@ -61,6 +61,11 @@ def call_transformers(network: nn.Module, clip: Tensor) -> Tensor:
     return network(pixel_values=clip.transpose(1, 2)).logits
 
 
+def call_vjepa2(network: nn.Module, clip: Tensor) -> Tensor:
+    """V-JEPA 2 of transformers has another name for the clip."""
+    return network(pixel_values_videos=clip.transpose(1, 2)).logits
+
+
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +135,14 @@ PEERS = (
     ),
     Peer("vivit_b16x2", "transformers", transformers("Vivit", num_frames=32), (32, 224, 224), call=call_transformers),
     Peer("videomae_vit_b", "transformers", transformers("VideoMAE"), (16, 224, 224), call=call_transformers),
+    Peer(
+        "vjepa2_vit_l",
+        "transformers",
+        transformers("VJEPA2", num_hidden_layers=6, frames_per_clip=16, pred_num_hidden_layers=1),
+        (16, 256, 256),
+        {"depth": 6},
+        call=call_vjepa2,
+    ),
 )
 
 
