@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +23,9 @@ Axes = Literal["clip", "space", "time", "window"]
 """The tokens of one sequence of an attention: those of a clip, of a frame, of one place or one of each frame
 in time, or of a window."""
 
+Gelu = Literal["none", "tanh", "quick"]
+"""Which GELU: the exact one, the approximation by tanh that flax uses, or CLIP's by a sigmoid."""
+
 Tap = Callable[[int, Tensor], Tensor]
 """Is shown an intermediate result, with its number, and returns it."""
 
@@ -30,7 +34,11 @@ __all__ = [
     "Axes",
     "Block",
     "FeedForward",
+    "Gelu",
     "Mlp",
+    "QueryAttention",
+    "QueryValueBiasAttention",
+    "QuickGELU",
     "Tap",
     "TubeletEmbed",
     "drop_path_rates",
@@ -42,6 +50,7 @@ __all__ = [
     "resize_grid",
     "run_blocks",
     "shortcut",
+    "sinusoids",
     "taps",
 ]
 
@@ -94,6 +103,70 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(mixed.flatten(-2)))
 
 
+class QueryValueBiasAttention(Attention):
+    """Self-attention whose queries and values have a bias, and whose keys have none; (B, N, dim) to the same.
+
+    Args:
+        dim: Channels of input and output.
+        num_heads: Heads, each of dim / num_heads channels.
+        qkv_bias: Whether queries and values have a bias.
+        drop_rate: Dropout of the projection.
+        attn_drop_rate: Dropout of the attention weights.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int, qkv_bias: bool = True, drop_rate: float = 0.0, attn_drop_rate: float = 0.0
+    ) -> None:
+        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
+        super().__init__(dim, num_heads=num_heads, qkv_bias=False, axes="clip", **rates)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the projections of tokens (B, N, dim), each (B, N, num_heads, head_dim)."""
+        q, k, v = super().queries_keys_values(x)
+        if self.q_bias is None or self.v_bias is None:
+            return q, k, v
+        # In the type of the products: under autocast a sum with float32 biases would be float32, and attention slow.
+        q_bias, v_bias = (bias.to(q.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
+        return q + q_bias, k, v + v_bias
+
+
+class QueryAttention(nn.Module):
+    """Multi-head attention of queries to other tokens, whose keys and values may differ.
+
+    Args:
+        dim: Channels of the queries and of the other tokens.
+        num_heads: Heads, each of dim / num_heads channels.
+        qkv_bias: Whether queries, keys and values have a bias.
+        out_dim: Channels of the result; None takes `dim`.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, qkv_bias: bool = True, out_dim: int | None = None) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"embed_dim {dim} is no multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.k = nn.Linear(dim, dim, bias=qkv_bias)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim if out_dim is None else out_dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Maps (B, Q, dim), (B, N, dim) and (B, N, dim) to (B, Q, out_dim)."""
+        heads = (self.num_heads, -1)
+        q, k, v = self.q(queries).unflatten(-1, heads), self.k(keys).unflatten(-1, heads), self.v(values)
+        return self.proj(attend(q, k, v.unflatten(-1, heads), layout="BMHK").flatten(-2))
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of the GELU: x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies it to each value."""
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between; (..., dim) to the same.
 
@@ -101,15 +174,13 @@ class Mlp(nn.Module):
         dim: Channels of input and output.
         hidden_dim: Channels between.
         drop_rate: Dropout after each layer.
-        gelu: torch's name of the GELU: ``none`` is the exact one, ``tanh`` the approximation that flax uses.
+        gelu: Which GELU, see `Gelu`.
     """
 
-    def __init__(
-        self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, gelu: Literal["none", "tanh"] = "none"
-    ) -> None:
+    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, gelu: Gelu = "none") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU(approximate=gelu)
+        self.act: nn.Module = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
@@ -128,6 +199,8 @@ class FeedForward(nn.Module):
         drop_path_rate: Stochastic depth.
         norm_eps: Epsilon of the norms.
         gelu: As in `Mlp`.
+        rms_norm: Whether the norms divide by the root mean square alone, without a mean and a bias.
+        layer_scale: Where the factors of each channel of what is added start; None has no factors.
     """
 
     def __init__(
@@ -138,16 +211,23 @@ class FeedForward(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
-        gelu: Literal["none", "tanh"] = "none",
+        gelu: Gelu = "none",
+        rms_norm: bool = False,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm2 = _norm(dim, norm_eps, rms_norm)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, gelu=gelu)
+        self.ls2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Maps (..., dim) to the same shape."""
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+def _norm(dim: int, eps: float, rms_norm: bool) -> nn.Module:
+    return nn.RMSNorm(dim, eps=eps) if rms_norm else nn.LayerNorm(dim, eps=eps)
 
 
 class Block(FeedForward):
@@ -161,12 +241,14 @@ class Block(FeedForward):
 
     def __init__(self, dim: int, *, attention: Attention, norm_eps: float = 1e-6, **options: Any) -> None:
         super().__init__(dim, norm_eps=norm_eps, **options)
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = _norm(dim, norm_eps, options.get("rms_norm", False))
         self.attn = attention
+        scale = options.get("layer_scale")
+        self.ls1: nn.Module = nn.Identity() if scale is None else LayerScale(dim, init_values=scale)
 
     def forward(self, x: Tensor, **layout: int) -> Tensor:
         """Maps (B, N, dim) to the same shape; `layout` holds what the attention needs to know besides the tokens."""
-        x = x + self.drop_path(self.attn(self.norm1(x), **layout))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), **layout)))
         return self.feed_forward(x)
 
 
@@ -179,12 +261,13 @@ class TubeletEmbed(nn.Module):
         in_chans: Channels of the clip.
         dim: Channels of a token.
         tubelet_size: Frames, height and width of a tubelet.
+        bias: Whether the embedding has a bias.
     """
 
-    def __init__(self, in_chans: int, dim: int, *, tubelet_size: tuple[int, int, int]) -> None:
+    def __init__(self, in_chans: int, dim: int, *, tubelet_size: tuple[int, int, int], bias: bool = True) -> None:
         super().__init__()
         self.tubelet_size = tubelet_size
-        self.proj = nn.Conv3d(in_chans, dim, tubelet_size, stride=tubelet_size)
+        self.proj = nn.Conv3d(in_chans, dim, tubelet_size, stride=tubelet_size, bias=bias)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
@@ -198,6 +281,19 @@ def leave_out(last: int, tap: Tap) -> Tap:
         return x if number == last else tap(number, x)
 
     return others
+
+
+def sinusoids(count: int, dim: int) -> Tensor:
+    """Returns the code of each number below `count`, float32 (1, count, dim): sines at even, cosines at odd channels.
+
+    The angle is number / 10000^(2 * floor(channel / 2) / dim), computed in float64 (Vaswani et al. 2017, section 3.5,
+    with the neighbours interleaved).
+    """
+    channel = np.arange(dim)
+    angles = np.arange(count)[:, None] / np.power(10000, 2 * (channel // 2) / dim)
+    angles[:, 0::2] = np.sin(angles[:, 0::2])
+    angles[:, 1::2] = np.cos(angles[:, 1::2])
+    return torch.from_numpy(angles.astype(np.float32)).unsqueeze(0)
 
 
 def keep_visible(x: Tensor, visible: Tensor, *, prefix: int) -> Tensor:
@@ -247,14 +343,18 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     return [last * block / max(depth - 1, 1) for block in range(depth)]
 
 
-def resize_grid(table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: Literal["nearest", "linear"]) -> Tensor:
+def resize_grid(
+    table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: Literal["nearest", "linear", "cubic"]
+) -> Tensor:
     """Resizes a position table that has one entry per cell of a grid of one to three axes.
 
     Args:
         table: (1, cells of `old`, dim), the last axis of the grid fastest.
         old: The grid's length along each axis.
         new: The wanted lengths.
-        mode: ``nearest`` takes cell floor(i * old / new); ``linear`` keeps the first and last cell in their places.
+        mode: ``nearest`` takes cell floor(i * old / new); ``linear`` keeps the first and last cell in their places;
+            ``cubic`` keeps the borders of the grid in their places, and is linear in time (of three axes, or of one)
+            and then bicubic in space.
 
     Returns:
         (1, cells of `new`, dim); `table` itself if nothing changes.
@@ -262,12 +362,30 @@ def resize_grid(table: Tensor, old: Sequence[int], new: Sequence[int], *, mode: 
     if tuple(old) == tuple(new):
         return table
     grid = table.transpose(1, 2).unflatten(2, tuple(old))
+    if mode == "cubic":
+        return _resize_cubic(grid, tuple(new)).flatten(2).transpose(1, 2)
     if mode == "nearest":
         grid = F.interpolate(grid, size=tuple(new), mode="nearest")
     else:
         kind = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(new)]
         grid = F.interpolate(grid, size=tuple(new), mode=kind, align_corners=True)
     return grid.flatten(2).transpose(1, 2)
+
+
+def _resize_cubic(grid: Tensor, new: tuple[int, ...]) -> Tensor:
+    """Resizes (1, dim, T), (1, dim, H, W) or (1, dim, T, H, W): linear in time, then bicubic in each frame."""
+    if len(new) == 1:
+        return F.interpolate(grid, size=new, mode="linear")
+    if len(new) == 3:
+        if grid.shape[2] != new[0]:
+            cells = grid.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+            cells = F.interpolate(cells, size=new[:1], mode="linear")
+            grid = cells.unflatten(0, (grid.shape[0], -1)).permute(0, 2, 3, 1).unflatten(3, grid.shape[3:])
+        if grid.shape[3:] == new[1:]:
+            return grid
+        frames = F.interpolate(grid.transpose(1, 2).flatten(0, 1), size=new[1:], mode="bicubic")
+        return frames.unflatten(0, (grid.shape[0], -1)).transpose(1, 2)
+    return F.interpolate(grid, size=new, mode="bicubic")
 
 
 def run_blocks(

@@ -17,12 +17,13 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from stvid.models.attention import attend
-from stvid.models.blocks import Attention, Block, Mlp, init_transformer_weights
+from stvid.models.blocks import Attention, Block, Mlp, QueryAttention, init_transformer_weights
 
 __all__ = [
     "AttentivePoolHead",
     "Head",
     "LinearHead",
+    "MeanQueryHead",
     "MlpHead",
     "NamedHeads",
     "Pool",
@@ -280,6 +281,47 @@ class AttentivePoolHead(Head):
         query = self.query.expand(tokens.shape[0], -1, -1)
         query = query + self.cross_attn(query, self.norm1(tokens))
         return (query + self.drop_path(self.mlp(self.norm2(query))))[:, 0]
+
+
+class MeanQueryHead(Head):
+    """Pools by attention: the mean of all tokens is the query that looks at them (InternVideo2, CoCa).
+
+    Queries, keys and values have norms of their own.
+
+    Args:
+        in_features: Channels of the features.
+        num_classes: Number of logits.
+        num_heads: Heads of the attention.
+        out_features: Channels that the attention returns and the classifier sees.
+        extra_mlp: Whether a norm and an MLP are added to the pooled vector (attentive probing).
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        num_heads: int,
+        out_features: int,
+        extra_mlp: bool = False,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(out_features, num_classes)
+        self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(in_features) for _ in range(3))
+        self.attn = QueryAttention(in_features, num_heads=num_heads, out_dim=out_features)
+        self.mlp: nn.Sequential | None = None
+        if extra_mlp:
+            self.mlp = nn.Sequential(nn.LayerNorm(out_features), Mlp(out_features, 4 * out_features))
+        self.norm = nn.LayerNorm(out_features)
+        self.drop = nn.Dropout(drop_rate)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Pools the features; (B, C, T, H, W) or (B, N, C) to (B, out_features)."""
+        tokens = features.flatten(2).transpose(1, 2) if features.dim() == 5 else features
+        query = self.norm_q(tokens.mean(1, keepdim=True))
+        x = self.attn(query, self.norm_k(tokens), self.norm_v(tokens))[:, 0]
+        return self.drop(self.norm(x if self.mlp is None else x + self.mlp(x)))
 
 
 class NamedHeads(nn.Module):

@@ -48,7 +48,8 @@ def merge_tokens(
     Args:
         model: A model of stvid with blocks in which each token sees all others of its sequence (ViViT ``joint``,
             ``factorised_encoder``, whose first transformer merges, and ``average_pool``; TimeSformer
-            ``joint_space_time`` and ``space_only``; VideoMAE), or a VisionTransformer of timm. It is changed in place.
+            ``joint_space_time`` and ``space_only``; VideoMAE; UMT; InternVideo2), or a VisionTransformer of timm. It is
+            changed in place.
         r: Tokens that each block gives up; see `merge_schedule`. 0 takes merging off again.
         prop_attn: Whether a token counts in the attention for all patches that it stands for. The paper does so for
             weights trained without merging, except those of masked autoencoders.
@@ -198,7 +199,7 @@ def _mergeable(model: nn.Module) -> tuple[dict[str, nn.Module], int]:
         raise ConfigError(
             f"{type(model).__name__}: its tokens cannot be merged; that takes blocks in which each token sees all "
             "others of its sequence (ViViT joint, factorised_encoder, average_pool; TimeSformer joint_space_time, "
-            "space_only; VideoMAE; timm's VisionTransformer)"
+            "space_only; VideoMAE, UMT, InternVideo2; timm's VisionTransformer)"
         )
     return found, prefix
 
@@ -295,7 +296,8 @@ class MergingBlock(_Merging, Block):  # type: ignore[misc]  # takes and returns 
     def attend_with(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns `x` after attention, and the keys."""
         q, k, v = self.attn.queries_keys_values(self.norm1(x))
-        return x + self.drop_path(self.attn.mix(q, k, v, None if bias is None else bias.to(q.dtype))), k
+        mixed = self.attn.mix(q, k, v, None if bias is None else bias.to(q.dtype))
+        return x + self.drop_path(self.ls1(mixed)), k
 
 
 class TimmMergingBlock(_Merging, timm_vit.Block):

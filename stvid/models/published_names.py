@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
+    "CLIP_BLOCKS",
     "count_blocks",
     "from_mmaction",
     "from_slowfast_caffe2",
@@ -44,6 +45,18 @@ def is_mmaction(state: State) -> bool:
 def from_mmaction(state: State) -> dict[str, Tensor]:
     """Returns a state without the prefix ``backbone.``, and with ``cls_head.fc_cls`` as ``head.fc``."""
     return {re.sub(r"^cls_head\.fc_cls\.", "head.fc.", key.removeprefix("backbone.")): state[key] for key in state}
+
+
+# --- CLIP -------------------------------------------------------------------------------------------------------------
+
+CLIP_BLOCKS = (
+    (r"\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""Rules from the names within a block of openai/CLIP (clip/model.py) to those of `stvid.models.blocks.Block`."""
 
 
 # --- Caffe2 -----------------------------------------------------------------------------------------------------------

@@ -24,14 +24,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import (
-    Attention,
     Block,
+    QueryValueBiasAttention,
     Tap,
     TubeletEmbed,
     drop_path_rates,
@@ -40,6 +39,7 @@ from stvid.models.blocks import (
     rename_keys,
     resize_grid,
     run_blocks,
+    sinusoids,
 )
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
@@ -53,48 +53,6 @@ NORM_EPS = 1e-6  # epsilon of every LayerNorm (official code)
 _NATIVE = "MCG-NJU/VideoMAE"
 _PRETRAINING = "MCG-NJU/VideoMAE pretraining"
 _TRANSFORMERS = "transformers VideoMAE"
-
-
-def sinusoids(count: int, dim: int) -> Tensor:
-    """Returns the code of each number below `count`, float32 (1, count, dim): sines at even, cosines at odd channels.
-
-    The angle is number / 10000^(2 * floor(channel / 2) / dim), computed in float64 (Vaswani et al. 2017, section 3.5,
-    with the neighbours interleaved).
-    """
-    channel = np.arange(dim)
-    angles = np.arange(count)[:, None] / np.power(10000, 2 * (channel // 2) / dim)
-    angles[:, 0::2] = np.sin(angles[:, 0::2])
-    angles[:, 1::2] = np.cos(angles[:, 1::2])
-    return torch.from_numpy(angles.astype(np.float32)).unsqueeze(0)
-
-
-class QueryValueBiasAttention(Attention):
-    """Self-attention whose queries and values have a bias, and whose keys have none; (B, N, dim) to the same.
-
-    Args:
-        dim: Channels of input and output.
-        num_heads: Heads, each of dim / num_heads channels.
-        qkv_bias: Whether queries and values have a bias.
-        drop_rate: Dropout of the projection.
-        attn_drop_rate: Dropout of the attention weights.
-    """
-
-    def __init__(
-        self, dim: int, *, num_heads: int, qkv_bias: bool = True, drop_rate: float = 0.0, attn_drop_rate: float = 0.0
-    ) -> None:
-        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
-        super().__init__(dim, num_heads=num_heads, qkv_bias=False, axes="clip", **rates)
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the projections of tokens (B, N, dim), each (B, N, num_heads, head_dim)."""
-        q, k, v = super().queries_keys_values(x)
-        if self.q_bias is None or self.v_bias is None:
-            return q, k, v
-        # In the type of the products: under autocast a sum with float32 biases would be float32, and attention slow.
-        q_bias, v_bias = (bias.to(q.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
-        return q + q_bias, k, v + v_bias
 
 
 class VideoMAE(VideoModel):
