@@ -110,6 +110,8 @@ def test_golden_logits(case: str) -> None:
 @pytest.mark.parametrize("case", [case for case in golden_cases() if counted(case)])
 def test_golden_multiply_adds(case: str) -> None:
     record = golden(case)
+    if record["gmacs"] is None:
+        pytest.skip("torch's counter does not see all of the official code, so none were recorded")
     name, call = golden_call(case)
     if re.search(r"_d\d+__", case):  # of a shortened model, whose record has the multiply-adds of the whole one
         del call["depth"]
@@ -171,7 +173,9 @@ def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: s
         return {key: parameter.grad.clone() for key, parameter in trained.items()}
 
     plain = gradients()
-    assert not [key for key, gradient in plain.items() if not gradient.abs().sum() > 0]
+    without = {key for key, gradient in plain.items() if not gradient.abs().sum() > 0}
+    # VideoMamba's class token comes first: in the last block there is nothing before it that decays.
+    assert without <= ({"blocks.1.mixer.ahead.decay_log"} if name.startswith("videomamba") else set())
     model.set_grad_checkpointing()
     for key, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[key], rtol=1e-4, atol=1e-5 * float(plain[key].abs().max()))
