@@ -12,7 +12,7 @@ import fnmatch
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,13 +251,19 @@ class _Given:
             return None
         return found if name in (None, found.recipe["name"]) else None
 
-    def load_into(self, model: VideoModel, *, reset_head: bool = False) -> LoadReport:
-        """Loads the weights, and what is known of them."""
+    def load_into(
+        self, model: VideoModel, *, reset_head: bool = False, classes: Sequence[str] | None = None
+    ) -> LoadReport:
+        """Loads the weights, and what is known of them; then encodes the texts that are the classes, if they are."""
         from stvid.checkpoints import load_checkpoint
 
         report = load_checkpoint(model, self.content, reset_head=reset_head, name=self.name)
         if self.weights is not None:
             adopt_weights(model, self.weights, trained=not report.reset)
+        if classes is not None:
+            model.set_classes(classes)
+        elif model.takes_texts and "stvid" not in self.content and model.default_protocol.class_names:
+            model.set_classes(model.default_protocol.class_names)
         return report
 
 
@@ -267,6 +273,7 @@ def load_model(
     name: str | None = None,
     protocol: Protocol | None = None,
     network: nn.Module | None = None,
+    classes: Sequence[str] | None = None,
 ) -> VideoModel:
     """Builds the model that weights belong to, with these weights, their protocol and task, in evaluation mode.
 
@@ -280,8 +287,10 @@ def load_model(
         protocol: Replaces the stored or published protocol.
         network: The image network of the user's own that the video model was made of by `stvid.inflate`; its weights
             are replaced by those of the checkpoint.
+        classes: Texts that are the classes, for models that take texts (X-CLIP); None takes those of the weights.
 
     Raises:
+        ConfigError: If there are `classes`, and the model takes no texts.
         CheckpointError: If the weights cannot be read, do not say which model they are of and no name is given, or do
             not fit.
         StvidError: If they cannot be fetched.
@@ -303,9 +312,12 @@ def load_model(
     else:
         options = given.options_of(name, {})
         model = create_model(name, num_classes=given.count_classes(name, options), **options)
-    given.load_into(model)
+    if model.takes_texts and given.folder is not None and (given.folder / "merges.txt").is_file():
+        model.tokenizer = str(given.folder)  # type: ignore[assignment]
+    given.load_into(model, classes=classes)
     if in_folder is not None:
-        model.default_protocol, model.task = in_folder.protocol, in_folder.task
+        texts = {"class_names": model.default_protocol.class_names} if model.takes_texts else {}
+        model.default_protocol, model.task = in_folder.protocol.replace(**texts), in_folder.task
     if protocol is not None:
         model.default_protocol = protocol
     return model.eval()

@@ -155,6 +155,33 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
     parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
 
 
+def add_text_option(parser: ArgumentParser) -> None:
+    """Adds the option that makes texts the classes; `load` reads it."""
+    parser.add_argument(
+        "--classes",
+        type=str | None,
+        help="Classes as texts, for models that take texts (X-CLIP): 'opening a door,closing a door', or a file as "
+        "--class_names takes it.",
+    )
+
+
+def _texts(options: Any) -> tuple[str, ...] | None:
+    """Returns the texts of ``--classes``; None without."""
+    from stvid.data.manifest import read_class_names
+
+    given = getattr(options, "classes", None)
+    if given is None:
+        return None
+    if options.class_names is not None:
+        raise ConfigError("--classes and --class_names both name the classes: give one of them")
+    if os.path.isfile(given):
+        return tuple(read_class_names(given))
+    texts = tuple(text.strip() for text in given.split(","))
+    if not all(texts):
+        raise ConfigError(f"--classes {given!r}: a text is empty; write them as 'opening a door,closing a door'")
+    return texts
+
+
 def add_device_option(parser: ArgumentParser) -> None:
     """Adds the option that says where the model runs."""
     parser.add_argument("--device", type=str | None, help="cpu, cuda, cuda:1, ...; default a GPU if there is one.")
@@ -218,7 +245,8 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
         config = parse_config(text, dotted, source=checkpoint.name)
     else:
         config = load_config(None, dotted)
-    model = load_model(options.checkpoint, name=options.model or (config.model.name if options.config else None))
+    name = options.model or (config.model.name if options.config else None)
+    model = load_model(options.checkpoint, name=name, classes=_texts(options))
     protocol = model.default_protocol
     if not described and options.config is not None:
         protocol = config.protocol
@@ -229,7 +257,10 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
         if key.startswith("protocol.")
     }
     names = options.class_names or (config.data.class_names if not protocol.class_names else None)
-    if names is not None:
+    if names is not None and model.takes_texts:
+        model.set_classes(read_class_names(names))
+        protocol = protocol.replace(class_names=model.default_protocol.class_names)
+    elif names is not None:
         changes["class_names"] = read_class_names(names)
     if options.views is not None:
         changes["views"] = options.views

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import (
     add_model_options,
+    add_text_option,
     load,
     optimized,
     parse,
@@ -44,6 +45,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("files", type=str, nargs="+", help="Video files; with --window also cameras, URLs and -.")
     add_model_options(parser)
+    add_text_option(parser)
     parser.add_argument("--topk", type=int, default=5, help="Classes shown for each file or window.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables; a line for each window.")
     parser.add_argument(
@@ -72,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
             if is_live(file):
                 raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
     model, config = load(options, dotted)
+    if model.takes_texts and not model.num_classes:
+        raise ConfigError(f"{options.checkpoint}: its classes are texts: give them, --classes 'opening a door,running'")
     say_unnamed(model)
     model = optimized(model, options)
     if options.window is not None:

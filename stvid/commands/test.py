@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.commands.common import (
     add_model_options,
+    add_text_option,
     load,
     optimized,
     parse,
@@ -38,6 +39,7 @@ def _parser() -> ArgumentParser:
         "be given too (--protocol.stride 2, --data.test videos.csv); what differs from the checkpoint is printed.",
     )
     add_model_options(parser)
+    add_text_option(parser)
     parser.add_argument(
         "--data", type=str | None, help="Videos; default the run's data.test, else its data.val. motion: the demo set."
     )
@@ -89,7 +91,11 @@ def run(argv: Sequence[str]) -> int:
     model, config = load(options, dotted)
     if options.data is not None:
         config = with_test_videos(config, options.data, dotted)
-    videos = read_test_videos(config, class_names=model.default_protocol.class_names or None)
+    as_texts = model.takes_texts and options.classes is None and options.class_names is None
+    names = () if as_texts else model.default_protocol.class_names
+    videos = read_test_videos(config, class_names=names or None)
+    if as_texts:
+        _take_texts_of(model, videos)
     videos = _with_classes_of(model, videos)
     protocol = model.default_protocol
     measured: dict[str, Any] = {
@@ -111,6 +117,17 @@ def run(argv: Sequence[str]) -> int:
         print(printable(result.summary(), keep="\n"))
         print(printable(f"written to {folder} (report.html, result.json, logits.npz)"))
     return 0
+
+
+def _take_texts_of(model: VideoModel, videos: Manifest) -> None:
+    """Makes the labels of the videos the classes of a model that takes texts, unless it has them all."""
+    from stvid.data.labels import are_numbers
+
+    texts = videos.class_names
+    if not texts or are_numbers(texts) or set(texts) <= set(model.default_protocol.class_names):
+        return
+    model.set_classes(texts)
+    print(f"the classes are the {len(texts)} labels of the videos, as texts", file=sys.stderr)
 
 
 def _with_classes_of(model: VideoModel, videos: Manifest) -> Manifest:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stvid.errors import StvidError
+from stvid.errors import ConfigError, StvidError
 from stvid.models.blocks import Tap, run_blocks
 from stvid.models.heads import AttentivePoolHead, Head
 from stvid.models.weights import Weights
@@ -100,6 +100,7 @@ class VideoModel(nn.Module):
         block_prefix_tokens: Tokens in front of each sequence that `mergeable_blocks` see, which are not merged.
         names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
         takes_mask: Whether `forward_features` takes a mask.
+        takes_texts: Whether the classes are texts, which `set_classes` changes.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         weights: The published file that its weights are from, if they are from one whose name is known.
         measured: What its weights were measured at: ``metrics`` by names such as ``top1@4x3``, ``videos`` (how many),
@@ -121,6 +122,7 @@ class VideoModel(nn.Module):
     block_prefix_tokens: int = 1
     names_attention: bool = True
     takes_mask: bool = False
+    takes_texts: bool = False
     fused: FuseReport | None = None
     inference_only: str = ""
 
@@ -318,6 +320,20 @@ class VideoModel(nn.Module):
             raise TypeError(f"{type(self).__name__} has a head of its own and must implement reset_classifier")
         self.num_classes = num_classes
         self.recipe = {**self.recipe, "num_classes": num_classes, **({"head": head} if head != "default" else {})}
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Makes texts the classes of the model; only models with `takes_texts` can.
+
+        Args:
+            names: A text for each class, such as "opening a door".
+
+        Raises:
+            ConfigError: If the model does not take texts, or the texts are not usable.
+        """
+        raise ConfigError(
+            f"classes: {self.recipe.get('name', type(self).__name__)} does not take texts as classes; X-CLIP does, "
+            "built with text=True (xclip_b16, xclip_b32, xclip_l14)"
+        )
 
     def stages(self) -> dict[str, nn.Module]:
         """Returns the modules whose outputs `forward_intermediates` gives, by name, in the order of computation."""

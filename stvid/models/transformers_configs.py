@@ -57,6 +57,7 @@ class _Type:
         options: Returns the arguments of the class that a config decides.
         offset: Whether the preprocessor subtracts 1 after it has scaled the pixels, unless its file says otherwise.
         preprocessor: Values of keys that a file leaves out.
+        video: Key of the part that describes the video side; empty if the whole config does.
     """
 
     module: str
@@ -65,6 +66,7 @@ class _Type:
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
     offset: bool = False
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    video: str = ""
 
 
 def known_types() -> list[str]:
@@ -94,7 +96,7 @@ def recipe_of(
     known = _TYPES[kind]
     try:
         options = known.options(config)
-        frames, size = _clip_of(config)
+        frames, size = _clip_of({"num_frames": 8, **config.get(known.video, {})} if known.video else config)
         names = _class_names(config)
         count = len(names) if "id2label" in config else int(config.get("num_labels", 2))
         pixels = None if preprocessor is None else _Pixels.read(preprocessor, known)
@@ -347,6 +349,38 @@ def _vivit(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_transformer_options(config), "tubelet_size": (time, height, width)}
 
 
+def _xclip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads X-CLIP's, whose two sides have configs of their own; heads of all but the blocks have 64 channels."""
+    video, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    width, joint = int(video.get("hidden_size", 768)), int(config.get("projection_dim", 512))
+    heads, text_width = int(video.get("num_attention_heads", 12)), int(text.get("hidden_size", 512))
+    for part, width_of in ((video, width), (text, text_width)):
+        _require(part, "hidden_act", ("quick_gelu",))
+        _require(part, "layer_norm_eps", (1e-5,))
+        _require(part, "intermediate_size", (4 * width_of,))
+    _require(text, "num_attention_heads", (text_width // 64,))
+    _require(config, "prompt_hidden_act", ("quick_gelu",))
+    _require(config, "prompt_num_attention_heads", (joint // 64,))
+    _require(video, "mit_num_attention_heads", (joint // 64,))
+    _require(video, "mit_hidden_size", (joint,))
+    return {
+        "text": True,
+        "in_chans": int(video.get("num_channels", 3)),
+        "patch_size": _patch_size({"patch_size": 32, **video}),
+        "depth": int(video.get("num_hidden_layers", 12)),
+        "embed_dim": width,
+        "num_heads": None if heads * 64 == width else heads,
+        "joint_dim": joint,
+        "mix_depth": int(video.get("mit_num_hidden_layers", 1)),
+        "drop_path_rate": float(video.get("drop_path_rate", 0.0)),
+        "prompt_depth": int(config.get("prompt_layers", 2)),
+        "text_depth": int(text.get("num_hidden_layers", 12)),
+        "text_dim": text_width,
+        "vocab_size": int(text.get("vocab_size", 49408)),
+        "context_length": int(text.get("max_position_embeddings", 77)),
+    }
+
+
 _PLAIN = _Type("", "", (), _transformer_options)  # of a type that stvid does not know: nothing is left to be guessed
 _HALF = (0.5, 0.5, 0.5)
 _TYPES: dict[str, _Type] = {
@@ -378,5 +412,13 @@ _TYPES: dict[str, _Type] = {
         _vivit,
         offset=True,
         preprocessor={"image_mean": _HALF, "image_std": _HALF, "rescale_factor": 1 / 127.5},
+    ),
+    "xclip": _Type(
+        "stvid.models.families.xclip",
+        "XCLIP",
+        ("xclip_b16", "xclip_b32", "xclip_l14"),
+        _xclip,
+        preprocessor={"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+        video="vision_config",
     ),
 }
