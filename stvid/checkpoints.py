@@ -451,7 +451,8 @@ def load_checkpoint(
     resized = _resize_tables(model, state, own, target.head, _stored_recipe(content))
     reset = _reset_keys(fit, target, name)
     taken = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in reset}
-    model.load_state_dict(taken, strict=False)
+    # A model without memory of its own (on the meta device) takes the tensors themselves, so that there is one copy.
+    model.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in own.values()))
     protocol = None
     if isinstance(model, VideoModel):
         model.adopt_format(fit.format, _stored_recipe(content).get("hyperparameters", {}))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import importlib
+import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,9 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "timm": ("stvid.inflation.inflate",),
     "torchvision": ("stvid.models.libraries", "stvid.inflation.inflate"),
 }
+
+
+HUGE = 500_000_000  # numbers in a file from which a model is built of its tensors, without a copy
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -298,12 +303,13 @@ def load_model(
     given = _Given.read(source)
     stored = given.content.get("stvid")
     in_folder = None if given.weights is not None else given.in_folder(name)
+    build: Callable[[], VideoModel]
     if in_folder is not None:
-        model = _described(in_folder.recipe, name, given.name, network)
+        build = functools.partial(_described, in_folder.recipe, name, given.name, network)
     elif isinstance(stored, Mapping) and "model" in stored:
-        model = _described(dict(stored["model"]), name, given.name, network)
+        build = functools.partial(_described, dict(stored["model"]), name, given.name, network)
     elif given.weights is not None:
-        model = _of_weights(given, given.weights, name)
+        build = functools.partial(_of_weights, given, given.weights, name)
     elif name is None:
         raise CheckpointError(
             f"{given.name}: does not say which model it is of (not written by stvid); name it with --model, for "
@@ -311,16 +317,46 @@ def load_model(
         )
     else:
         options = given.options_of(name, {})
-        model = create_model(name, num_classes=given.count_classes(name, options), **options)
-    if model.takes_texts and given.folder is not None and (given.folder / "merges.txt").is_file():
-        model.tokenizer = str(given.folder)  # type: ignore[assignment]
-    given.load_into(model, classes=classes)
+        build = functools.partial(create_model, name, num_classes=given.count_classes(name, options), **options)
+    model = _filled(given, build, classes) if network is None and _count_numbers(given.content) >= HUGE else None
+    if model is None:
+        model = build()
+        if model.takes_texts and given.folder is not None and (given.folder / "merges.txt").is_file():
+            model.tokenizer = str(given.folder)  # type: ignore[assignment]
+        given.load_into(model, classes=classes)
     if in_folder is not None:
         texts = {"class_names": model.default_protocol.class_names} if model.takes_texts else {}
         model.default_protocol, model.task = in_folder.protocol.replace(**texts), in_folder.task
     if protocol is not None:
         model.default_protocol = protocol
     return model.eval()
+
+
+def _filled(given: _Given, build: Callable[[], VideoModel], classes: Sequence[str] | None) -> VideoModel | None:
+    """Builds a huge model of the tensors of its file, without memory of its own and without drawing weights.
+
+    The files are mapped into memory, so that a tensor is read when it is used, shard by shard, and there is no second
+    copy.
+
+    Returns:
+        The model; None if it is none of stvid's own, or if something of it is not in the file.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = build()
+    if model.takes_texts or model.recipe.get("name") not in native_models():
+        return None
+    given.load_into(model, classes=classes)
+    left = any(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers()))
+    return None if left else model
+
+
+def _count_numbers(content: Any) -> int:
+    """Returns how many numbers the tensors in the content of a file have."""
+    if isinstance(content, Mapping):
+        return sum(map(_count_numbers, content.values()))
+    return int(content.numel()) if hasattr(content, "numel") else 0
 
 
 def _of_weights(given: _Given, weights: Weights, name: str | None) -> VideoModel:

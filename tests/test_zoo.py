@@ -216,3 +216,35 @@ def test_saved_weights_remember_where_they_are_from(published: dict[str, torch.T
     other = stvid.create_model("toyformer", num_classes=2, qkv_bias=False)
     stvid.load_checkpoint(other, tmp_path / "w.safetensors", reset_head=True)
     assert other.weights is None and other.measured == {}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_huge_model_is_built_of_the_tensors_of_its_file(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_frames": 2, "img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 3}
+    model = stvid.create_model("internvideo2_s", **options).eval()
+    stvid.save_model(model, tmp_path / f"weights.{suffix}")
+    monkeypatch.setattr("stvid.zoo.HUGE", 0)
+    drawn: list[str] = []
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: drawn.append(str(tensor.device)))
+    again = stvid.load_model(tmp_path / f"weights.{suffix}")
+    assert set(drawn) == {"meta"}  # no weights were drawn in memory
+    clip = torch.randn(1, 3, 2, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
+    again.train()(clip).sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+def test_what_a_file_has_not_is_made_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"num_frames": 2, "img_size": 32, "num_classes": 3, "depth": (1, 1, 1, 1)}
+    model = stvid.create_model("r3d_18", **options).eval()
+    state = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save({"stvid": stvid.checkpoints.describe(model), "state_dict": state}, tmp_path / "weights.pt")
+    monkeypatch.setattr("stvid.zoo.HUGE", 0)
+    again = stvid.load_model(tmp_path / "weights.pt")
+    assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
+    clip = torch.randn(1, 3, 2, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
