@@ -216,7 +216,7 @@ def _shown(value: Any) -> str:
 def initialise(
     model: VideoModel, config: TrainConfig, class_names: tuple[str, ...], weights: InitialWeights | None
 ) -> list[str]:
-    """Loads the weights that a run starts from.
+    """Loads the weights that a run starts from, and encodes the classes of a model that takes texts.
 
     Args:
         model: From `build_model`; it gets a new classifier if that of the weights is of other classes.
@@ -232,8 +232,17 @@ def initialise(
         ConfigError: If they are of another model, or were made with other options; the message holds the options that
             name it.
     """
-    if weights is None:
-        return []
+    lines = [] if weights is None else _load_initial(model, config, class_names, weights)
+    if model.takes_texts:
+        model.set_classes(class_names)
+        lines.append(f"init      the classes are the {len(class_names)} labels of the videos, as texts")
+    return lines
+
+
+def _load_initial(
+    model: VideoModel, config: TrainConfig, class_names: tuple[str, ...], weights: InitialWeights
+) -> list[str]:
+    """Loads the weights that a run starts from; the arguments are those of `initialise`."""
     name = config.model.name
     _check_temporal(model, weights)
     try:

@@ -8,6 +8,7 @@ import torch
 
 import stvid
 from stvid.config import TrainConfig, load_config
+from stvid.config_sections import ModelConfig
 from stvid.engine.finetuning import resolve_config
 from stvid.engine.model import build_model, find_initial_weights, initialise, model_takes, protocol_differences
 from stvid.errors import CheckpointError, ConfigError
@@ -212,3 +213,21 @@ def test_differences_are_named_by_key() -> None:
     ]
     segments = OWN.replace(sampling="segment", stride=9)
     assert protocol_differences(OWN, segments) == ["protocol.sampling: dense instead of the weights' segment"]
+
+
+def test_the_labels_of_the_videos_are_the_texts_of_a_model_that_takes_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"depth": 1, "embed_dim": 48, "num_heads": 4, "joint_dim": 32, "text_depth": 1, "text_dim": 64}
+    options = {"text": True, "vocab_size": 50, "context_length": 8, **sizes}
+    config = dataclasses.replace(
+        TrainConfig(),
+        model=ModelConfig(name="xclip_b16", hyperparameters=options),
+        protocol=Protocol(frames=2, short_side=32, crop=32),
+    )
+    model = build_model(config, 2)
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(type(model), "set_classes", lambda self, names: given.append(names))
+    assert "2 labels of the videos, as texts" in initialise(model, config, ("opening", "closing"), None)[0]
+    assert given == [("opening", "closing")]

@@ -180,7 +180,8 @@ class TextHead(Head):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.layers = nn.ModuleList(PromptLayer(dim) for _ in range(depth))
         self.alpha = nn.Parameter(torch.full((dim,), PROMPT_SCALE))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # Not trained, as published, nor is the text encoder (MODEL.FIX_TEXT).
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
         self.reset(num_classes)
 
     def forward(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
