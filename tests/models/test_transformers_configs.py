@@ -177,7 +177,7 @@ def test_what_stvid_does_not_compute_is_an_error(changes: dict[str, Any], words:
     with pytest.raises(CheckpointError, match=words) as error:
         recipe_of({**BASE, **changes}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ") and "\n" not in str(error.value)
-    assert known_types() == ["timesformer", "videomae", "vivit", "vjepa2"]
+    assert known_types() == ["timesformer", "videomae", "vivit", "vjepa2", "xclip"]
 
 
 # --- preprocessing ----------------------------------------------------------------------------------------------------
