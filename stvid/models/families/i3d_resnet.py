@@ -27,17 +27,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.attention import attend
 from stvid.models.base import StagedModel
 from stvid.models.blocks import Tap, init_conv_weights, rename_keys, shortcut
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
+from stvid.models.nonlocal_block import NonLocal, NonlocalMode, NonlocalPool
 from stvid.models.published_names import (
     count_blocks,
     from_mmaction,
@@ -51,62 +51,6 @@ from stvid.protocol import Protocol
 __all__ = ["InflatedResNet"]
 
 Size3d = tuple[int, int, int]
-NonlocalMode = Literal["softmax", "dot_product", "gaussian"]
-NonlocalPool = Literal["before", "after", "none"]
-NONLOCAL_STD = 0.01  # standard deviation of the initial weights in non-local blocks (SlowFast)
-
-
-class NonLocal(nn.Module):
-    """Non-local block: every position sees all others, through half the channels (section 3.3).
-
-    Args:
-        dim: Channels.
-        mode: ``softmax`` (embedded Gaussian: scaled dot-product attention of one head), ``dot_product``, which
-            divides by the number of positions instead, or ``gaussian``, which compares the input itself, unscaled.
-        pool: Whether keys and values are pooled by 2x2 in space ``before`` their projections (SlowFast), ``after`` them
-            (mmaction2), or not (``none``).
-        scale: Whether ``softmax`` scales the scores.
-        bias: Whether the last convolution has a bias, in front of its norm.
-    """
-
-    norm_neighbours = (("out", "norm"),)
-    axes = "clip"
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        mode: NonlocalMode = "softmax",
-        pool: NonlocalPool = "before",
-        scale: bool = True,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        if mode not in get_args(NonlocalMode):
-            raise ValueError(f"nonlocal_mode {mode!r}: must be softmax, dot_product or gaussian")
-        if pool not in get_args(NonlocalPool):
-            raise ValueError(f"nonlocal_pool {pool!r}: must be before, after or none")
-        self.mode, self.pool, self.scale = mode, pool, scale
-        self.theta = nn.Identity() if mode == "gaussian" else nn.Conv3d(dim, dim // 2, 1)
-        self.phi = nn.Identity() if mode == "gaussian" else nn.Conv3d(dim, dim // 2, 1)
-        self.g = nn.Conv3d(dim, dim // 2, 1)
-        self.out = nn.Conv3d(dim // 2, dim, 1, bias=bias)
-        self.norm = nn.BatchNorm3d(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, dim, T, H, W) to the same shape."""
-        pooled = F.max_pool3d(x, (1, 2, 2)) if self.pool == "before" else x
-        keys, values = self.phi(pooled), self.g(pooled)
-        if self.pool == "after":
-            keys, values = F.max_pool3d(keys, (1, 2, 2)), F.max_pool3d(values, (1, 2, 2))
-        q, k, v = (y.flatten(2).transpose(1, 2) for y in (self.theta(x), keys, values))
-        if self.mode == "dot_product":
-            mixed = q @ (k.transpose(1, 2) @ v) / k.shape[1]
-        else:
-            scale = None if self.scale and self.mode == "softmax" else 1.0
-            mixed = attend(q[:, None], k[:, None], v[:, None], scale=scale, source=(self, self.axes))[:, 0]
-        mixed = mixed.transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + self.norm(self.out(mixed))
 
 
 class Bottleneck(nn.Module):
@@ -281,10 +225,7 @@ class InflatedResNet(StagedModel):
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.norm3.weight)
             elif isinstance(module, NonLocal):
-                nn.init.zeros_(module.norm.weight)
-                for conv in (module.theta, module.phi, module.g, module.out):
-                    if isinstance(conv, nn.Conv3d):
-                        nn.init.normal_(conv.weight, std=NONLOCAL_STD)
+                module.start_as_identity()
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the stem and the stages, with the pool in time after the first."""

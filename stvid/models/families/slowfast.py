@@ -35,10 +35,11 @@ from torch import Tensor, nn
 
 from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import Tap, init_conv_weights, rename_keys, run_blocks
-from stvid.models.families.i3d_resnet import NONLOCAL_STD, Bottleneck, NonLocal, NonlocalMode
+from stvid.models.families.i3d_resnet import Bottleneck
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
+from stvid.models.nonlocal_block import NonLocal, NonlocalMode
 from stvid.models.published_names import (
     count_blocks,
     from_mmaction,
@@ -291,10 +292,7 @@ class SlowFast(VideoModel):
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.norm3.weight)
             elif isinstance(module, NonLocal):
-                nn.init.zeros_(module.norm.weight)
-                for conv in (module.theta, module.phi, module.g, module.out):
-                    if isinstance(conv, nn.Conv3d):
-                        nn.init.normal_(conv.weight, std=NONLOCAL_STD)
+                module.start_as_identity()
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs both pathways, stage by stage."""

@@ -1,0 +1,424 @@
+"""The trunk of 2D CNNs with a temporal module: frames are folded into the batch, and a consensus joins them.
+
+A 2D network sees every frame of a clip by itself, and its head averages over the frames (Wang et al., "Temporal Segment
+Networks", ECCV 2016, arXiv:1608.00859). What makes such a network see time is a small module in its residual blocks: a
+shift of channels, a difference of neighbours, a gate. This module holds what these networks share; a family hooks its
+temporal module in and says nothing of ResNets.
+
+Between blocks, and for every temporal module, the features of a clip are *frames*, a tensor (B, T, C, H, W). `PerFrame`
+folds T into the batch for its 2D layers, which on both sides is a view. A block offers four places for a module, all
+from frames to frames (`BlockParts`):
+
+    x -> before -> conv1 -> inside -> conv2, or spatial in its place -> conv3 -> + shortcut -> ReLU -> after
+
+Blocks are those of He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385, with the
+stride at the 3x3 convolution (torchvision, models/resnet.py); so any checkpoint of a 2D ResNet fits the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stvid.models.base import StagedModel
+from stvid.models.blocks import Tap, init_conv_weights, rename_keys
+from stvid.models.heads import LinearHead
+from stvid.models.kernels import clip_layout
+from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, read_options
+
+__all__ = [
+    "BasicBlock",
+    "BlockParts",
+    "BlockPlace",
+    "Bottleneck",
+    "ChannelTimeConv",
+    "ConsensusHead",
+    "PerFrame",
+    "SegmentResNet",
+    "TemporalShift",
+    "TimePool",
+    "conv_norm",
+    "to_frames",
+]
+
+MIN_CLIP = (1, 32, 32)
+
+
+# --- layers on frames -------------------------------------------------------------------------------------------------
+
+
+class PerFrame(nn.Sequential):
+    """2D layers that see each frame by itself; (B, T, C, H, W) to (B, T, C', H', W')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Folds the frames into the batch, applies the layers, and unfolds them."""
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def conv_norm(
+    in_dim: int, dim: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False, act: bool = True
+) -> PerFrame:
+    """Builds a padded 2D convolution with its norm, and a ReLU if `act` is set.
+
+    Args:
+        in_dim: Channels of the input.
+        dim: Channels of the output.
+        kernel: Side of the kernel, an odd number.
+        stride: Stride.
+        groups: Groups of channels that do not see each other.
+        bias: Whether the convolution has a bias, in front of its norm.
+        act: Whether a ReLU follows the norm.
+    """
+    conv = nn.Conv2d(in_dim, dim, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
+    layers: list[nn.Module] = [conv, nn.BatchNorm2d(dim)]
+    return PerFrame(*layers, nn.ReLU(inplace=True)) if act else PerFrame(*layers)
+
+
+def to_frames(clip: Tensor) -> Tensor:
+    """Returns the frames (B, T, C, H, W) of a clip (B, C, T, H, W), in the memory format that 2D layers like."""
+    return clip_layout(clip).transpose(1, 2)
+
+
+class TemporalShift(nn.Module):
+    """Moves a part of the channels one frame back, and as many one frame on; frames without a neighbour get zeros.
+
+    Lin et al., "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019, arXiv:1811.08383; official
+    code: mit-han-lab/temporal-shift-module, ops/temporal_shift.py and online_demo/mobilenet_v2_tsm.py.
+
+    Args:
+        shift_div: The first 1/shift_div of the channels take the next frame, the second 1/shift_div the previous one.
+        causal: The shift for streams: the first 1/shift_div of the channels take the previous frame, and none the next.
+    """
+
+    def __init__(self, *, shift_div: int = 8, causal: bool = False) -> None:
+        super().__init__()
+        if shift_div < (1 if causal else 2):
+            raise ValueError(f"shift_div {shift_div}: must be at least {1 if causal else 2}")
+        self.shift_div = shift_div
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps frames (B, T, C, H, W) to the same shape."""
+        part = x.shape[2] // self.shift_div
+        if self.causal:
+            return self.step(x, x.new_zeros(1, 1, part, 1, 1).expand(x.shape[0], 1, part, *x.shape[3:]))[0]
+        out = torch.zeros_like(x)
+        out[:, :-1, :part] = x[:, 1:, :part]
+        out[:, 1:, part : 2 * part] = x[:, :-1, part : 2 * part]
+        out[:, :, 2 * part :] = x[:, :, 2 * part :]
+        return out
+
+    def step(self, x: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Shifts the next frames of a stream.
+
+        Args:
+            x: (B, T, C, H, W).
+            last: The channels that the frame before `x` passes on, (B, 1, C / shift_div, H, W).
+
+        Returns:
+            The shifted frames, and the channels that their last one passes on.
+        """
+        part = last.shape[2]
+        moved = torch.cat((last, x[:, :, :part]), dim=1)
+        return torch.cat((moved[:, :-1], x[:, :, part:]), dim=2), moved[:, -1:]
+
+    def extra_repr(self) -> str:
+        """Returns the settings, which are shown when the model is printed."""
+        return f"shift_div={self.shift_div}, causal={self.causal}"
+
+
+class ChannelTimeConv(nn.Module):
+    """A convolution in time of every channel by itself, with zeros beyond the clip: a shift that is learned.
+
+    It is written as a 2D convolution over (T, H * W), which has fast kernels everywhere.
+
+    Args:
+        dim: Channels.
+        kernel: Frames that it sees, an odd number.
+    """
+
+    def __init__(self, dim: int, *, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, (kernel, 1), padding=(kernel // 2, 0), groups=dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps frames (B, T, C, H, W) to the same shape."""
+        rows = x.transpose(1, 2).flatten(3)
+        return self.conv(rows).unflatten(3, x.shape[3:]).transpose(1, 2)
+
+    def start_as_shift(self, *, shift_div: int) -> None:
+        """Starts as the shift of `TemporalShift`, for a kernel of three frames: the rest of the channels stay."""
+        part = self.conv.out_channels // shift_div
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.weight[:part, :, 2] = 1.0
+            self.conv.weight[part : 2 * part, :, 0] = 1.0
+            self.conv.weight[2 * part :, :, 1] = 1.0
+
+
+class TimePool(nn.Module):
+    """Halves the frames of a clip: the maximum over three frames at every second one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps frames (B, T, C, H, W) to (B, ceil(T/2), C, H, W)."""
+        return F.max_pool3d(x.transpose(1, 2), (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0)).transpose(1, 2)
+
+
+class ConsensusHead(LinearHead):
+    """Averages each frame over space, drops out, and averages over the frames: the logits are the mean of the frames'.
+
+    Args:
+        num_features: Channels of the features.
+        num_classes: Number of logits.
+        drop_rate: Dropout of each frame's features.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, *, drop_rate: float = 0.0) -> None:
+        super().__init__(num_features, num_classes, drop_rate=drop_rate)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Pools the features, (B, C, T, H, W) to (B, C)."""
+        return self.drop(features.mean((3, 4))).mean(2)
+
+
+# --- residual blocks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """The place of a block in the trunk, and its sizes.
+
+    Attributes:
+        stage: Number of its stage, from 0.
+        block: Number in the stage, from 0.
+        in_dim: Channels of its input.
+        dim: Channels of its output.
+        inner: Channels between its convolutions.
+        stride: Stride in space.
+    """
+
+    stage: int
+    block: int
+    in_dim: int
+    dim: int
+    inner: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The modules that a family hooks into a residual block; each maps frames to frames.
+
+    Attributes:
+        before: In front of the first convolution; sees `in_dim` channels.
+        inside: Behind the first convolution with its norm and ReLU; sees `inner` channels. Bottlenecks alone have it.
+        spatial: In place of the 3x3 convolution with its norm and ReLU; also applies the stride. Bottlenecks alone.
+        after: Behind the last ReLU; sees `dim` channels.
+        moves_shortcut: Whether the shortcut sees what `before` made, or the input of the block.
+    """
+
+    before: nn.Module | None = None
+    inside: nn.Module | None = None
+    spatial: nn.Module | None = None
+    after: nn.Module | None = None
+    moves_shortcut: bool = False
+
+
+class ResidualBlock(nn.Module):
+    """Base class of the blocks: the shortcut, and the modules around the branch.
+
+    Args:
+        place: The block's place and sizes.
+        parts: The modules that are hooked in.
+        bias: Whether convolutions have a bias, in front of their norms.
+    """
+
+    def __init__(self, place: BlockPlace, parts: BlockParts, *, bias: bool = False) -> None:
+        super().__init__()
+        self.moves_shortcut = parts.moves_shortcut
+        self.before = parts.before or nn.Identity()
+        self.after = parts.after or nn.Identity()
+        changes = place.stride > 1 or place.in_dim != place.dim
+        self.downsample: nn.Module = (
+            conv_norm(place.in_dim, place.dim, 1, stride=place.stride, bias=bias, act=False)
+            if changes
+            else nn.Identity()
+        )
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Returns what is added to the shortcut."""
+        raise TypeError(f"{type(self).__name__} does not implement branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps frames (B, T, in_dim, H, W) to (B, T, dim, H', W')."""
+        moved = self.before(x)
+        out = self.branch(moved)
+        out += self.downsample(moved if self.moves_shortcut else x)
+        return self.after(F.relu(out, inplace=True))
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions."""
+
+    def __init__(self, place: BlockPlace, parts: BlockParts, *, bias: bool = False) -> None:
+        super().__init__(place, parts, bias=bias)
+        self.conv1 = conv_norm(place.in_dim, place.dim, 3, stride=place.stride, bias=bias)
+        self.conv2 = conv_norm(place.dim, place.dim, 3, bias=bias, act=False)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Applies both convolutions."""
+        return self.conv2(self.conv1(x))
+
+
+class Bottleneck(ResidualBlock):
+    """A 1x1, a 3x3 and a 1x1 convolution, with the stride at the second."""
+
+    def __init__(self, place: BlockPlace, parts: BlockParts, *, bias: bool = False) -> None:
+        super().__init__(place, parts, bias=bias)
+        self.conv1 = conv_norm(place.in_dim, place.inner, 1, bias=bias)
+        self.inside = parts.inside or nn.Identity()
+        self.conv2: nn.Module = parts.spatial or conv_norm(place.inner, place.inner, 3, stride=place.stride, bias=bias)
+        self.conv3 = conv_norm(place.inner, place.dim, 1, bias=bias, act=False)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Applies the convolutions and what is hooked in between."""
+        return self.conv3(self.conv2(self.inside(self.conv1(x))))
+
+
+# --- the trunk --------------------------------------------------------------------------------------------------------
+
+
+class SegmentResNet(StagedModel):
+    """A ResNet over frames; families subclass it and hook their modules into its blocks.
+
+    Args:
+        num_classes: Number of logits.
+        in_chans: Channels of the clip.
+        depth: Blocks of the four stages.
+        embed_dim: Channels of the first stage.
+        bottleneck: Whether blocks are bottlenecks, with a quarter of the channels inside, or basic blocks.
+        make_parts: Called with each block's place, in order; returns what is hooked into it.
+        drop_rate: Dropout before the classifier.
+        bias: Whether convolutions have a bias, in front of their norms.
+        time_pools: Stages, from 1 to 3, after which `TimePool` halves the frames.
+
+    The features are (B, 8 * embed_dim, T, ceil(H/32), ceil(W/32)), with fewer frames behind pools in time. A clip has
+    at least 32 pixels in height and width.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_chans: int,
+        depth: Sequence[int],
+        embed_dim: int,
+        bottleneck: bool,
+        make_parts: Callable[[BlockPlace], BlockParts],
+        drop_rate: float,
+        bias: bool = False,
+        time_pools: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if not set(time_pools) <= {1, 2, 3}:
+            raise ValueError(f"time_pools {tuple(time_pools)}: stages from 1 to 3 can have a pool in time behind them")
+        self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, embed_dim * 8
+        stem_dim = embed_dim // 4 if bottleneck else embed_dim
+        self.stem = PerFrame(
+            nn.Conv2d(in_chans, stem_dim, 7, stride=2, padding=3, bias=bias),
+            nn.BatchNorm2d(stem_dim),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+
+        def make_block(stage: int, block: int) -> ResidualBlock:
+            dim = embed_dim * 2**stage
+            before = (dim // 2 if stage else stem_dim) if not block else dim
+            stride = 2 if stage and not block else 1
+            place = BlockPlace(stage, block, before, dim, dim // 4 if bottleneck else dim, stride)
+            kind = Bottleneck if bottleneck else BasicBlock
+            return kind(place, make_parts(place), bias=bias)
+
+        self.build_stages(depth, make_block)
+        self.time_pools = nn.ModuleDict({str(stage): TimePool() for stage in sorted(time_pools)})
+        halved = [2 ** sum(pool <= stage for pool in time_pools) for stage in range(4)]
+        self.describe_stages(embed_dim, [(time, 4 * 2**stage, 4 * 2**stage) for stage, time in enumerate(halved)])
+        self.head = ConsensusHead(self.num_features, num_classes, drop_rate=drop_rate)
+        self.apply(init_conv_weights)
+
+    def encode(self, clip: Tensor, tap: Tap) -> Tensor:
+        """Runs the stem and the stages over the frames."""
+        self._check_clip(clip, minimum=MIN_CLIP)
+        return self.run_frames(self.stem(to_frames(clip)), tap)
+
+    def run_frames(self, x: Tensor, tap: Tap) -> Tensor:
+        """Applies the stages, from frames of the stem to the features as maps; `between_stages` stands behind each."""
+
+        def maps(number: int, x: Tensor) -> Tensor:
+            return tap(number, x.transpose(1, 2)).transpose(1, 2)
+
+        for number in (1, 2, 3, 4):
+            x = self.behind_stage(number, self.run_stage(number, x, maps))
+        return x.transpose(1, 2)
+
+    def behind_stage(self, number: int, x: Tensor) -> Tensor:
+        """Applies what stands behind stage 1, 2, 3 or 4: a pool in time, if there is one."""
+        key = str(number)
+        return self.time_pools[key](x) if key in self.time_pools else x
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Turns mmaction2's keys, and those of torchvision's ResNets as the authors use them, into our keys."""
+        if is_mmaction(state):
+            return "mmaction2", rename_keys(from_mmaction(state), MMACTION_RULES)
+        if "base_model.conv1.weight" in state:
+            return self.published_as, rename_keys(state, (*AUTHORS_RULES, *RESNET_RULES))
+        if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
+            return "torchvision ResNet", rename_keys(state, RESNET_RULES)
+        return "stvid", dict(state)
+
+    published_as: str = "authors"
+
+    def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what the tensors show of the trunk: channels, depth, kind of block."""
+        _, own = self.convert_checkpoint(state)
+        return read_options(read_trunk, own, self.state_dict(), needed=("stem.0.weight", "layer1.0.conv1.0.weight"))
+
+
+# --- published keys ---------------------------------------------------------------------------------------------------
+
+RESNET_RULES = (
+    (r"^conv1\.", "stem.0."),
+    (r"^bn1\.", "stem.1."),
+    (r"^(layer\d\.\d+)\.conv(\d)\.(weight|bias)$", r"\1.conv\2.0.\3"),
+    (r"^(layer\d\.\d+)\.bn(\d)\.", r"\1.conv\2.1."),
+    (r"^fc\.", "head.fc."),
+)
+AUTHORS_RULES = (
+    (r"^base_model\.", ""),
+    (r"\.net\.", "."),
+    (r"^new_fc\.", "fc."),
+)
+MMACTION_RULES = (
+    (r"\.net\.", "."),
+    (r"^conv1\.conv\.", "stem.0."),
+    (r"^conv1\.bn\.", "stem.1."),
+    (r"\.(conv\d|downsample)\.conv\.", r".\1.0."),
+    (r"\.(conv\d|downsample)\.bn\.", r".\1.1."),
+)
+
+
+def read_trunk(own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads the arguments of a trunk off a state in our keys."""
+    bottleneck = "layer1.0.conv3.0.weight" in own
+    stem_dim, in_chans = own["stem.0.weight"].shape[:2]
+    return {
+        "in_chans": in_chans,
+        "depth": tuple(count_blocks(own, f"layer{stage}.") for stage in range(1, 5)),
+        "embed_dim": stem_dim * 4 if bottleneck else stem_dim,
+        "bottleneck": bottleneck,
+    }
