@@ -17,6 +17,7 @@ stride at the 3x3 convolution (torchvision, models/resnet.py); so any checkpoint
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,12 @@ __all__ = [
     "ConsensusHead",
     "PerFrame",
     "SegmentResNet",
+    "TemporalAggregation",
     "TemporalShift",
     "TimePool",
     "conv_norm",
+    "join_aggregations",
+    "read_trunk",
     "to_frames",
 ]
 
@@ -161,6 +165,35 @@ class ChannelTimeConv(nn.Module):
             self.conv.weight[2 * part :, :, 1] = 1.0
 
 
+class TemporalAggregation(ChannelTimeConv):
+    """TAM: mixes every channel with its neighbours in time by learned weights, with a ReLU behind.
+
+    Fan et al., "More Is Less: Learning Efficient Video Representations by Big-Little Network and Depthwise Temporal
+    Aggregation", NeurIPS 2019, arXiv:1912.00869; official code: IBM/bLVNet-TAM, core/models/blvnet_tam_backbone.py, and
+    IBM/action-recognition-pytorch, models/twod_models/temporal_modeling.py, with a layer for each neighbour.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes the frames."""
+        return F.relu(super().forward(x), inplace=True)
+
+
+def join_aggregations(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Joins ``tam.prev``, ``tam.curr`` and ``tam.next`` of IBM's files into the weight of one convolution."""
+    pattern = re.compile(r"(.*\btam)\.(?:(prev|curr|next)(?:_se\.fc1)?|blending_layers\.(\d+)(?:\.fc1)?)\.weight")
+    own: dict[str, Tensor] = {}
+    found: dict[str, dict[int, Tensor]] = {}
+    for key, value in state.items():
+        if match := pattern.fullmatch(key):
+            place = ("prev", "curr", "next").index(match[2]) if match[2] else int(match[3])
+            found.setdefault(match[1], {})[place] = value
+        else:
+            own[key] = value
+    for name, layers in found.items():
+        own[f"{name}.conv.weight"] = torch.cat([layers[place] for place in sorted(layers)], dim=2)
+    return own
+
+
 class TimePool(nn.Module):
     """Halves the frames of a clip: the maximum over three frames at every second one."""
 
@@ -220,6 +253,8 @@ class BlockParts:
         spatial: In place of the 3x3 convolution with its norm and ReLU; also applies the stride. Bottlenecks alone.
         after: Behind the last ReLU; sees `dim` channels.
         moves_shortcut: Whether the shortcut sees what `before` made, or the input of the block.
+        shortcut: In place of the convolution with norm that stands on the shortcut where the shape changes.
+        last_act: Whether a ReLU follows the sum.
     """
 
     before: nn.Module | None = None
@@ -227,6 +262,8 @@ class BlockParts:
     spatial: nn.Module | None = None
     after: nn.Module | None = None
     moves_shortcut: bool = False
+    shortcut: nn.Module | None = None
+    last_act: bool = True
 
 
 class ResidualBlock(nn.Module):
@@ -240,15 +277,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, place: BlockPlace, parts: BlockParts, *, bias: bool = False) -> None:
         super().__init__()
-        self.moves_shortcut = parts.moves_shortcut
+        self.moves_shortcut, self.last_act = parts.moves_shortcut, parts.last_act
         self.before = parts.before or nn.Identity()
         self.after = parts.after or nn.Identity()
-        changes = place.stride > 1 or place.in_dim != place.dim
-        self.downsample: nn.Module = (
-            conv_norm(place.in_dim, place.dim, 1, stride=place.stride, bias=bias, act=False)
-            if changes
-            else nn.Identity()
-        )
+        if parts.shortcut is not None:
+            self.downsample: nn.Module = parts.shortcut
+        elif place.stride > 1 or place.in_dim != place.dim:
+            self.downsample = conv_norm(place.in_dim, place.dim, 1, stride=place.stride, bias=bias, act=False)
+        else:
+            self.downsample = nn.Identity()
 
     def branch(self, x: Tensor) -> Tensor:
         """Returns what is added to the shortcut."""
@@ -259,7 +296,7 @@ class ResidualBlock(nn.Module):
         moved = self.before(x)
         out = self.branch(moved)
         out += self.downsample(moved if self.moves_shortcut else x)
-        return self.after(F.relu(out, inplace=True))
+        return self.after(F.relu(out, inplace=True) if self.last_act else out)
 
 
 class BasicBlock(ResidualBlock):
