@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stvid.errors import ConfigError, StvidError
 from stvid.models.blocks import Tap, run_blocks
 from stvid.models.heads import AttentivePoolHead, Head
+from stvid.models.streaming import StreamState
 from stvid.models.weights import Weights
 from stvid.protocol import Protocol
 
@@ -84,9 +85,9 @@ class VideoModel(nn.Module):
 
     A family's class sets `num_classes`, `num_features`, `in_chans`, `head` and `feature_info`, and implements `encode`.
     A model that gives tokens implements `token_grid` and sets `gives_maps` and `num_prefix_tokens`, too. A model that
-    can run over a stream implements ``init_state(batch_size)`` and ``step(frames, state)``, which returns logits and
-    the new state. All arguments of the class are keywords with defaults, among them `num_classes`, `num_frames`,
-    `img_size` (height, width) and `in_chans`. ``docs/add_a_model.md`` walks through a whole family.
+    can run over a stream sets `streams` and implements `step`. All arguments of the class are keywords with defaults,
+    among them `num_classes`, `num_frames`, `img_size` (height, width) and `in_chans`. ``docs/add_a_model.md`` walks
+    through a whole family.
 
     Attributes:
         num_classes: Number of logits.
@@ -101,6 +102,7 @@ class VideoModel(nn.Module):
         names_attention: Whether all attention of the model goes through `attend` and names the axes that it goes over.
         takes_mask: Whether `forward_features` takes a mask.
         takes_texts: Whether the classes are texts, which `set_classes` changes.
+        streams: Whether the model sees no later frame, so that it runs over a stream: `init_state`, `step`.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         weights: The published file that its weights are from, if they are from one whose name is known.
         measured: What its weights were measured at: ``metrics`` by names such as ``top1@4x3``, ``videos`` (how many),
@@ -123,6 +125,7 @@ class VideoModel(nn.Module):
     names_attention: bool = True
     takes_mask: bool = False
     takes_texts: bool = False
+    streams: bool = False
     fused: FuseReport | None = None
     inference_only: str = ""
 
@@ -283,6 +286,46 @@ class VideoModel(nn.Module):
         reduction = self.feature_info[-1].reduction
         time, height, width = (-(-size // step) for size, step in zip(clip_shape[-3:], reduction, strict=True))
         return time, height, width
+
+    # --- frame by frame -----------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size: int = 1) -> StreamState:
+        """Returns the state at the start of a stream, for `step`.
+
+        Args:
+            batch_size: Streams that run side by side.
+
+        Raises:
+            StvidError: If the model does not run over a stream (`streams`).
+        """
+        if not self.streams:
+            raise StvidError(
+                f"{type(self).__name__} does not run over a stream, since it was built to see later frames too; "
+                "networks that can do without are built with causal=True"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: a state is for one stream at least")
+        return StreamState(batch_size)
+
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Goes on with a stream; models with `streams` implement it.
+
+        However a video is cut into chunks, the logits after the last one are those of `forward` for the whole of it.
+
+        Args:
+            frames: The next frames (B, in_chans, T, H, W), one or more, all of the size of the first ones.
+            state: From `init_state`, or from the step before. It stays as it is.
+
+        Returns:
+            The logits (B, num_classes) of all that has passed so far, and the new state. Gradients flow back through
+            the state; `StreamState.detach` cuts them off.
+
+        Raises:
+            ValueError: If the frames have a shape that the model does not take, or another number of streams.
+            StvidError: If the model does not run over a stream, or the state is of another model.
+        """
+        self.init_state(state.batch_size)  # says why not, if the model does not run over a stream
+        raise TypeError(f"{type(self).__name__} does not implement step")
 
     # --- what training and tools ask ----------------------------------------------------------------------------------
 
