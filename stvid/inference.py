@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from stvid.errors import ConfigError
 from stvid.models.base import FuseReport, Tap, VideoModel
 from stvid.models.kernels import channels_last, speed_up
+from stvid.models.streaming import StreamState
 
 __all__ = ["FuseReport", "OptimizedModel", "Precision", "fuse", "optimize", "pick_precision"]
 
@@ -190,6 +191,7 @@ class OptimizedModel(VideoModel):
         self.gives_maps = model.gives_maps
         self.names_attention = model.names_attention
         self.takes_mask = model.takes_mask
+        self.streams = model.streams
         self.num_prefix_tokens = model.num_prefix_tokens
         self.feature_info = model.feature_info
         self.in_chans = model.in_chans
@@ -212,6 +214,11 @@ class OptimizedModel(VideoModel):
     def encode_visible(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Computes the features of some tokens alone, float32."""
         return self.model.encode_visible(self._prepare(clip), visible).float()
+
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Goes on with a stream; never compiled. The state is that of the model inside."""
+        logits, state = self.model.step(self._prepare(frames), state)
+        return logits.float(), state
 
     def forward_head(self, features: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Returns the logits of features, or the input of the classifier, in float32."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from stvid.evaluation.predict import Prediction
+    from stvid.evaluation.stream import StreamUpdate
     from stvid.evaluation.timeline import TimelineWindow
     from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
@@ -41,13 +42,27 @@ def _parser() -> ArgumentParser:
         "Classify video files. The protocol (frames, size, views, class names) comes from the checkpoint; its keys can "
         "be overridden (--protocol.stride 2), which is printed. With --window, a window slides over a file of any "
         "length, a camera (/dev/video0), a URL (rtsp://..., http://...), or standard input (-), and each is classified "
-        "as if it had been cut out.",
+        "as if it had been cut out. A model that sees no later frame (MoViNet with causal=True) runs over the whole "
+        "source as a stream, frame by frame in bounded memory: a line for each second says what it has seen so far and "
+        "how long a frame took.",
     )
-    parser.add_argument("files", type=str, nargs="+", help="Video files; with --window also cameras, URLs and -.")
+    parser.add_argument(
+        "files", type=str, nargs="+", help="Video files; with --window or as a stream also cameras, URLs and -."
+    )
     add_model_options(parser)
     add_text_option(parser)
     parser.add_argument("--topk", type=int, default=5, help="Classes shown for each file or window.")
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables; a line for each window.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print JSON instead of tables; a line for each window or second of a stream.",
+    )
+    parser.add_argument(
+        "--stream",
+        type=bool | None,
+        help="Whether to run as a stream; without --window the default for models that can. "
+        "With false the protocol's clips are classified.",
+    )
     parser.add_argument(
         "--window", type=str | None, help="Classify over time: length of a window, as 2s, 500ms or 1min."
     )
@@ -65,21 +80,23 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(_parser(), own)
     if options.window is None:
-        from stvid.video.streaming import is_live
-
         for name in ("window_stride", "out"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name}: belongs to --window, which is missing")
-        for file in options.files:
-            if is_live(file):
-                raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
+    elif options.stream:
+        raise ConfigError("--stream: one pass over the whole source, which has no --window")
     model, config = load(options, dotted)
     if model.takes_texts and not model.num_classes:
         raise ConfigError(f"{options.checkpoint}: its classes are texts: give them, --classes 'opening a door,running'")
     say_unnamed(model)
+    if options.stream and not model.streams:
+        raise ConfigError(f"--stream: {type(model).__name__} sees later frames, too, so it takes clips or a --window")
     model = optimized(model, options)
     if options.window is not None:
         return _run_timelines(model, options)
+    if model.streams and options.stream is not False:
+        return _run_streams(model, options)
+    _refuse_live(options.files)
 
     from stvid.evaluation.predict import predict
 
@@ -99,6 +116,14 @@ def run(argv: Sequence[str]) -> int:
     for prediction in failed:
         print(printable(f"stvid: error: {prediction.path}: {prediction.error}"), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _refuse_live(files: Sequence[str]) -> None:
+    from stvid.video.streaming import is_live
+
+    for file in files:
+        if is_live(file):
+            raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
 
 
 def _print_predictions(predictions: Sequence[Prediction], protocol: Protocol) -> None:
@@ -160,6 +185,52 @@ def _run_timelines(model: VideoModel, options: Any) -> int:
         if folder is not None and folder.is_dir():
             print(printable(f"written to {folder}"), file=sys.stderr if options.json else sys.stdout)
     return 1 if failed else 0
+
+
+def _run_streams(model: VideoModel, options: Any) -> int:
+    from stvid.evaluation.stream import follow_stream
+
+    if options.backend not in (None, "av"):
+        raise ConfigError(f"--backend: {options.backend} reads no streams; av does, and --stream false takes clips")
+    failed = 0
+    for source in options.files:
+        updates = follow_stream(
+            model,
+            source,
+            topk=options.topk,
+            views=options.views,
+            device=pick_device(options.device),
+            precision=options.precision,
+        )
+        if not options.json:
+            print(printable(source), flush=True)
+        try:
+            for update in updates:
+                if options.json:
+                    print(json.dumps({"source": source, **update.to_dict()}, allow_nan=False), flush=True)
+                else:
+                    _print_update(update)
+        except VideoError as error:
+            failed += 1
+            print(printable(f"stvid: error: {error}"), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_update(update: StreamUpdate) -> None:
+    shown = len(update.classes) if update.last else 3
+    best = "   ".join(
+        f"{100 * probability:5.1f}% {name}"
+        for name, probability in zip(update.classes[:shown], update.probabilities[:shown], strict=True)
+    )
+    latency = f"{1000 * update.latency:7.1f} ms a frame"
+    print(printable(f"  {update.seconds:8.2f} s {latency}  {update.error or best}"), flush=True)
+    if update.last:
+        rate = f"{1 / update.latency:.0f} frames/s"
+        print(
+            f"  {update.frames} frames as one stream: {1000 * update.latency:.1f} ms a frame in the median ({rate}), "
+            f"at most {1000 * update.slowest:.1f} ms; decoding not counted",
+            flush=True,
+        )
 
 
 def _folders(sources: Sequence[str], out: str | None) -> list[Path | None]:

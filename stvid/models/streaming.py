@@ -22,7 +22,7 @@ __all__ = ["StreamMemory", "StreamState"]
 
 
 class StreamState(NamedTuple):
-    """What a model keeps between the chunks of a stream.
+    """The parts of a model that live on between the chunks of a stream.
 
     Attributes:
         batch_size: Streams that run side by side.

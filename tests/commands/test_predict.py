@@ -59,6 +59,58 @@ def test_predict_over_time_bad_calls(checkpoint: str, video: str, options: list[
     assert code == 2 and words in err and len(err.splitlines()) == 1
 
 
+@pytest.fixture(scope="session")
+def streaming(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of a model that runs over a stream."""
+    protocol = PROTOCOL.replace(class_names=("left", "right", "turn"), frames=50, stride=5, fps=25, views="4x1")
+    model = stvid.create_model("movinet_xxs", num_classes=3, num_frames=50, img_size=32, depth=(1, 1, 1, 1, 1))
+    model.default_protocol = protocol
+    path = tmp_path_factory.mktemp("streaming") / "stream.safetensors"
+    stvid.save_model(model, path)
+    return str(path)
+
+
+def test_a_model_that_can_runs_as_a_stream(streaming: str, video: str, call: Call) -> None:
+    code, out, err = call("predict", video, "--checkpoint", streaming, "--device", "cpu")
+    assert code == 0 and not err
+    lines = out.splitlines()
+    assert lines[0] == video and all(
+        re.search(r"\d ms a frame +\d+\.\d% (left|right|turn)", line) for line in lines[1:-1]
+    )
+    assert [line.split()[0] for line in lines[1:-1]] == ["0.00", "1.00", "1.80"]  # at the start, and each second
+    assert re.search(r"10 frames as one stream: \d+\.\d ms a frame in the median \(\d+ frames/s\)", lines[-1])
+    code, out, _ = call("predict", video, "--checkpoint", streaming, "--device", "cpu", "--json", "--topk", 1)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["last"] for row in rows] == [False, False, True]
+    assert rows[-1]["frames"] == 10 and len(rows[-1]["classes"]) == 1 and rows[-1]["latency_ms"] > 0
+
+
+def test_clips_and_windows_of_a_model_that_could_stream(streaming: str, video: str, call: Call) -> None:
+    common = ["predict", video, "--checkpoint", streaming, "--device", "cpu"]
+    code, out, _ = call(*common, "--stream", "false")
+    assert code == 0 and "one stream" not in out and "views 4x1" in out
+    code, out, _ = call(*common, "--window", "1s", "--window_stride", "500ms")
+    assert code == 0 and "0.50 to     1.50 s" in out
+
+
+def test_several_streams_go_on_after_a_missing_file(streaming: str, video: str, tmp_path: Path, call: Call) -> None:
+    code, out, err = call("predict", tmp_path / "gone.mp4", video, "--checkpoint", streaming, "--device", "cpu")
+    assert code == 1 and "no such file" in err and "10 frames as one stream" in out
+
+
+def test_bad_calls_of_streams(streaming: str, checkpoint: str, video: str, call: Call) -> None:
+    for model, options, words in [
+        (checkpoint, ["--stream", "true"], "UniFormer sees later frames"),
+        (streaming, ["--stream", "true", "--window", "1s"], "no --window"),
+        (streaming, ["--backend", "decord"], "decord reads no streams"),
+        (checkpoint, ["--stream", "false"], None),
+    ]:
+        code, _, err = call("predict", video, "--checkpoint", model, "--device", "cpu", *options)
+        assert code == (2 if words else 0) and (words is None or (words in err and len(err.splitlines()) == 1))
+    code, _, err = call("predict", "rtsp://nobody.invalid/x", "--checkpoint", checkpoint, "--device", "cpu")
+    assert code == 2 and "give the length of a --window" in err
+
+
 @pytest.fixture
 def unnamed(tiny_model: Callable[[Protocol], VideoModel], tmp_path: Path) -> str:
     """A checkpoint with as many logits as HMDB51 has classes, and no names for them."""
