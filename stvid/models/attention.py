@@ -149,7 +149,8 @@ def attend(
     if layout == "BMHK":
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if backend == "math":
-        scores = (q @ k.transpose(-2, -1)) * scale
+        scores = q @ k.transpose(-2, -1)
+        scores = scores if scale == 1.0 else scores * scale
         if bias is not None:
             scores = scores + bias
         weights = scores.softmax(dim=-1)

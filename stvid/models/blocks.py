@@ -168,20 +168,23 @@ class QuickGELU(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between; (..., dim) to the same.
+    """Two linear layers with a GELU between; (..., dim) to the same, or to other channels.
 
     Args:
-        dim: Channels of input and output.
+        dim: Channels of the input.
         hidden_dim: Channels between.
+        out_dim: Channels of the output; None takes those of the input.
         drop_rate: Dropout after each layer.
         gelu: Which GELU, see `Gelu`.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, drop_rate: float = 0.0, gelu: Gelu = "none") -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, *, out_dim: int | None = None, drop_rate: float = 0.0, gelu: Gelu = "none"
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act: nn.Module = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
