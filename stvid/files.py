@@ -19,6 +19,7 @@ from stvid.errors import StvidError
 
 __all__ = [
     "TEMPORARY",
+    "expand_home",
     "save_arrays",
     "write_atomically",
     "write_folder_atomically",
@@ -115,6 +116,18 @@ def write_folder_atomically(
         os.rename(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # it is gone already if all went well
+
+
+def expand_home(path: str, *, root: str = "") -> str:
+    """Returns a path that begins with ``~/`` or ``~name/`` below the home folder, as a shell would write it.
+
+    Args:
+        path: Any path; one that exists as it is written stays.
+        root: Folder that relative paths start from.
+    """
+    if not path.startswith("~") or os.path.lexists(os.path.join(root, path)):
+        return path
+    return os.path.expanduser(path)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

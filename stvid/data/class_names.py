@@ -21,6 +21,7 @@ from stvid.classes import class_list, class_lists
 from stvid.data.text_files import Table, parse_json, parse_table, read_text
 from stvid.data.video_table import checked_class_names
 from stvid.errors import ManifestError, nearest
+from stvid.files import expand_home
 
 __all__ = ["read_class_names"]
 
@@ -59,15 +60,13 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         ManifestError: If there is neither, the file holds no names, or its numbers are no places of logits.
     """
-    source = os.fspath(path)
+    source = expand_home(os.fspath(path))
     if not os.path.isfile(source):
         if source in class_lists():
             return class_list(source)
         why = "is a folder" if os.path.isdir(source) else "no such file"
         raise ManifestError(f"{source}: {why}, and no packaged list of class names{nearest(source, class_lists())}")
     text = read_text(source)
-    if "\0" in text:
-        raise ManifestError(f"{source}: is not text (it holds zero bytes); save it as UTF-8")
     suffix = os.path.splitext(source)[1].lower()
     if suffix == ".json":
         names = _of_value(parse_json(text, source, unique_keys=True), source)

@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from stvid.errors import ManifestError, nearest
 
-__all__ = ["are_numbers", "composed", "label_places", "numbers_note", "order_labels", "unknown_label"]
+__all__ = ["are_numbers", "composed", "label_notes", "label_places", "numbers_note", "order_labels", "unknown_label"]
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
+_DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 
 
 def composed(label: str) -> str:
@@ -32,9 +33,10 @@ def are_numbers(labels: Iterable[str]) -> bool:
 def order_labels(labels: Iterable[str], source: str) -> tuple[str, ...]:
     """Returns the classes of a list whose labels occur, in the order of the logits.
 
-    Numbers are ordered as numbers. A number that does not occur between the others is a class without videos, so that
-    each number is the place of its logit; numbers that begin at 1 leave out 0. If more than a quarter of the places
-    would be empty, the numbers that occur are the classes. `numbers_note` says so in words.
+    Numbers are ordered as numbers, also those with a point, which are names otherwise. A whole number that does not
+    occur between the others is a class without videos, so that each number is the place of its logit; numbers that
+    begin at 1 leave out 0. If more than a quarter of the places would be empty, the numbers that occur are the classes.
+    `numbers_note` says so in words.
 
     Args:
         labels: The labels, in any order.
@@ -45,6 +47,8 @@ def order_labels(labels: Iterable[str], source: str) -> tuple[str, ...]:
     """
     found = sorted({composed(label) for label in labels})
     if not are_numbers(found):
+        if found and all(map(_DECIMAL.fullmatch, found)):
+            found.sort(key=float)
         return tuple(found)
     by_number = {int(label): label for label in found}
     if min(by_number) < 0:
@@ -63,6 +67,31 @@ def order_labels(labels: Iterable[str], source: str) -> tuple[str, ...]:
         return tuple(by_number[number] for number in sorted(by_number))
     width = min(len(label) for label in found)
     return tuple(by_number.get(number, f"{number:0{width}d}") for number in places)
+
+
+def label_notes(labels: Sequence[str], source: str) -> list[str]:
+    """Says which labels of a list may have been meant as one, and which look like numbers and are none.
+
+    Args:
+        labels: The labels that occur.
+        source: Name of the list, for messages.
+    """
+    notes = []
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        visible = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+        alike.setdefault(re.sub(r"[\s_-]+", " ", visible).strip().casefold(), []).append(label)
+    for same in alike.values():
+        if len(same) > 1:
+            shown = ", ".join(map(repr, same))
+            notes.append(f"{source}: {shown} are {len(same)} classes, though they differ in case or spaces at most")
+    pointed = next((label for label in labels if "." in label), None)
+    if pointed is not None and all(map(_DECIMAL.fullmatch, labels)):
+        notes.append(
+            f"{source}: labels such as {pointed!r} are numbers with a point: they are taken as names, in the order of "
+            "the numbers; write places of the logits as whole numbers"
+        )
+    return notes
 
 
 def numbers_note(names: Sequence[str], used: Collection[str]) -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
+import re
+import stat
 from typing import Any
 
 from stvid.errors import ManifestError
@@ -19,21 +22,39 @@ Table = list[tuple[int, list[str]]]
 def read_text(path: str | os.PathLike[str]) -> str:
     """Reads a text file.
 
+    A mark of byte order is left off, also one at the begin of a later line, where files were put together.
+
     Raises:
         ManifestError: If it cannot be read, is not UTF-8, or holds nothing.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
+        if not _is_readable(os.stat(path).st_mode):
+            raise ManifestError(f"{path}: is neither a file nor a pipe")
+        with open(path, "rb") as file:
+            content = file.read()
+    except (OSError, ValueError) as error:  # a path with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ManifestError(f"{path}: cannot be read ({reason})") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ManifestError(f"{path}: is not UTF-8 but UTF-16 text; save it as UTF-8")
+    if b"\0" in content:
+        raise ManifestError(f"{path}: is not text (it holds zero bytes); save it as UTF-8")
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
+        line = len(content[: error.start].splitlines()) or 1
         raise ManifestError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"{path}: is not UTF-8 text (line {line}, byte {error.start}: {error.reason}); save it as UTF-8"
         ) from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    text = re.sub(r"(?m)^\ufeff", "", text)
     if not text.strip():
         raise ManifestError(f"{path}: is empty")
     return text
+
+
+def _is_readable(mode: int) -> bool:
+    """Whether something of this mode ends: devices do not, and a folder is left to the system to refuse."""
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:

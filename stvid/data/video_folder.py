@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from stvid.data.labels import composed
 from stvid.errors import ManifestError
 
-__all__ = ["VIDEO_EXTENSIONS", "VideoFolder", "counted_kinds", "is_video"]
+__all__ = ["VIDEO_EXTENSIONS", "VideoFolder", "counted_kinds", "is_image", "is_video"]
 
 # The containers and raw streams of pictures that FFmpeg's demuxers name, and what cameras and recorders call theirs.
 # Left out: scripts and lists of other files (avs, m3u8), raw pictures without a size (yuv), thumbnails (lrv, thm).
@@ -35,6 +35,11 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
 
 
+def is_image(name: str) -> bool:
+    """Tells by its extension whether a file is a picture, as the frames of a video may be."""
+    return name.lower().endswith(_IMAGES)
+
+
 def counted_kinds(names: Iterable[str]) -> str:
     """Counts files by their extension, the most frequent first: ``3 .txt, 1 .xyz, 1 without an extension``."""
     kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
@@ -42,6 +47,10 @@ def counted_kinds(names: Iterable[str]) -> str:
     shown = [f"{count} {kind or 'without an extension'}" for kind, count in ranked[:8]]
     more = sum(count for _, count in ranked[8:])
     return ", ".join([*shown, *([f"{more} of {len(ranked) - 8} other kinds"] if more else [])])
+
+
+def _unreadable(error: OSError) -> None:
+    raise ManifestError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 class VideoFolder:
@@ -60,7 +69,7 @@ class VideoFolder:
         frames: Whether the videos are folders of images.
 
     Raises:
-        ManifestError: If there is no such folder.
+        ManifestError: If there is no such folder, or it or one below it cannot be read.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, depth: int | None = None, frames: bool = False) -> None:
@@ -72,7 +81,7 @@ class VideoFolder:
         if not os.path.isdir(self.root):
             raise ManifestError(f"{self.root}: no such folder (root of the videos)")
         visited: set[str] = set()
-        for folder, below, names in os.walk(self.root, followlinks=True):
+        for folder, below, names in os.walk(self.root, followlinks=True, onerror=_unreadable):
             relative = os.path.relpath(folder, self.root)
             relative = "" if relative == "." else relative
             real = os.path.realpath(folder)
@@ -85,7 +94,7 @@ class VideoFolder:
             if depth is not None and (relative.count(os.sep) + 1 if relative else 0) >= depth:
                 below.clear()
             if frames:
-                if any(name.lower().endswith(_IMAGES) for name in names):
+                if any(map(is_image, names)):
                     self._found.setdefault(os.path.basename(folder), []).append(relative)
                 continue
             for name in sorted(names):

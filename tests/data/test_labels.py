@@ -32,7 +32,7 @@ CAFE = unicodedata.normalize("NFD", "café")
         (["0", "2"], ["0", "2"]),
         (["0"], ["0"]),
         (["run", "10", "9"], ["10", "9", "run"]),  # not all are numbers, so they are names
-        (["1.5", "10", "2"], ["1.5", "10", "2"]),
+        (["10", "2", "1.5"], ["1.5", "2", "10"]),  # names, in the order of the numbers
         (["class10", "class9"], ["class10", "class9"]),
         (["-1", "none"], ["-1", "none"]),
         (["b", "a", "b"], ["a", "b"]),
