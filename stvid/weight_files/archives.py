@@ -7,9 +7,12 @@ not read; compressed ones are unpacked within limits, since a small file could o
 from __future__ import annotations
 
 import io
+import lzma
 import mmap
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ __all__ = ["Archive", "mapped", "read_npy", "read_npz", "read_torch_zip"]
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAX_UNPACKED = 1 << 30
 MAX_RATIO = 100
+# What the unpacking of damaged bytes raises: deflate, LZMA, and bzip2, which has no error of its own.
+_UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError)
 
 
 def mapped(path: Path) -> memoryview:
@@ -97,7 +102,7 @@ class Archive:
         try:
             with zipfile.ZipFile(self._source()) as file, file.open(info) as member:
                 return memoryview(bytearray(member.read(info.file_size)))
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except (*_UNPACKING, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise DamagedFile(f"its member {name[:80]!r} cannot be unpacked: {error}") from error
 
 
@@ -185,7 +190,7 @@ def read_npy(view: memoryview, foreign: Counter[str]) -> Any:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise DamagedFile(f"the head of an array is damaged: {' '.join(str(error).split())[:80]}") from error
     rest = view[stream.tell() :]
     if dtype.hasobject:

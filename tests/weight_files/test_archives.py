@@ -167,3 +167,21 @@ def test_heads_that_lie(tmp_path: Path) -> None:
     ):
         with pytest.raises(DamagedFile, match=reason):
             read_npy(memoryview(bad), Counter())
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_random_damage_of_compressed_arrays_is_said(compression: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = npy(rng.integers(0, 3, 999).astype(np.float32))
+    good = pack(tmp_path / "a.npz", {"kernel.npy": bytes(array)}, compression).read_bytes()
+    damaged = 0
+    for _ in range(120):
+        bad = bytearray(good)
+        for place in rng.integers(0, len(bad), 2):
+            bad[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "b.npz").write_bytes(bad)
+        try:
+            read_npz(Archive(tmp_path / "b.npz"), Counter())
+        except DamagedFile:
+            damaged += 1
+    assert damaged > 60
