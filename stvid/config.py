@@ -29,6 +29,7 @@ from stvid.config_sections import (
     TrainerConfig,
 )
 from stvid.errors import ConfigError, nearest
+from stvid.files import expand_home
 from stvid.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ __all__ = [
     "parse_config",
     "train_parser",
 ]
+
+
+# The keys that name a file or folder; "~/" is the home folder there, as a shell writes it.
+_PATHS = (*("init", "resume", "output", "data.train", "data.val", "data.test", "data.root", "data.class_names"),)
 
 
 def _config_folder() -> Path:
@@ -131,7 +136,7 @@ def _hint(key: str) -> str:
 def _read_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_ConfigLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # depth, and dates that do not exist
         mark = getattr(error, "problem_mark", None)
         where = source if mark is None else f"{source}, line {mark.line + 1}"
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -193,11 +198,20 @@ def one_line(error: Exception, *, prefix: str = "") -> str:
         return text.removeprefix("argument ")
     key, problem = prefix + match[1], match[2]
     if found := re.search(r"Expected an? (.+?)\. Got value:(.*)$", problem):
-        return f"{key}: expected {_type_name(found[1])}, got {found[2].strip()!r}"
-    if found := re.search(r"Union subtypes Subtypes: \[(.+?)\] Errors: .* Given value:(.*)$", problem):
+        names = _type_name(found[1])
+    elif found := re.search(r"Union subtypes Subtypes: \[(.+?)\] Errors: .* Given value:(.*)$", problem):
         names = re.sub(r",? ?NoneType", " or null", _type_name(found[1]))
-        return f"{key}: expected {names}, got {found[2].strip()!r}"
-    return f"{key}: {problem}"
+    else:
+        return f"{key}: {problem}"
+    got = found[2].strip()
+    return f"{key}: expected {names}, got {got!r}{_hint_of_quotes(got) if names.startswith('str') else ''}"
+
+
+def _hint_of_quotes(got: str) -> str:
+    """Returns what to do where YAML took a word for a truth value, a number or a date."""
+    if got in ("True", "False"):
+        return "; yes, no, on and off are truth values in YAML: put quotes around the word"
+    return "; put quotes around it" if re.fullmatch(r"[-+.:\d ]+", got) else ""
 
 
 def _type_name(text: str) -> str:
@@ -225,8 +239,13 @@ def load_config(config: str | os.PathLike[str] | None = None, options: Sequence[
     path = find_config(config)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"config {path}, line {line}: is not UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror})") from error
     return parse_config(text, options, source=str(path))
 
 
@@ -259,7 +278,13 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
         namespace = parser.parse_args(list(options), namespace=base) if options else base
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(one_line(error)) from error
-    return _build(TrainConfig, namespace.as_dict())
+    config: TrainConfig = _build(TrainConfig, namespace.as_dict())
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        owner = getattr(config, section) if section else config
+        if isinstance(path := getattr(owner, name), str):
+            setattr(owner, name, expand_home(path))
+    return config
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
@@ -288,7 +313,20 @@ def dump_config(config: TrainConfig) -> str:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that stands twice, where YAML silently takes the last."""
+    """A YAML loader that refuses what YAML silently takes in a way that nobody means.
+
+    A key that stands twice, of which YAML takes the last; and numbers such as 010, which is 8 there, and 1:30, 90.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = str(node.value)
+        if ":" in text or re.match(r"[-+]?0[0-9_]+$", text):
+            said = "is a number of base 60" if ":" in text else "is a number of base 8"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text} {said} in YAML; write it in base 10, or put quotes around it", node.start_mark
+            )
+        is_whole = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -301,6 +339,10 @@ class _ConfigLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _ConfigLoader.add_constructor(_tag, _ConfigLoader.construct_number)
 
 
 class _ConfigDumper(yaml.SafeDumper):

@@ -21,6 +21,7 @@ from stvid.config import TrainConfig, config_keys, load_config, parse_config
 from stvid.console import command_line, printable
 from stvid.data.labels import numbers_note
 from stvid.data.manifest import Manifest, read_class_names, read_manifest
+from stvid.data.video_table import checked_class_names
 from stvid.errors import CheckpointError, ConfigError, ManifestError
 from stvid.machine import usable_cores
 from stvid.sources import newest_checkpoint
@@ -375,7 +376,7 @@ def _held_groups(manifest: Manifest, groups: np.ndarray, fraction: float, rng: n
 def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
     """Returns the order of the logits if the config or the initial weights fix it."""
     if config.protocol.class_names:
-        return config.protocol.class_names
+        return checked_class_names(config.protocol.class_names, "protocol.class_names")
     if config.data.class_names is not None:
         return read_class_names(config.data.class_names)
     return None
@@ -387,9 +388,11 @@ def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
         return
     numbers = np.linspace(0, len(videos) - 1, min(samples, len(videos))).astype(int)
     paths = [videos[int(number)].path for number in numbers]
-    if not any("://" in path or os.path.exists(path) for path in paths):
+    if not any(os.path.exists(path) for path in paths):
+        written = " with backslashes, as on Windows: write / for them" if any("\\" in path for path in paths) else ""
         raise ManifestError(
-            f"data.{split}: {videos.source}: its videos are not there ({paths[0]}, ...); data.root names their folder"
+            f"data.{split}: {videos.source}: its videos are not there ({paths[0]}, ...)"
+            f"{', and are written' + written if written else '; data.root names their folder'}"
         )
 
 

@@ -413,3 +413,99 @@ def test_protocol_round_trip_and_checks() -> None:
     for wrong in ({"fps": -1}, {"std": (0, 1, 1)}, {"mean": (1, 2)}, {"sampling": "x"}, {"stride": 1.5}):
         with pytest.raises(ConfigError):
             Protocol(**wrong)
+
+
+# Files as editors, other programs and accidents leave them: the keys that they set, or the one line that refuses them.
+ODD_FILES: dict[str, tuple[str | bytes, dict[str, Any]]] = {
+    "empty": ("", {}),
+    "comments only": ("# nothing\n\n", {}),
+    "null": ("null\n", {}),
+    "mark of byte order": ("\ufeffoptim:\n  lr: 0.1\n", {"optim.lr": 0.1}),
+    "windows": ("optim:\r\n  lr: 0.1\r\n", {"optim.lr": 0.1}),
+    "old mac": ("optim:\r  lr: 0.1\r", {"optim.lr": 0.1}),
+    "JSON": ('{"optim": {"lr": 0.1}}', {"optim.lr": 0.1}),
+    "dotted keys": ("optim.lr: 0.1\n", {"optim.lr": 0.1}),
+    "anchor": ("optim: &a\n  lr: 0.1\n", {"optim.lr": 0.1}),
+    "merged keys": ("optim:\n  <<: {lr: 0.1, momentum: 0.5}\n  lr: 0.2\n", {"optim.lr": 0.2, "optim.momentum": 0.5}),
+    "on": ("trainer: {progress: on}\nmodel: {grad_checkpointing: Yes}\n", {"model.grad_checkpointing": True}),
+    "truth as a text": ('model: {grad_checkpointing: "true"}\n', {"model.grad_checkpointing": True}),
+    "exponent without a point": ("optim: {lr: 1e-3}\n", {"optim.lr": 0.001}),
+    "number as a text": ('optim: {lr: "1e-3"}\ntrainer: {max_epochs: "3"}\n', {"optim.lr": 0.001}),
+    "underscores": ("trainer: {max_epochs: 1_000}\n", {"trainer.max_epochs": 1000}),
+    "number in quotes": ('data: {train: "010"}\n', {"data.train": "010"}),
+    "views": ("data: {val_views: 4x3}\n", {"data.val_views": "4x3"}),
+    "tilde alone is null": ("data: {train: ~}\n", {"data.train": None}),
+    "words in quotes": ('protocol: {class_names: ["yes", "no"]}\n', {"protocol.class_names": ("yes", "no")}),
+}
+ODD_FILES_REFUSED: dict[str, tuple[str | bytes, str]] = {
+    "UTF-16": ("optim: {}\n".encode("utf-16"), "line 1: is not UTF-8 text"),
+    "Latin-1": (b"seed: 1\ndata: {train: caf\xe9}\n", "line 2: is not UTF-8 text .*; save it as UTF-8"),
+    "zero byte": ("seed: 1\0\n", "not valid YAML: unacceptable character"),
+    "list": ("- optim: {lr: 1}\n", "expected keys and values, got list"),
+    "text": ("optim = dict(lr=0.1)\n", "expected keys and values, got str"),
+    "number": ("3\n", "expected keys and values, got int"),
+    "TOML": ("[optim]\nlr = 0.1\n", "line 2: not valid YAML"),
+    "page of a server": ("<!DOCTYPE html>\n<p>a: b</p>", "line 2: not valid YAML"),
+    "pointer of git-lfs": ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "got str"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "line 2: not valid YAML: but found another document"),
+    "wrong indent": ("optim:\n lr: 1\n  name: sgd\n", "line 3: not valid YAML"),
+    "no space behind the colon": ("optim:\n  lr:0.1\n", "optim: expected keys and values, got 'lr:0.1'"),
+    "section without keys": ("optim:\nseed: 1\n", "optim: expected keys and values, got None"),
+    "key of another kind": ("3: x\n", "3: unknown key"),
+    "truth as a key": ("on: x\n", "True: unknown key"),
+    "null as a key": ("optim: {~: 1}\n", r"optim\.None: unknown key"),
+    "keys in a helper": ("defaults: &a {lr: 1}\noptim: *a\n", "defaults: unknown key"),
+    "value within itself": ("optim: &a\n  lr: *a\n", r"optim\.lr: expected float"),
+    "python": ("optim: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+    "own tag": ("optim: !x {lr: 1}\n", "could not determine a constructor for the tag '!x'"),
+    "date": ("data: {train: 2020-01-01}\n", r"data\.train: expected str .* put quotes around it"),
+    "date that does not exist": ("data: {train: 2020-99-99}\n", "not valid YAML: month must be"),
+    "bytes": ('data: {train: !!binary "aGVsbG8="}\n', r"data\.train: expected str or null"),
+    "set": ("data: {train: !!set {a}}\n", r"data\.train: expected str or null"),
+    "truth for a word": ("model: {name: no}\n", r"model\.name: expected str, got 'False'; yes, no, on and off"),
+    "truth for a class": (
+        "protocol: {class_names: [yes, no]}\n",
+        r"protocol\.class_names: .*put quotes around the word",
+    ),
+    "number for a class": ("protocol: {class_names: [1, 2]}\n", r"protocol\.class_names: .*'1'; put quotes around it"),
+    "truth for a number": ("optim: {lr: on}\n", r"optim\.lr: expected float, got 'True'$"),
+    "null for a number": ("optim: {lr: null}\n", r"optim\.lr: None is not a finite number"),
+    "fraction for a whole number": ("trainer: {max_epochs: 3.0}\n", r"trainer\.max_epochs: expected int, got '3.0'"),
+    "base 8": ("trainer: {max_epochs: 010}\n", "line 1: .*010 is a number of base 8 in YAML"),
+    "base 60": ("seed: 0\ntrainer: {max_epochs: 1:30}\n", "line 2: .*1:30 is a number of base 60 in YAML"),
+    "base 60 with a point": ("optim: {lr: 1:30.5}\n", "1:30.5 is a number of base 60 in YAML"),
+    "list for a text": ("data: {train: [a, b]}\n", r"data\.train: expected str or null, got"),
+    "text for a list": ("protocol: {class_names: abc}\n", r"protocol\.class_names: expected a list"),
+    "short list": ("protocol: {mean: [0.5, 0.5]}\n", r"protocol\.mean: expected tuple with 3 elements"),
+    "deep": ("a: " + "[" * 3000, "not valid YAML: maximum recursion depth"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_FILES)
+def test_odd_files_are_read(case: str, tmp_path: Path) -> None:
+    content, expected = ODD_FILES[case]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = load_config(path)
+    for key, value in expected.items():
+        assert functools.reduce(getattr, key.split("."), config) == value
+    if not expected:
+        assert config == TrainConfig()
+
+
+@pytest.mark.parametrize("case", ODD_FILES_REFUSED)
+def test_odd_files_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    content, message = ODD_FILES_REFUSED[case]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_home_folders_are_those_of_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("output: ~/run\ninit: ~/w.pt\ndata: {train: ~/videos, class_names: ~/n.txt}\n")
+    config = load_config(tmp_path / "c.yaml", ["--data.val=~/val"])
+    found = (config.output, config.init, config.data.train, config.data.class_names, config.data.val)
+    assert found == tuple(str(tmp_path / name) for name in ("run", "w.pt", "videos", "n.txt", "val"))
