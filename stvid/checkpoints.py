@@ -444,13 +444,16 @@ def load_checkpoint(
         )
     task = _stored_task(content, name)
     found = _candidates_of(content, name)
+    if not found:
+        raise CheckpointError(f"{name}: holds no tensors{_said_of_optimizer(content)}")
     target = _Target(model, reset_head=reset_head)
     fit, others = _choose(target, found, name)
     state, own = fit.state, target.own
     adapted = _adapt_stem(model, state, own)
     resized = _resize_tables(model, state, own, target.head, _stored_recipe(content))
     reset = _reset_keys(fit, target, name)
-    taken = {key: value.to(own[key].dtype) for key, value in state.items() if key in own and key not in reset}
+    kept = {key: value for key, value in state.items() if key in own and key not in reset}
+    taken = _as_the_model_has_them(kept, own, name)
     # A model without memory of its own (on the meta device) takes the tensors themselves, so that there is one copy.
     model.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in own.values()))
     protocol = None
@@ -469,6 +472,43 @@ def load_checkpoint(
     report.found, report.others = fit.candidate.name, others
     report.left_out = _left_out(fit, found, content, target)
     return report
+
+
+def _as_the_model_has_them(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Returns tensors in the types that the model's have.
+
+    Numbers that are not finite are said on standard error: whatever a model computes with them is not finite either.
+
+    Raises:
+        CheckpointError: If tensors have no numbers, or such as lose by it: complex ones, whole ones for fractions.
+    """
+    taken = {}
+    broken = []
+    for key, value in state.items():
+        floating = own[key].is_floating_point()
+        if value.is_meta:
+            raise CheckpointError(f"{name}: its tensors have shapes only, no numbers (they are on torch's meta device)")
+        if floating and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name}: {key} is {kind}, where {own[key].dtype} is needed; save the weights before they are quantised"
+            )
+        taken[key] = value.to(own[key].dtype)
+        # The sum is quick, and may overflow; only then each number is looked at.
+        if floating and not torch.isfinite(taken[key].sum()) and not torch.isfinite(taken[key]).all():
+            broken.append(key)
+    if broken:
+        count = f"{len(broken)} of its tensors hold" if len(broken) > 1 else "one of its tensors holds"
+        print(f"stvid: {name}: {count} numbers that are not finite: {_listed(broken)}", file=sys.stderr)
+    return taken
+
+
+def _said_of_optimizer(content: Mapping[str, Any]) -> str:
+    """Says where the tensors of a file without a network are, if they are those of an optimizer."""
+    states = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    if any({"state", "param_groups"} <= {*state} for state in states):
+        return " of a network, only the state of an optimizer; name the file of the weights"
+    return ""
 
 
 def _reset_keys(fit: _Fit, target: _Target, name: str) -> list[str]:

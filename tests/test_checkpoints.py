@@ -471,3 +471,100 @@ def test_weights_are_saved_with_the_protocol_of_their_training(tmp_path: Path) -
     assert model.default_protocol != protocol  # the model is as it was
     with pytest.raises(CheckpointError, match=r"not written: the model has 2 logits, but the protocol names 1$"):
         stvid.save_model(model, tmp_path / "w.pt", protocol=protocol.replace(class_names=("a",)))
+
+
+def prefixed(prefix: str) -> Any:
+    return lambda state: {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def cast(dtype: torch.dtype) -> Any:
+    return lambda state: {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def adam_of(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    parameters = [torch.nn.Parameter(value.clone()) for value in state.values() if value.is_floating_point()]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+# Files of a network as programs leave them; all of them hold the same weights, up to the precision that is named.
+ODD_STATES: dict[str, tuple[Any, float]] = {
+    "compiled": (prefixed("_orig_mod."), 0),
+    "data parallel": (prefixed("module."), 0),
+    "data parallel, compiled": (prefixed("module._orig_mod."), 0),
+    "compiled, data parallel": (prefixed("_orig_mod.module."), 0),
+    "one compiled part": (lambda state: {key.replace(".", "._orig_mod.", 1): value for key, value in state.items()}, 0),
+    "lightning": (lambda state: {"state_dict": prefixed("model.")(state), "epoch": 3, "loops": {}}, 0),
+    "beside an optimizer": (lambda state: {"model": state, "optimizer": adam_of(state)}, 0),
+    "beside its mean": (lambda state: {"model": state, "model_ema": cast(torch.float16)(state)}, 0),
+    "far down": (lambda state: {"a": {"b": {"c": {"d": state}}}}, 0),
+    "arrays": (lambda state: {key: value.numpy() for key, value in state.items()}, 0),
+    "parameters": (
+        lambda state: {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in state.items()},
+        0,
+    ),
+    "half precision": (cast(torch.float16), 1e-3),
+    "bfloat16": (cast(torch.bfloat16), 1e-2),
+    "double precision": (cast(torch.float64), 0),
+}
+
+
+@pytest.mark.parametrize("case", ODD_STATES)
+def test_odd_files_of_a_network_are_read(case: str, tmp_path: Path) -> None:
+    wrap, tolerance = ODD_STATES[case]
+    source, target = tiny(), tiny()
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    for parameter in target.parameters():
+        torch.nn.init.zeros_(parameter)
+    load_checkpoint(target, tmp_path / "w.pth")
+    for own, loaded in zip(source.state_dict().values(), target.state_dict().values(), strict=True):
+        assert own.dtype == loaded.dtype and torch.allclose(own.double(), loaded.double(), rtol=tolerance, atol=tolerance / 1e4)
+
+
+ODD_STATES_REFUSED: dict[str, tuple[Any, str]] = {
+    "an optimizer": (adam_of, "holds no tensors of a network, only the state of an optimizer"),
+    "an optimizer of a run": (
+        lambda state: {"optimizer": adam_of(state), "epoch": 3},
+        "only the state of an optimizer",
+    ),
+    "nothing": (lambda state: {}, "holds no tensors$"),
+    "lists": (lambda state: {key: value.tolist() for key, value in state.items()}, "holds no tensors$"),
+    "numbers as keys": (lambda state: dict(enumerate(state.values())), "another architecture than uniformer_xxs"),
+    "other shapes": (
+        lambda state: {k: torch.zeros(7, *v.shape[1:]) if v.ndim > 1 else v for k, v in state.items()},
+        r"shapes differ from uniformer_xxs: patch_embed1\.proj\.weight \(7, 3, 3, 4, 4\) instead of",
+    ),
+    "a tensor less": (lambda state: dict(list(state.items())[1:]), r"missing patch_embed1\.norm\.weight$"),
+    "a tensor more": (lambda state: {**state, "extra.weight": torch.ones(2)}, r"left over extra\.weight$"),
+    "without a head": (
+        lambda state: {key: value for key, value in state.items() if not key.startswith("head")},
+        r"missing head\.fc\.weight, head\.fc\.bias",
+    ),
+    "whole numbers": (cast(torch.int8), r"is int8, where torch\.float32 is needed; save the weights before"),
+    "complex numbers": (cast(torch.complex64), r"is complex64, where torch\.float32 is needed"),
+    "shapes only": (lambda state: {k: v.to("meta") for k, v in state.items()}, "its tensors have shapes only"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_STATES_REFUSED)
+def test_odd_files_of_a_network_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    wrap, message = ODD_STATES_REFUSED[case]
+    model = tiny()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(model, tmp_path / "w.pth")
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "w.pth"))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_numbers_that_are_not_finite_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tiny().state_dict()
+    state["head.fc.bias"][0], state["patch_embed1.proj.weight"][0] = float("nan"), float("-inf")
+    torch.save(state, tmp_path / "w.pth")
+    load_checkpoint(tiny(), tmp_path / "w.pth")
+    said = "2 of its tensors hold numbers that are not finite: patch_embed1.proj.weight, head.fc.bias"
+    assert capsys.readouterr().err == f"stvid: {tmp_path / 'w.pth'}: {said}\n"
