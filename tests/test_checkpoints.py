@@ -521,7 +521,8 @@ def test_odd_files_of_a_network_are_read(case: str, tmp_path: Path) -> None:
         torch.nn.init.zeros_(parameter)
     load_checkpoint(target, tmp_path / "w.pth")
     for own, loaded in zip(source.state_dict().values(), target.state_dict().values(), strict=True):
-        assert own.dtype == loaded.dtype and torch.allclose(own.double(), loaded.double(), rtol=tolerance, atol=tolerance / 1e4)
+        assert own.dtype == loaded.dtype
+        assert torch.allclose(own.double(), loaded.double(), rtol=tolerance, atol=tolerance / 1e4)
 
 
 ODD_STATES_REFUSED: dict[str, tuple[Any, str]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ __all__ = [
     "read_ssv2",
     "read_ucf101",
 ]
+
+_MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,20 @@ def parse_seconds(text: str, what: str) -> float | None:
     return value
 
 
+def _video_name(value: Any, where: str, key: str) -> str:
+    """Returns the name of a video, which is a text or a whole number.
+
+    Raises:
+        ManifestError: If it is missing, something else, or a path; the message begins with `where`.
+    """
+    name = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    if value is None or value == "" or (isinstance(value, str) and not name):
+        raise ManifestError(f"{where}: has no {key}")
+    if not name or "/" in name or "\\" in name:
+        raise ManifestError(f"{where}: {key} {str(value)[:80]!r} is no name of a video")
+    return name
+
+
 def _official_names(annotation: Path, *names: str) -> list[str]:
     """The classes in their official order, if their file lies beside the annotation."""
     for name in names:
@@ -119,9 +136,11 @@ def read_kinetics(annotation: str | os.PathLike[str], table: Table | None = None
     table = parse_table(read_text(annotation), annotation) if table is None else table
     line, first = table[0]
     header = [cell.strip().lower() for cell in first]
-    for column in ("youtube_id", "time_start", "time_end"):
-        if column not in header:
+    for column in ("youtube_id", "time_start", "time_end", "label"):
+        if column not in header and column != "label":
             raise ManifestError(f"{annotation}, line {line}: has no column {column!r}, which the CSV of Kinetics has")
+        if header.count(column) > 1:
+            raise ManifestError(f"{annotation}, line {line}: column {column!r} occurs twice")
     if len(table) == 1:
         raise ManifestError(f"{annotation}: has a header but no videos")
     rows = []
@@ -130,14 +149,14 @@ def read_kinetics(annotation: str | os.PathLike[str], table: Table | None = None
         if len(cells) != len(header):
             raise ManifestError(f"{where}: has {len(cells)} columns, not {len(header)} ({','.join(header)})")
         values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        video = values["youtube_id"]
-        if not video:
-            raise ManifestError(f"{where}: has no youtube_id")
+        video = _video_name(values["youtube_id"], where, "youtube_id")
         start, end = (parse_seconds(values[name], f"{where}: {name}") for name in ("time_start", "time_end"))
         if start is None or end is None:
             raise ManifestError(f"{where}: time_start and time_end are needed")
         if end <= start:
             raise ManifestError(f"{where}: time_end is not after time_start")
+        if end >= 1e6:
+            raise ManifestError(f"{where}: time_end is {values['time_end'][:20]!r}: no video is as long")
         if values.get("label") == "":
             raise ManifestError(f"{where}: {video!r} has no label")
         cut = f"{video}_{round(start):06d}_{round(end):06d}"
@@ -155,21 +174,23 @@ def read_ssv2(annotation: str | os.PathLike[str]) -> Annotations:
     names = _official_names(path, "something-something-v2-labels.json", "labels.json")
     if path.suffix.lower() == ".csv":
         return Annotations(_id_label_lines(path), names)
-    content = parse_json(read_text(path), path)
+    content = parse_json(read_text(path), path, unique_keys=True)
     if not isinstance(content, list) or not content:
         raise ManifestError(
             f"{path}: needs a list of videos as Something-Something v2 has it, not {type(content).__name__}"
         )
     rows = []
     for number, item in enumerate(content, start=1):
-        video = str(item.get("id", "")).strip() if isinstance(item, dict) else ""
-        if not video:
-            raise ManifestError(f"{path}, video {number}: has no id")
+        video = _video_name(item.get("id") if isinstance(item, dict) else None, f"{path}, video {number}", "id")
         where = f"video {number} (id {video})"
         template = item.get("template", item.get("label"))
-        label = "" if template is None else str(template).replace("[", "").replace("]", "").strip()
+        if template is not None and not isinstance(template, str):
+            raise ManifestError(f"{path}, {where}: its template is {str(template)[:80]!r}, not a text")
+        label = "" if template is None else template.replace("[", "").replace("]", "").strip()
         if template is not None and not label:
             raise ManifestError(f"{path}, {where}: has no label")
+        if any(unicodedata.category(letter) == "Cs" for letter in label):
+            raise ManifestError(f"{path}, {where}: its template holds half of a letter: {label!r}")
         rows.append(Annotation(video, label, where))
     return Annotations(rows, names)
 
@@ -210,6 +231,8 @@ def read_ucf101(annotation: str | os.PathLike[str]) -> Annotations:
         if match is None:
             raise ManifestError(f"{annotation}, line {number}: {file!r} is not like Class/v_Class_g01_c01.avi")
         label = match[1] or match[2]
+        if label.casefold() != match[2].casefold():
+            raise ManifestError(f"{annotation}, line {number}: {file!r} names two classes, {label} and {match[2]}")
         if spelled and label.casefold() not in spelled:
             raise ManifestError(f"{annotation}, line {number}: {label} is no class of {listed}{nearest(label, names)}")
         rows.append(Annotation(Path(file).stem, spelled.get(label.casefold(), label), f"line {number}"))
@@ -259,15 +282,18 @@ def read_diving48(annotation: str | os.PathLike[str]) -> Annotations:
     classes = _diving48_classes(path.with_name("Diving48_vocab.json"))
     rows, numbers = [], []
     for count, row in enumerate(content, start=1):
-        name, label = row.get("vid_name"), row.get("label")
-        if not name or isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        label = row.get("label")
+        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise ManifestError(f"{path}, video {count}: needs vid_name and label, a number from 0 up")
+        name = _video_name(row.get("vid_name"), f"{path}, video {count}", "vid_name")
+        if label >= _MOST_CLASSES:
+            raise ManifestError(f"{path}, video {count}: label {label} is beyond any number of classes")
         if classes and label >= len(classes):
             raise ManifestError(
                 f"{path}, video {count}: label {label} is beyond the {len(classes)} of Diving48_vocab.json"
             )
         numbers.append(label)
-        rows.append(Annotation(str(name), classes[label] if classes else str(label), f"video {count}"))
+        rows.append(Annotation(name, classes[label] if classes else str(label), f"video {count}"))
     return Annotations(rows, classes or [str(number) for number in range(max(numbers, default=-1) + 1)])
 
 

@@ -76,7 +76,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         names = _of_lines(text, source, table=suffix in (".csv", ".tsv"))
     plain = [_plain(name) for name in names]
     for name in plain:
-        if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
             raise ManifestError(f"{source}: the class name {name!r} holds a control character")
     return checked_class_names(plain, source)
 
