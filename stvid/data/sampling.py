@@ -24,6 +24,7 @@ from stvid.protocol import Protocol
 __all__ = [
     "TOLERANCE",
     "LimitClock",
+    "clip_span",
     "dense_clip",
     "dense_starts",
     "frame_grid",
@@ -250,7 +251,7 @@ def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generat
     length = len(grid)
     if protocol.sampling == "segment":
         return grid[segment_clip(length, frames=protocol.frames, rng=rng)]
-    span = _span(protocol)
+    span = clip_span(protocol)
     if rng is None:
         start = int(dense_starts(length, span=span, num_clips=1)[0])
     else:
@@ -279,13 +280,13 @@ def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.
     else:
         clips = [
             dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=int(start))
-            for start in dense_starts(length, span=_span(protocol), num_clips=num_clips)
+            for start in dense_starts(length, span=clip_span(protocol), num_clips=num_clips)
         ]
     return grid[np.stack(clips)]
 
 
-def _span(protocol: Protocol) -> int:
-    """Ticks that a dense clip needs, first and last frame included."""
+def clip_span(protocol: Protocol) -> int:
+    """Returns the ticks that a dense clip needs, first and last frame included."""
     return (protocol.frames - 1) * protocol.stride + 1
 
 

@@ -48,7 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastEpoch(Callback):
-    """Validates and saves after the last epoch even if `val_every` or `save_every` does not divide the epochs.
+    """Validates and saves at the end of a run, wherever that is.
+
+    The last epoch is validated even if `val_every` does not divide the epochs, and so are the weights of a run that
+    `max_steps` ends within an epoch.
 
     Args:
         path: The checkpoint to write.
@@ -59,10 +62,22 @@ class LastEpoch(Callback):
         self.path = path
         self.save_every = save_every
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asks for a validation at the end of the last epoch, also where a run is continued inside it."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Asks for a validation at the end of the last epoch."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Asks for a validation after the last step."""
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            trainer.check_val_every_n_epoch = 1
+            trainer.should_stop = True  # Lightning validates then, and would end without it otherwise
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what no other checkpoint holds."""

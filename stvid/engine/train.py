@@ -21,9 +21,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from stvid.config import TrainConfig
 from stvid.console import command_line, printable
+from stvid.data.clips import video_grid
 from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest
 from stvid.data.mirroring import mirrored_classes
+from stvid.data.sampling import clip_span
 from stvid.engine.callbacks import EpochLines, EpochMeans, FailureLimit, MetricsCsv, StopOnSignal, Throughput, TrainBar
 from stvid.engine.course import HeadFirst, Patience, TimeEstimate
 from stvid.engine.loaders import VideoData
@@ -38,7 +40,7 @@ from stvid.engine.optim import scaled_learning_rate
 from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks, monitored
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
-from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
+from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, VideoError
 from stvid.machine import usable_cores
 from stvid.protocol import parse_views
 from stvid.runs import (
@@ -46,10 +48,12 @@ from stvid.runs import (
     check_resumable,
     claim_output,
     default_workers,
+    is_first_rank,
     newest_checkpoint,
     read_data,
     stored_run,
 )
+from stvid.video.reader import VideoReader
 
 __all__ = ["TrainResult", "train"]
 
@@ -379,7 +383,37 @@ def _notes(
         notes.append(
             f"clips are mirrored at random, though there is {about}; see augment.hflip_pairs, such as {option}"
         )
-    return notes
+    return [*notes, *_note_on_span(config, train_videos)]
+
+
+def _note_on_span(config: TrainConfig, videos: Manifest, *, samples: int = 8) -> list[str]:
+    """Says it if most of the videos are shorter than a training clip, whose end is then one frame again and again.
+
+    A few videos are looked at, by one process for all. What cannot be read is left to the training, which counts it.
+    """
+    clips = config.augment.clip_protocol(config.protocol)
+    if clips.sampling != "dense" or not is_first_rank():
+        return []
+    needed = clip_span(clips)
+    lengths: dict[str, int] = {}
+    for number in sorted({place * (len(videos) - 1) // (samples - 1) for place in range(samples)}):
+        entry = videos[number]
+        try:
+            content, known = videos.content_and_index(number)
+            with VideoReader(content, backend=config.data.backend, index=known) as reader:
+                lengths[entry.path] = len(video_grid(reader, clips, entry.start, entry.end))
+        except VideoError:
+            continue
+    short = {path: length for path, length in lengths.items() if length < needed}
+    if 2 * len(short) <= len(lengths):
+        return []
+    path, length = next(iter(short.items()))
+    unit = "frames" if clips.fps is None else f"frames at {clips.fps:g} a second"
+    keys = "augment.frames or protocol.stride" if config.augment.frames else "protocol.frames or protocol.stride"
+    return [
+        f"clips span {needed} {unit}, more than {len(short)} of {len(lengths)} videos tried have ({length} in {path}): "
+        f"their last frame is repeated; take fewer {keys}"
+    ]
 
 
 def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop: StopOnSignal) -> VideoData:

@@ -22,7 +22,7 @@ from stvid.config import TrainConfig, load_config
 from stvid.data.manifest import read_manifest
 from stvid.engine.callbacks import MetricsCsv, StopOnSignal
 from stvid.engine.task import VideoTask
-from stvid.engine.train import TrainResult, train
+from stvid.engine.train import TrainResult, _note_on_span, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
 from stvid.runs import claim_output, newest_checkpoint, read_test_videos, resume_config
@@ -783,3 +783,57 @@ def test_two_ranks_take_their_own_share(configure: Callable[..., TrainConfig], t
     measured = evaluate(model, read_manifest(config.data.val or ""), views="1x3")
     logged = [row["val_top1@1x3"] for row in rows(tmp_path / "run" / "metrics.csv") if row["val_top1@1x3"]]
     assert measured.metrics["top1@1x3"] == pytest.approx(float(logged[-1]), abs=1e-6)
+
+
+def test_a_run_that_max_steps_ends_is_validated(configure: Callable[..., TrainConfig]) -> None:
+    options = ("trainer.max_epochs=4", "trainer.val_every=4", "data.batch_size=4")  # 3 steps an epoch
+    for steps in (1, 3, 5):  # within the first epoch, at its end, within the second
+        result = train(configure(*options, f"trainer.max_steps={steps}", output=f"run-{steps}"))
+        logged = [row for row in rows(result.output / "metrics.csv") if row["val_top1@1x1"]]
+        assert [int(row["step"]) for row in logged] == [steps - 1]
+        assert result.best is not None and "val_top1@1x1" in result.metrics
+        assert torch.load(result.last, weights_only=True)["global_step"] == steps
+
+
+def test_a_last_epoch_that_was_interrupted_is_validated(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StopOnSignal.on_train_batch_end
+
+    def stop_in_the_last(self: StopOnSignal, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 5:
+            self.received = signal.SIGTERM
+        original(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_train_batch_end", stop_in_the_last)
+        with pytest.raises(Interrupted):
+            train(configure("trainer.max_epochs=2", "trainer.val_every=5"))
+    result = train(resume_config(Path(configure().output or "")))
+    assert [row["step"] for row in rows(result.output / "metrics.csv") if row["val_top1@1x1"]] == ["5"]
+    assert result.best is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), ""),
+        (("protocol.stride=8",), "clips span 25 frames, more than 8 of 8 videos tried have (16 in "),
+        (("protocol.stride=8", "protocol.fps=25"), "clips span 25 frames at 25 a second, more than 8 of 8"),
+        (("protocol.stride=8", "protocol.fps=50"), ""),
+        (("augment.frames=20",), "their last frame is repeated; take fewer augment.frames or protocol.stride"),
+        (("protocol.stride=8", "protocol.sampling=segment"), ""),
+    ],
+)
+def test_clips_that_span_more_than_the_videos_are_mentioned(
+    configure: Callable[..., TrainConfig], videos: Path, options: tuple[str, ...], said: str
+) -> None:
+    notes = _note_on_span(configure(*options), read_manifest(videos))
+    assert (said in notes[0]) if said else not notes
+
+
+def test_videos_that_cannot_be_read_say_nothing_of_spans(configure: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "v" / label).mkdir(parents=True)
+        (tmp_path / "v" / label / "x.mp4").write_bytes(b"no video")
+    assert _note_on_span(configure("protocol.stride=8"), read_manifest(tmp_path / "v")) == []
