@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.commands.common import add_device_option, add_precision_option, parse, parser_for, pick_device
 from stvid.errors import ConfigError
+from stvid.machine import busy_cores
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -20,7 +23,8 @@ def _parser() -> ArgumentParser:
     parser = parser_for(
         "benchmark",
         "Measure a model with random weights on random clips: median time of a pass, clips a second, multiply-adds a "
-        "second, and on GPUs the peak of memory. tools/benchmark_models.py in the repository sets it beside its peers.",
+        "second, and on GPUs the peak of memory. A busy machine is noticed. tools/benchmark_models.py in the "
+        "repository sets it beside its peers.",
     )
     parser.add_argument("model", type=str, help="A name of stvid models.")
     parser.add_argument("--num_classes", type=int, default=400, help="Number of logits.")
@@ -58,7 +62,25 @@ def run(argv: Sequence[str]) -> int:
         print(json.dumps(figures, indent=2))
     else:
         _print(figures)
+    for doubt in doubts(figures):
+        print(f"warning: {doubt}; measure again on a quiet machine", file=sys.stderr)
     return 0
+
+
+def doubts(figures: Mapping[str, Any]) -> list[str]:
+    """Returns why the figures may be those of a busy machine.
+
+    Args:
+        figures: ``busy_cores`` (None if unknown), ``cores``, ``milliseconds`` and ``spread_milliseconds``.
+    """
+    found = []
+    busy = figures["busy_cores"]
+    if busy is not None and busy > max(0.5, figures["cores"] / 10):
+        found.append(f"other processes keep {busy:.1f} of {figures['cores']} cores busy, so the model seems slower")
+    if figures["spread_milliseconds"] > figures["milliseconds"] / 5:
+        share = figures["spread_milliseconds"] / figures["milliseconds"]
+        found.append(f"the passes differ by {share:.0%}")
+    return found
 
 
 def _measure(options: Any) -> dict[str, Any]:
@@ -84,6 +106,7 @@ def _measure(options: Any) -> dict[str, Any]:
     except ValueError as error:  # such as clips that are too small
         raise ConfigError(f"{options.model}: {' '.join(str(error).split())}") from error
     model.train(options.step == "train")
+    busy = busy_cores()
     taken = measure_speed(
         optimize(model) if options.optimize else model,
         torch.randn(shape, device=device),
@@ -104,6 +127,8 @@ def _measure(options: Any) -> dict[str, Any]:
         "clips_per_second": options.batch_size / taken.seconds,
         "gflops_per_clip": gflops,
         "peak_gib": taken.peak_gib,
+        "busy_cores": busy,
+        "cores": os.cpu_count() or 1,
     }
 
 
