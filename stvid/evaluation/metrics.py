@@ -121,7 +121,7 @@ def classification_metrics(scores: NDArray[Any], labels: NDArray[Any]) -> dict[s
         labels: (N,) class numbers.
 
     Returns:
-        ``top1``, ``top5`` (left out with fewer than 5 classes: it would not mean anything), and ``mean_class``: the
+        ``top1``, ``top5`` (left out with 5 classes or fewer, where it is 1 of itself), and ``mean_class``: the
         recall of each class, averaged over the classes that have a video.
 
     Raises:
@@ -130,7 +130,7 @@ def classification_metrics(scores: NDArray[Any], labels: NDArray[Any]) -> dict[s
     if len(scores) == 0:
         raise ValueError("no video to compute metrics of")
     ranks = label_ranks(scores, labels)
-    metrics = {f"top{k}": float((ranks < k).mean()) for k in TOP_K if k <= scores.shape[1]}
+    metrics = {f"top{k}": float((ranks < k).mean()) for k in TOP_K if k == 1 or k < scores.shape[1]}
     support = np.bincount(labels, minlength=scores.shape[1])
     metrics["mean_class"] = _class_mean(np.bincount(labels[ranks == 0], minlength=scores.shape[1]), support)
     return metrics

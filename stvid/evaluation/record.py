@@ -233,7 +233,8 @@ class EvaluationResult:
             )
         if self.task == "multiclass":
             classes = len(self.class_names)
-            lines.append(f"guessing: top1 {100 / classes:.2f}%, top5 {100 * min(5, classes) / classes:.2f}%")
+            fifth = f", top5 {500 / classes:.2f}%" if classes > 5 else ""
+            lines.append(f"guessing: top1 {100 / classes:.2f}%{fifth}")
         empty = sum(record["support"] == 0 for record in self.per_class)
         if empty:
             lines.append(f"{empty} of {len(self.class_names)} classes have no video and are left out of class means")

@@ -181,6 +181,7 @@ def _headline(result: EvaluationResult) -> dict[str, Any]:
         "counted": result.counted,
         "failed": len(result.failures),
         "classes": len(result.class_names),
+        "guessing": None if result.task == "multilabel" else 1 / len(result.class_names),
         "protocol": result.protocol.describe(),
         "temporal": result.temporal,
         "average": result.average,

@@ -55,9 +55,10 @@ def test_classification_metrics_against_naive_and_torchmetrics():
     assert found["mean_class"] == pytest.approx(float(macro), abs=1e-6)
 
 
-def test_top5_is_left_out_below_five_classes():
+def test_top5_is_left_out_where_it_is_always_right():
     assert set(M.classification_metrics(np.eye(4), np.arange(4))) == {"top1", "mean_class"}
-    assert set(M.classification_metrics(np.eye(5), np.arange(5))) == {"top1", "top5", "mean_class"}
+    assert set(M.classification_metrics(np.eye(5), np.arange(5))) == {"top1", "mean_class"}
+    assert set(M.classification_metrics(np.eye(6), np.arange(6))) == {"top1", "top5", "mean_class"}
 
 
 def test_mean_class_counts_only_classes_with_videos():

@@ -91,6 +91,8 @@ def test_page_is_whole_and_needs_nothing_else(classes: int, probe: bool, task: s
     assert main in page.text and f"{100 * result.metrics[main]:.2f}%" in page.text
     assert "1 could not be read" in page.text and "bad \ufffd.mp4" in page.text
     assert ("Does it use time?" in page.text) == probe
+    assert (f"{classes} classes, of which guessing finds" in page.text) == (task == "multiclass")
+    assert ("top5@2x3" in page.text) == (task == "multiclass" and classes > 5)
     assert ("Reliability" in page.text) == (task == "multiclass")
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     if probe:
