@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeGuard
@@ -21,7 +21,7 @@ from stvid.errors import ConfigError
 from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
 from stvid.protocol import Protocol, Task
-from stvid.video.memory import FRAMES_NAME, is_frame
+from stvid.video.memory import FRAMES_NAME, is_frame, read_whole
 from stvid.video.reader import Index, MemoryFrames, VideoLike
 from stvid.video.remote import is_url
 
@@ -156,16 +156,15 @@ def _given_videos(videos: Any, fps: float | None) -> list[_Source]:
         ConfigError: If it is nothing of that kind.
         VideoError: If frames have another type or shape.
     """
-    if isinstance(videos, Iterator) and not hasattr(
-        videos, "read"
-    ):  # of videos or of frames, which the first value tells
+    # An iterator is one of videos or of frames, which the first value tells.
+    if isinstance(videos, Iterator) and not hasattr(videos, "read"):
         first = next(videos, None)
         rest = itertools.chain([] if first is None else [first], videos)
         videos = MemoryFrames.take(rest, fps) if is_frame(first) else list(rest)
     one = _one_video(videos, fps)
     if one is not None:
         return [one]
-    if not isinstance(videos, Iterable):
+    if not isinstance(videos, Iterable) or isinstance(videos, Mapping):
         raise ConfigError(f"videos: {type(videos).__name__} is no video; give paths, bytes, files, URLs or frames")
     return [_video_of_list(video, fps) for video in videos]
 
@@ -182,7 +181,7 @@ def _one_video(video: Any, fps: float | None) -> _Source | None:
     if isinstance(video, (str, os.PathLike)):
         return os.fspath(video)
     if hasattr(video, "read"):
-        video = video.read()
+        video = read_whole(video)
     if isinstance(video, (bytes, bytearray, memoryview)):
         return bytes(video)
     return MemoryFrames.take(video, fps)

@@ -23,14 +23,13 @@ __all__ = [
     "checked_rate",
     "is_frame",
     "iterate_frames",
+    "read_whole",
 ]
 
 FRAMES_NAME = "<frames>"
 """The name of frames in memory in messages and results."""
 
 _MOST_BYTES = 8 * 2**30
-_TIMEOUT = 30.0  # seconds without a byte
-_CHUNK = 2**20
 
 _WANTED = "give uint8 frames (T, H, W, 3), RGB from 0 to 255"
 
@@ -211,3 +210,27 @@ class MemorySource:
     def close(self) -> None:
         """Forgets the frames; may be called twice."""
         self.images = self.images[:0]
+
+
+def read_whole(file: Any) -> bytes:
+    """Returns what is left in a binary file object.
+
+    Raises:
+        VideoError: If it was opened as text, cannot be read, or has been read to its end before.
+    """
+    name = "<file>"
+    try:
+        content = file.read()
+        if isinstance(content, (bytes, bytearray, memoryview)):
+            if not len(content) and hasattr(file, "tell") and file.seekable() and file.tell() > 0:
+                raise VideoError(name, "has been read to its end before; go back with seek(0)")
+            return bytes(content)
+    except UnicodeDecodeError as error:
+        raise VideoError(name, "was opened as text; open it with mode 'rb'") from error
+    except (OSError, ValueError) as error:  # a file that is closed, or only written to
+        if isinstance(error, VideoError):
+            raise
+        raise VideoError(name, f"cannot be read ({why(error)})") from error
+    if isinstance(content, str):
+        raise VideoError(name, "was opened as text; open it with mode 'rb'")
+    raise VideoError(name, f"gives {type(content).__name__} instead of bytes")

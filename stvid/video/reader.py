@@ -19,7 +19,7 @@ from stvid.errors import ConfigError, UnknownNameError, VideoError, nearest
 from stvid.video.av_reader import AvSource
 from stvid.video.backends import BACKENDS, IMAGE_EXTENSIONS, TIME_LIMIT, Source, available_backends, check_file
 from stvid.video.frame_index import Index, Packets
-from stvid.video.memory import FRAMES_NAME, MemoryFrames, MemorySource
+from stvid.video.memory import FRAMES_NAME, MemoryFrames, MemorySource, read_whole
 from stvid.video.other_readers import DecordSource, FramesSource, TorchcodecSource
 from stvid.video.pixels import Box
 from stvid.video.remote import RemoteFile, is_url
@@ -126,7 +126,7 @@ class VideoReader:
             self._source = self._make(content, num_threads, time_limit, index)
             return
         if not isinstance(source, (str, os.PathLike)) and hasattr(source, "read"):
-            source = source.read()
+            source = read_whole(source)
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.source_name = "<bytes>"
             content = bytes(source)

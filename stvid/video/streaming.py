@@ -284,6 +284,8 @@ def _opened(source: VideoLike) -> _Stream:
         return _Stream(_Input(io.BytesIO(source), live=False), "<bytes>")
     if hasattr(source, "read"):
         file: Any = source
+        if isinstance(file, io.TextIOBase):
+            raise VideoError("<file>", "was opened as text; open it with mode 'rb'")
         seekable = bool(getattr(file, "seekable", lambda: False)())
         return _Stream(_Input(file if seekable else _Pipe(file), live=not seekable), "<file>")
     if not isinstance(source, (str, os.PathLike)):

@@ -141,6 +141,7 @@ def test_lists_of_videos_may_be_mixed(frames: np.ndarray, lossless: Path, tiny_m
         ([np.zeros((8, 8, 3), np.float64)], "are float64"),
         (12, "is no video"),
         ([], "is no video"),
+        (io.StringIO("text"), "<file>: was opened as text; open it with mode 'rb'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(source: Any, reason: str, tiny_model) -> None:
@@ -208,3 +209,24 @@ def test_a_url_is_downloaded(address: str, lossless: Path, tiny_model) -> None:
     ):
         with pytest.raises(VideoError, match=reason):
             VideoReader(odd)
+
+
+def test_files_that_cannot_be_read(lossless: Path, tmp_path: Path, tiny_model) -> None:
+    model = tiny_model(Protocol(**SIZE, class_names=("a", "b")))
+    used = io.BytesIO(lossless.read_bytes())
+    stvid.load_clip(used)
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with open(lossless) as text, open(tmp_path / "written", "wb") as written:
+        for source, reason in (
+            (used, "has been read to its end before; go back with seek.0."),
+            (closed, "<file>: cannot be read .*closed file"),
+            (text, "was opened as text; open it with mode 'rb'"),
+            (written, "<file>: cannot be read"),
+        ):
+            with pytest.raises(VideoError, match=reason):
+                stvid.load_clip(source)
+            with pytest.raises(VideoError, match=reason):
+                stvid.predict(model, source)
+    with pytest.raises(stvid.StvidError, match="dict is no video"):
+        stvid.predict(model, {"a.mp4": 1})
