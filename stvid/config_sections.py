@@ -104,10 +104,13 @@ class DataConfig:
     """Where the videos are, and how they reach the model.
 
     Attributes:
-        train: Training videos: a CSV, a JSON, a folder that holds a folder per class, a folder or URL of shards (made
-            by `stvid prep shard`), or ``motion`` for the embedded demo set.
-        val: Validation videos, in the same forms. Null trains without validation, unless `val_fraction` is set.
-        val_fraction: Share of each class's training videos that is held out for validation when `val` is null.
+        train: Training videos: a CSV (path,label and, if need be, start,end,split,group), a JSON, a folder that holds
+            a folder per class, a folder or URL of shards (made by `stvid prep shard`), or ``motion`` for the embedded
+            demo set.
+        val: Validation videos, in the same forms. Null takes those that a column ``split`` of `train` names, or else
+            trains without validation, unless `val_fraction` is set.
+        val_fraction: Share of each class's training videos that is held out for validation when `val` is null; whole
+            groups, if `train` has a column ``group``.
         test: Videos of `stvid test`, in the same forms; null takes `val`.
         root: Folder that the relative paths of a manifest start from; null takes the manifest's own folder.
         format: Format of the manifest; ``auto`` recognises it.
@@ -382,7 +385,7 @@ class TrainConfig:
 
     Attributes:
         task: ``multiclass`` for one label a video (cross-entropy, top-1), or ``multilabel`` for any number of labels
-            (binary cross-entropy, mAP).
+            (binary cross-entropy, mAP), which a list joins by ``|``, as in ``run|jump``.
         model: The model that is built.
         data: Where the videos are.
         protocol: Frames, sizes and views, which are saved in every checkpoint.
