@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import importlib
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from stvid.protocol import Protocol
 
 __all__ = ["LIBRARIES", "create_model", "list_models", "load_model", "model_info"]
+_log = logging.getLogger(__name__)
 
 # The modules that know the models of a library, asked in this order and imported at first use. Each has two functions:
 # `library_models(library)` lists the names behind the slash, `library_model_info(library, name)` returns a `ModelInfo`.
@@ -379,6 +381,7 @@ def _outline(name: str, options: Mapping[str, Any]) -> VideoModel:
 
 def _inflated_again(recipe: dict[str, Any], network: nn.Module | None, source: str) -> VideoModel:
     """Inflates a network of the user's own once more, as a description stored with weights says."""
+    from stvid.inflation.guests import other_constants
     from stvid.inflation.inflate import inflate
 
     if "module" not in recipe:
@@ -402,6 +405,14 @@ def _inflated_again(recipe: dict[str, Any], network: nn.Module | None, source: s
         )
     except (StvidError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: the network cannot be inflated as the file says: {error}") from error
+    others = other_constants(recipe.get("constants", {}), model.recipe.get("constants", {}))
+    if others:
+        _log.warning(
+            "%s: the given network has another %s than the saved one (no part of the weights: a plain tensor or a "
+            "buffer that is not persistent), so it computes something else; give it the same",
+            source,
+            " and another ".join(others),
+        )
     model.train()
     return model
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stvid.errors import ConfigError
 from stvid.inflation.anatomy import images_for, in_words, no_training
 from stvid.inflation.watching import without_history
 
-__all__ = ["copied", "own_copy"]
+__all__ = ["constants_of", "copied", "other_constants", "own_copy"]
 
 Module = TypeVar("Module", bound=nn.Module)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -47,7 +49,48 @@ def own_copy(network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3
                 setattr(parent, child_name, inner)
     if any(is_lazy(parameter) for parameter in network.parameters()):
         _initialise(network, name, (2, in_chans, *img_size))
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"{name}: its state holds {key}, a {type(value).__name__} and no tensor (get_extra_state), which a "
+                "file of weights cannot hold"
+            )
     return network
+
+
+def constants_of(network: nn.Module) -> dict[str, list[float]]:
+    """Returns what a network computes with that is in no file of its weights, to tell another network by.
+
+    Such are buffers that are not persistent, and tensors that are plain attributes, as tables of positions often are.
+
+    Returns:
+        For each its name, and its number of entries, a sum that depends on their order, and the sum of their squares.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        passing = {key: module._buffers[key] for key in module._non_persistent_buffers_set}
+        plain = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+        for key, value in {**passing, **plain}.items():
+            if value is not None and not value.is_meta and not value.is_complex():
+                exact = value.detach().double().flatten().nan_to_num(0.0, 1.0, -1.0)  # masks have infinities
+                order = torch.linspace(1, 2, len(exact), dtype=exact.dtype, device=exact.device)
+                numbers = [float(len(exact)), (exact @ order).item(), exact.square().sum().item()]
+                found[f"{name}.{key}" if name else key] = numbers
+    return found
+
+
+def other_constants(stored: Mapping[str, Sequence[float]], given: Mapping[str, Sequence[float]]) -> list[str]:
+    """Returns the names of those `constants_of` two networks that both have, but that differ by more than rounding."""
+    return [name for name in sorted(stored.keys() & given.keys()) if not _alike(stored[name], given[name])]
+
+
+def _alike(first: Sequence[float], second: Sequence[float]) -> bool:
+    largest = 2 * math.sqrt(first[0] * first[2])  # that the sum can be
+    return (
+        first[0] == second[0]
+        and math.isclose(first[1], second[1], rel_tol=0, abs_tol=1e-4 * largest)
+        and math.isclose(first[2], second[2], rel_tol=1e-4)
+    )
 
 
 def copied(network: Module) -> Module:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from stvid.checkpoints import read_checkpoint
 from stvid.errors import CheckpointError, ConfigError, nearest
 from stvid.inflation.anatomy import examine
-from stvid.inflation.guests import copied, own_copy
+from stvid.inflation.guests import constants_of, copied, own_copy
 from stvid.inflation.image_weights import pick_state
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
-from stvid.inflation.proof import check_foldable, prove_training
+from stvid.inflation.proof import check_foldable, observe, prove_training
 from stvid.inflation.proof import prove as prove_still
 from stvid.inflation.report import RANDOM, InflationReport, TensorRule
 from stvid.inflation.sources import ImageOrigin, find_origin, head_classes, image_models, load_strictly
@@ -181,6 +181,7 @@ def inflate_with_report(
             num_classes=num_classes,
         )
     before = copied(image.network) if prove or image.origin is None else None
+    constants = constants_of(image.network) if image.origin is None else {}
     taken = {key: value.detach() for key, value in image.network.state_dict().items()}
     model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes)).eval()
     report = InflationReport(
@@ -191,10 +192,13 @@ def inflate_with_report(
         notes=list(model.anatomy.notes),
     )
     if before is not None:
-        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader)
-    if before is not None and prove:
-        prove_still(before, model, report)
-        if image.origin is None and report.as_promised:
+        seen = observe(before, model)
+        check_foldable(
+            before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader, observed=seen
+        )
+        if prove:
+            prove_still(before, model, report, observed=seen)
+        if prove and image.origin is None and report.as_promised:
             prove_training(before, model, report)
     new_head = num_classes is not None and num_classes != model.num_classes
     if new_head:
@@ -212,6 +216,8 @@ def inflate_with_report(
     report.rules += [TensorRule(key, "", "dropped", "dropped: of a projection head", "", ()) for key in image.left_out]
     report.notes += _left_out_in_words(image)
     _describe(model, image, hyperparameters)
+    if constants:
+        model.recipe["constants"] = constants
     model.inflation = replace(report, filters=[])
     return Inflated(model, report)
 

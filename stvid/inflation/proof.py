@@ -19,7 +19,7 @@ from stvid.inflation.guests import copied
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.outputs import Reader
 from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference
-from stvid.inflation.temporal import TemporalConv
+from stvid.inflation.temporal import TemporalConv, TemporalFilter
 
 __all__ = [
     "Comparison",
@@ -35,7 +35,7 @@ __all__ = [
 AT_ONCE = 4  # frames of a convolution in `FewFrames`
 MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
 MIXED_EXACTLY = 1e-6  # the same in float64
-FRUGAL_FRAMES = 6  # of a clip in float64; the full number was compared in the network's own type before
+FEWEST_FRAMES = 3  # of the still video: one with neighbours on both sides
 ROUNDINGS = 30  # by how much more than one change of the last bit may change the logits
 
 
@@ -73,6 +73,48 @@ def _by_frame(
 
 
 @dataclass(frozen=True)
+class Observed:
+    """One run of a 2D network on two images, for all that is compared with it.
+
+    Attributes:
+        images: The images, as they were given.
+        logits: (2, classes).
+        blocks: The output of each block that gives its images on the first axis, by its name.
+        overwrites: Whether the network changed the images.
+    """
+
+    images: Tensor
+    logits: Tensor
+    blocks: dict[str, Tensor]
+    overwrites: bool
+
+
+@torch.no_grad()
+def observe(network: nn.Module, model: InflatedModel, images: Tensor | None = None) -> Observed:
+    """Runs a 2D network on noise, and keeps what its blocks and itself return.
+
+    Args:
+        network: Before it was inflated.
+        model: The inflated network, which knows where the blocks and the logits are.
+        images: Two images; None takes noise.
+    """
+    images = images_for(network, (2, model.in_chans, *model.img_size)) if images is None else images
+    given = images.clone()
+    logits = model.anatomy.logits
+    names = [
+        block.name
+        for block in model.anatomy.blocks
+        if block.batch_axis == 0
+        and not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
+    ]
+    blocks: dict[str, Tensor] = {}
+    with no_training(network), watching(network, names, blocks.__setitem__):
+        output = model.reader(network(given))
+    kept = {name: block for name, block in blocks.items() if len(block) == len(images)}
+    return Observed(images, output, kept, not torch.equal(given, images))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How far a video model is from its 2D network on a still video.
 
@@ -87,43 +129,48 @@ class Comparison:
     layers: list[LayerDifference]
 
 
-def _compare(flat: nn.Module, video: InflatedModel, images: Tensor, *, frugal: bool = False) -> Comparison | None:
-    """Compares two networks as they are; None if the logits do not depend on the image, so that there is no measure."""
-    frames = min(video.num_frames, FRUGAL_FRAMES) if frugal else video.num_frames
-    clip = images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
-    read = video.reader
-    logits = video.anatomy.logits
-    names = [
-        block.name
-        for block in video.anatomy.blocks
-        if block.batch_axis == 0
-        and not any(name.startswith(f"{block.name}.") for name in logits)  # that the model has elsewhere
-    ]
-    blocks: dict[str, Tensor] = {}
+def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False) -> Comparison | None:
+    """Compares a 2D network with a model on a still video; None if the logits do not depend on the image, so that there
+    is no measure.
+
+    Both images are in one batch, so that it shows if clips of a batch see each other.
+    """
+    frames = _frames_of_proof(video)
+    clips = flat.images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
+    scale = (flat.logits[0] - flat.logits[1]).abs().max()
+    if not scale > 0:
+        return None
     furthest: dict[str, float] = {}
 
-    def compare(name: str, output: Tensor, image: int) -> None:
-        expected = blocks.get(name)
-        if expected is not None and len(expected) == len(images):
-            difference = ((output - expected[image]).abs().max() / expected.abs().max()).item()
+    def compare(name: str, output: Tensor, images: Sequence[int]) -> None:
+        expected = flat.blocks[name]
+        if len(output) % len(images):
+            return
+        found = output.unflatten(0, (len(images), -1))
+        for clip, image in zip(found, images, strict=True):
+            difference = ((clip - expected[image]).abs().max() / expected.abs().max()).item()
             furthest[name] = max(difference, furthest.get(name, 0.0))
 
-    with no_training(flat), no_training(video):
-        with watching(flat, names, blocks.__setitem__):
-            expected = read(flat(images))
-        scale = (expected[0] - expected[1]).abs().max()
-        if not scale > 0:
-            return None
-        logits_of = []
-        for image in range(len(images)):  # one at a time, since memory in float64 is short
+    every = range(len(clips))
+    logits = []
+    with no_training(video):
+        for images in [[image] for image in every] if frugal else [list(every)]:  # memory in float64 is short
             with (
-                watching(video.network, names, functools.partial(compare, image=image)),
+                watching(video.network, list(flat.blocks), functools.partial(compare, images=images)),
                 FewFrames() if frugal else nullcontext(),
             ):
-                logits_of.append(video(clip[image : image + 1]))
-    found = torch.cat(logits_of)
-    layers = [LayerDifference(name, furthest[name]) for name in blocks if name in furthest]
-    return Comparison(((found - expected).abs().max() / scale).item(), "logits", layers)
+                logits.append(video(clips[images]))
+    found = torch.cat(logits)
+    layers = [LayerDifference(name, furthest[name]) for name in flat.blocks if name in furthest]
+    return Comparison(((found - flat.logits).abs().max() / scale).item(), "logits", layers)
+
+
+def _frames_of_proof(model: InflatedModel) -> int:
+    """Returns how long the still video is: as long as the largest kernel, or whole where there are strides in time."""
+    if model.options.strides or model.options.joint:
+        return model.num_frames
+    kernels = [part.weight.shape[2] for part in model.modules() if isinstance(part, TemporalConv | TemporalFilter)]
+    return min(model.num_frames, max(FEWEST_FRAMES, *kernels, 0))
 
 
 @torch.no_grad()
@@ -152,7 +199,7 @@ def still_difference(
     images = _two_images(model).double()
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
-    found = _compare(flat, video, images, frugal=True)
+    found = _compare(observe(flat, video, images), video, frugal=True)
     if found is not None:
         return found.difference, found.compared, found.layers
     generator = torch.Generator().manual_seed(0)
@@ -161,10 +208,12 @@ def still_difference(
             if parameter.dim() >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     video.load_state_dict(video.transfer(flat.state_dict())[0])
-    found = _compare(flat, video, images, frugal=True)
+    seen = observe(flat, video, images)
+    found = _compare(seen, video, frugal=True)
     if found is None:
-        expected = model.reader(flat.eval()(images))
-        apart = (video.eval()(images.unsqueeze(2).expand(-1, -1, model.num_frames, -1, -1)) - expected).abs().max()
+        expected = seen.logits
+        clips = images.unsqueeze(2).expand(-1, -1, _frames_of_proof(video), -1, -1)
+        apart = (video.eval()(clips) - expected).abs().max()
         scale = expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return (apart / scale).item(), "logits, which do not depend on the image", []
     return found.difference, "logits of a random classifier", found.layers
@@ -175,19 +224,28 @@ def _two_images(model: InflatedModel) -> Tensor:
 
 
 @torch.no_grad()
-def prove(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
+def prove(
+    network: nn.Module, model: InflatedModel, report: InflationReport, *, observed: Observed | None = None
+) -> None:
     """Compares both networks on a still video, and fills in the report.
 
     First as they are, which is fast; what does not agree then is decided in float64, or where a network fixes its own
     type, against the rounding that it magnifies.
+
+    Args:
+        network: Before it was inflated.
+        model: The inflated network.
+        report: What is filled in.
+        observed: What `observe` saw of the 2D network; None runs it.
     """
     if model.options.spoils_ends:
         report.reasons = [
             "zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"
         ]
     report.filters = filter_pairs(network, model)
-    images = images_for(network, (2, model.in_chans, *model.img_size))
-    quick = _compare(network, model, images)
+    seen = observe(network, model) if observed is None else observed
+    images = seen.images
+    quick = _compare(seen, model)
     report.computed_in = str(images.dtype).removeprefix("torch.")
     if quick is not None and quick.difference < EXACT:
         report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
@@ -228,40 +286,60 @@ def _judge_rounded(
 
 
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
-    """Trains a copy of the model for one step on two short clips.
+    """Trains a copy of the model for one step on two clips of one frame.
 
     Raises:
         ConfigError: If that fails although the network itself runs in training mode.
     """
-    images = images_for(network, (4, model.in_chans, *model.img_size))
+    images = images_for(network, (2, model.in_chans, *model.img_size))
     devices = [images.device] if images.device.type == "cuda" else []
+    kinds: list[str] = []
+    video = copied(model).train()
+    video.network.register_forward_hook(
+        lambda module, inputs, output: kinds.append("" if isinstance(output, Tensor) else type(output).__name__)
+    )
     with torch.random.fork_rng(devices=devices):
         try:
-            with torch.no_grad():
-                output = copied(network).train()(images)
-        except Exception as error:  # whatever a network's own code raises
-            report.notes.append(f"the network itself does not run in training mode ({in_words(error)})")
-            return
-        clips = images.unflatten(0, (2, 2)).transpose(1, 2)
-        video = copied(model).train()
-        try:
             with torch.enable_grad():
-                loss = video(clips).float().square().sum()
-                weights = [value for value in video.parameters() if value.requires_grad and value.is_floating_point()]
-                if loss.requires_grad:  # the first weight is reached through all layers
-                    torch.autograd.grad(loss, weights[:1], allow_unused=True)
-        except Exception as error:
-            raise ConfigError(f"{report.source}: the video model cannot be trained ({in_words(error)})") from error
-    if not isinstance(output, Tensor) and model.reader.plain:
+                logits = video(images.unsqueeze(2))
+                if logits.shape != (2, model.num_classes or model.head_features):
+                    raise ConfigError(
+                        f"in training mode it gives {tuple(logits.shape)} for two clips, not one vector for each"
+                    )
+                loss = logits.float().square().sum()
+                if loss.requires_grad:
+                    loss.backward()  # not `torch.autograd.grad`, with which reentrant checkpoints do not work
+        except Exception as error:  # whatever a network's own code raises
+            if (problem := _why_not_trainable(network, images)) is None:
+                raise ConfigError(f"{report.source}: the video model cannot be trained ({in_words(error)})") from error
+            report.notes.append(f"the network itself does not run in training mode ({problem})")
+            return
+    if kinds and kinds[0] and model.reader.plain:
         report.notes.append(
-            f"in training mode the network returns a {type(output).__name__}; the model takes the logits in it that "
-            "are those of evaluation mode, and the others get no gradient"
+            f"in training mode the network returns a {kinds[0]}; the model takes the logits in it that are those of "
+            "evaluation mode, and the others get no gradient"
         )
 
 
 @torch.no_grad()
+def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
+    """Returns why a network does not run in training mode; None if it does."""
+    try:
+        copied(network).train()(images)
+    except Exception as error:  # whatever a network's own code raises
+        return in_words(error)
+    return None
+
+
+@torch.no_grad()
 def check_foldable(
-    network: nn.Module, img_size: tuple[int, int], *, in_chans: int = 3, name: str, read: Reader
+    network: nn.Module,
+    img_size: tuple[int, int],
+    *,
+    in_chans: int = 3,
+    name: str,
+    read: Reader,
+    observed: Observed | None = None,
 ) -> None:
     """Checks that what a network computes for an image depends on the image alone, and that it leaves the image as is.
 
@@ -273,12 +351,13 @@ def check_foldable(
         in_chans: Channels of an image.
         name: How messages call the network.
         read: Where the logits are in what it returns.
+        observed: What `observe` saw of the network; None runs it.
 
     Raises:
         ConfigError: If not; then frames cannot be folded into the batch.
     """
-    images = images_for(network, (2, in_chans, *img_size))
-    problem = _why_not_foldable(network, images, read, MIXED)
+    images = images_for(network, (2, in_chans, *img_size)) if observed is None else observed.images
+    problem = _why_not_foldable(network, images, read, MIXED, observed)
     if not problem:
         return
     if "overwrites" not in problem:
@@ -303,25 +382,27 @@ def _rounding(network: nn.Module, images: Tensor, read: Reader) -> float:
         return ((read(network(moved)) - expected).abs().max() / expected.abs().max()).item()
 
 
-def _why_not_foldable(network: nn.Module, images: Tensor, read: Reader, limit: float) -> str:
+def _why_not_foldable(
+    network: nn.Module, images: Tensor, read: Reader, limit: float, observed: Observed | None = None
+) -> str:
     """Returns why frames cannot be folded into the batch; empty if they can."""
-    given = images.clone()
 
     def differs(first: Tensor, second: Tensor) -> bool:
         return (first - second).abs().max().item() > limit * first.abs().max().item()
 
     with no_training(network):
-        together = read(network(given))
-        if not torch.equal(given, images):
+        if observed is None:
+            given = images.clone()
+            together, overwrites = read(network(given)), not torch.equal(given, images)
+        else:
+            together, overwrites = observed.logits, observed.overwrites
+        if overwrites:
             return "overwrites the images that it is given; let it work on a copy"
+        if not differs(together[:1], read(network(images[:1]))):  # alone, and for the second time
+            return ""
         if differs(together, read(network(images))):
             return "gives other logits for the same images the second time, also in evaluation mode"
-        if differs(together[:1], read(network(images[:1]))):
-            return (
-                "the logits of an image depend on the other images in its batch, so frames cannot be folded into the "
-                "batch"
-            )
-    return ""
+    return "the logits of an image depend on the other images in its batch, so frames cannot be folded into the batch"
 
 
 @contextmanager

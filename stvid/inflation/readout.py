@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +23,10 @@ from stvid.inflation.anatomy import Anatomy, Site, in_words, no_training
 
 __all__ = ["Layout", "ReadOut", "find_read_out"]
 _log = logging.getLogger(__name__)
+# The module whose tensor the current thread looks at, and what it does with it. The hooks themselves stay on the
+# module, so that threads that share a model do not change it under each other.
+_SHOWN: ContextVar[tuple[nn.Module, Callable[[Tensor], Tensor]] | None] = ContextVar("shown", default=None)
+_LISTENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,17 +100,46 @@ class ReadOut:
         layout, (name, is_input) = self.map, self.watched
 
         def put(frames: Tensor) -> Tensor:
-            return layout.from_map(show(layout.to_map(frames, batch)), frames)
+            meanwhile = _SHOWN.set(None)  # it may call the network itself
+            try:
+                return layout.from_map(show(layout.to_map(frames, batch)), frames)
+            finally:
+                _SHOWN.reset(meanwhile)
 
         module = network.get_submodule(name)
-        if is_input:
-            handle: Any = module.register_forward_pre_hook(lambda _, inputs: (put(inputs[0]), *inputs[1:]))
-        else:
-            handle = module.register_forward_hook(lambda _, inputs, output: put(output))
+        _listen(module, is_input)
+        before = _SHOWN.set((module, put))
         try:
             yield
         finally:
-            handle.remove()
+            _SHOWN.reset(before)
+
+
+def _listen(module: nn.Module, is_input: bool) -> None:
+    """Gives a module the hook that shows its input or output; once, since other threads may be running it."""
+    with _LISTENING:
+        if is_input and _show_input not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_show_input)
+        elif not is_input and _show_output not in module._forward_hooks.values():
+            module.register_forward_hook(_show_output)
+
+
+def _show_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    put = _putting(module)
+    return None if put is None else (put(inputs[0]), *inputs[1:])
+
+
+def _show_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    put = _putting(module)
+    return None if put is None else put(output)
+
+
+def _putting(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Returns what this thread wants to be done with a module's tensor; None if nothing."""
+    if torch.compiler.is_compiling():
+        return None
+    shown = _SHOWN.get()
+    return None if shown is None or shown[0] is not module else shown[1]
 
 
 def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadOut:
@@ -117,8 +152,8 @@ def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadO
     """
     size = (images.shape[2], images.shape[3])
     with no_training(network):
-        watched, layout = _find_map(network, anatomy, images, size)
-        whole = anatomy.reader(network(images))
+        watched, layout, output = _find_map(network, anatomy, images, size)
+        whole = anatomy.reader(output)
         if anatomy.reader.plain and (found := _split(network, images, size, whole)) is not None:
             return ReadOut(True, found, watched, layout)
     return ReadOut(False, Layout("vector", (1, 1), whole.shape[1]), watched, layout)
@@ -148,18 +183,23 @@ def _equal(found: Any, whole: Tensor) -> bool:
 
 def _find_map(
     network: nn.Module, anatomy: Anatomy, images: Tensor, size: tuple[int, int]
-) -> tuple[tuple[str, bool] | None, Layout | None]:
-    """Finds the tokens that enter the last block, or else the last map that a module makes."""
+) -> tuple[tuple[str, bool] | None, Layout | None, Any]:
+    """Finds the tokens that enter the last block, or else the last map that a module makes; runs the network.
+
+    Returns:
+        The name of the module, and whether its input is meant; how it holds the places; what the network returned.
+    """
     if anatomy.blocks and len(anatomy.blocks[-1].shape) == 3 and _as_usual(anatomy.blocks[-1]):
         last = anatomy.blocks[-1]
         tokens = _layout_of(network, torch.empty(last.shape, device="meta"), size)
-        return ((last.name, True), tokens) if tokens is not None else (None, None)
-    found: list[tuple[str, Tensor]] = []
+        found = ((last.name, True), tokens) if tokens is not None else (None, None)
+        return *found, network(images)
+    maps: list[tuple[str, Tensor]] = []
 
     def keep(name: str, output: Any) -> None:
         # Behind the pooling, maps have one place.
         if isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[1] > 1:
-            found.append((name, output))
+            maps.append((name, output))
 
     handles = [
         module.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
@@ -167,14 +207,14 @@ def _find_map(
         if name
     ]
     try:
-        network(images)
+        output = network(images)
     finally:
         for handle in handles:
             handle.remove()
-    if not found or found[-1][1].shape[0] != images.shape[0]:
-        return None, None
-    name, output = found[-1]
-    return (name, False), _layout_of(network, output, size)
+    if not maps or maps[-1][1].shape[0] != images.shape[0]:
+        return None, None, output
+    name, last_map = maps[-1]
+    return (name, False), _layout_of(network, last_map, size), output
 
 
 def _as_usual(site: Site) -> bool:

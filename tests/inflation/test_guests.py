@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import stvid
 from stvid.errors import ConfigError
-from stvid.inflation.guests import copied, own_copy
+from stvid.inflation.guests import constants_of, copied, other_constants, own_copy
 
 
 def small() -> nn.Module:
@@ -76,3 +78,26 @@ def test_parameters_of_another_type_come_first(dtype: torch.dtype) -> None:
     for mode in ("none", "conv", "shift"):
         model = stvid.inflate(Filtered().eval(), num_frames=2, img_size=16, temporal=mode)
         assert model.inflation.proof.exact
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    class Scaled(nn.Linear):
+        def get_extra_state(self) -> dict[str, float]:
+            return {"scale": 1.0}
+
+        def set_extra_state(self, state: dict[str, float]) -> None:
+            assert state["scale"] == 1.0
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Scaled(4, 5))
+    with pytest.raises(ConfigError, match=r"Sequential: its state holds 3._extra_state, a dict and no tensor"):
+        stvid.inflate(network, num_frames=2, img_size=16)
+
+
+def test_constants_are_compared_as_they_round() -> None:
+    network = nn.Module()
+    network.table, network.count = torch.linspace(0, 1, 100), torch.arange(4)
+    stored = json.loads(json.dumps(constants_of(network)))
+    network.table = network.table.double() + 1e-7
+    assert not other_constants(stored, constants_of(network))
+    network.count, network.cache = network.count.flip(0), torch.ones(2)
+    assert other_constants(stored, constants_of(network)) == ["count"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import stvid
+from stvid.checkpoints import describe
 from stvid.errors import CheckpointError
 
 
@@ -57,6 +59,40 @@ def test_threads_with_clips_of_different_lengths(mode: str) -> None:
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["shift", "conv"])
+def test_threads_that_look_at_features(mode: str) -> None:
+    model = stvid.inflate(build(), num_frames=4, img_size=16, temporal=mode)
+    model.set_grad_checkpointing()
+    clips = [torch.randn(1, 3, frames, 16, 16) for frames in (2, 4, 6, 8, 3, 5) * 20]
+
+    def run(clip: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            features, maps = model.forward_intermediates(clip)
+            return [features, *maps, model(clip)]
+
+    wanted = [run(clip) for clip in clips]
+    again = copy.deepcopy(model)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, clips))
+    for first, second in zip(found, wanted, strict=True):
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(first, second, strict=True))
+    assert len(model.feature_info) == 2 and [maps.shape[2] for maps in found[0][1:3]] == [2, 2]
+    assert torch.equal(again.forward_intermediates(clips[0])[0], model.forward_intermediates(clips[0])[0])
+
+
+def test_looking_at_features_changes_nothing_in_other_calls() -> None:
+    model = stvid.inflate(build(), num_frames=2, img_size=16)
+    clip = torch.randn(1, 3, 2, 16, 16)
+    wanted = model(clip)
+
+    def change(index: int, maps: Tensor) -> Tensor:
+        assert torch.equal(model(clip), wanted)  # a call within a call
+        return maps * 2 if index == 0 else maps
+
+    changed = model.encode(clip, change)
+    assert torch.equal(model(clip), wanted) and not torch.allclose(changed, model.forward_features(clip))
+
+
 def test_a_saved_model_of_the_users_own_network(tmp_path: Path) -> None:
     model = stvid.inflate(build(), num_frames=2, img_size=16, num_classes=3)
     stvid.save_model(model, tmp_path / "x.safetensors")
@@ -70,6 +106,49 @@ def test_a_saved_model_of_the_users_own_network(tmp_path: Path) -> None:
     stvid.save_model(native, tmp_path / "y.safetensors")
     with pytest.raises(CheckpointError, match="leave network out"):
         stvid.load_model(tmp_path / "y.safetensors", network=Net())
+
+
+class Positions(Net):
+    """Has tables that are in no file of its weights."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(8, 1, 1, generator=generator)
+        self.register_buffer("mask", torch.rand(16, 1, 1, generator=generator), persistent=False)
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.norm(self.first(x)).relu() + self.table).relu() * self.mask
+        self.seen = x.mean((2, 3))
+        return self.fc(self.seen)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_network_with_other_constants_is_told(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = stvid.inflate(Positions(0).eval(), num_frames=2, img_size=16)
+    file = tmp_path / f"x.{suffix}"
+    stvid.save_model(model, file)
+    clip = torch.randn(1, 3, 2, 16, 16)
+    same = Positions(0).eval()
+    same(clip[:, :, 0])  # what it remembers of a batch is no constant
+    assert torch.equal(stvid.load_model(file, network=same)(clip), model(clip)) and not caplog.records
+    stvid.load_model(file, network=Positions(1))
+    assert len(caplog.records) == 1
+    assert "has another mask and another table than the saved one" in caplog.text
+
+
+def test_a_training_checkpoint_of_the_users_own_network(tmp_path: Path) -> None:
+    model = stvid.inflate(build(), num_frames=2, img_size=16, num_classes=3, temporal="shift")
+    model.reset_classifier(7)
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "stvid": describe(model)}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"network=Net\(\.\.\.\)"):
+        stvid.load_model(tmp_path / "x.ckpt")
+    again = stvid.load_model(tmp_path / "x.ckpt", network=Net())
+    clip = torch.randn(1, 3, 2, 16, 16)
+    assert torch.equal(again(clip), model(clip)) and again.num_classes == 7
 
 
 class Coordinates(nn.Module):
