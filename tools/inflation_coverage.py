@@ -1,7 +1,7 @@
 """Which image networks can be inflated: every classifier of timm and torchvision, one row for each way to see frames.
 
     python tools/inflation_coverage.py --out /tmp/coverage            # all; a run that was stopped goes on
-    python tools/inflation_coverage.py --out /tmp/coverage --first    # the smallest network of each file
+    python tools/inflation_coverage.py --out /tmp/coverage --first --prove  # the smallest network of each file
     python tools/inflation_coverage.py --out /tmp/coverage --report docs/inflation_coverage.md
     python tools/inflation_coverage.py --out /tmp/coverage --known docs/inflation_coverage.csv  # the others
 
@@ -10,6 +10,8 @@ has attention) attention: convert; give, for an image repeated over three frames
 the difference that the image makes; and give other logits for a clip played backwards. For `conv` the kernels start as
 averages, so that the ends of the clip count too. Before the last check the weights that mix frames are perturbed, since
 they start symmetric or at zero; a shift has none. What differs by more in float32 is computed again in float64.
+
+With `--prove` the model is made by `stvid.inflate`, whose own proof must succeed before these checks are made.
 
 Results are lines of JSON in <output>/results.jsonl. `--report` writes the summary and, beside it with the suffix .csv,
 a line for each network; `--known` takes such a file's networks as done. A worker that exceeds the time is killed, and
@@ -176,8 +178,9 @@ def perturb(model: Any) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, Any]:
-    """Inflates a network in place and compares."""
+def measure(network: nn.Module, mode: str, size: int, name: str, *, prove: bool = False) -> dict[str, Any]:
+    """Inflates a network, in place unless with the library's own proof, and compares."""
+    from stvid.inflation.inflate import inflate_with_report
     from stvid.inflation.model import InflatedModel
     from stvid.inflation.options import InflationOptions
     from stvid.inflation.proof import FewFrames
@@ -191,9 +194,16 @@ def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, An
     with torch.no_grad(), FewFrames() if dtype == torch.float64 else nullcontext():
         expected = network(images)
         scale = (expected[0] - expected[1]).abs().max()
-        model = InflatedModel(
-            network, InflationOptions(**options), num_frames=FRAMES, img_size=(size, size), source_name=name
-        ).eval()
+        if prove:
+            with torch.enable_grad():  # it trains a step
+                made = inflate_with_report(network, num_frames=FRAMES, img_size=(size, size), **options)
+            if not made.report.as_promised:
+                raise ValueError(f"the proof fails: {made.report.verdict()}")
+            model = made.model
+        else:
+            model = InflatedModel(
+                network, InflationOptions(**options), num_frames=FRAMES, img_size=(size, size), source_name=name
+            ).eval()
         found = model(images[:, :, None].expand(-1, -1, FRAMES, -1, -1))
         still = ((found - expected).abs().max() / scale).item()
         if mode != "shift":
@@ -203,7 +213,9 @@ def measure(network: nn.Module, mode: str, size: int, name: str) -> dict[str, An
     return {"still": still, "order": order, "layers": len(model.inflated)}
 
 
-def check(library: str, name: str, modes: list[str], count: float, largest: float) -> list[dict[str, Any]]:
+def check(
+    library: str, name: str, modes: list[str], count: float, largest: float, prove: bool = False
+) -> list[dict[str, Any]]:
     """Returns a record for each mode."""
     from stvid.errors import StvidError
     from stvid.inflation.placement import has_attention
@@ -239,7 +251,8 @@ def check(library: str, name: str, modes: list[str], count: float, largest: floa
             else:
                 for dtype in (torch.float32, torch.float64):
                     used = copy.deepcopy(network) if small else build(library, name, size, options)
-                    record.update(measure(used.to(dtype), mode, size, name), dtype=str(dtype).removeprefix("torch."))
+                    found = measure(used.to(dtype), mode, size, name, prove=prove and dtype == torch.float32)
+                    record.update(found, dtype=str(dtype).removeprefix("torch."))
                     del used  # before the next is built
                     if record["still"] < TOLERANCE:
                         break
@@ -257,7 +270,7 @@ def one_line(error: Exception) -> str:
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
-def work(pipe: Any, memory: float, largest: float, timeout: float) -> None:
+def work(pipe: Any, memory: float, largest: float, timeout: float, prove: bool) -> None:
     """Checks the networks that come through a pipe."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -270,7 +283,7 @@ def work(pipe: Any, memory: float, largest: float, timeout: float) -> None:
         limit = math.ceil(time.process_time() + timeout)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         try:
-            pipe.send(check(*job, largest))
+            pipe.send(check(*job, largest, prove))
         except MemoryError as error:
             pipe.send(
                 [{"library": job[0], "name": job[1], "mode": mode, "problem": one_line(error)} for mode in job[2]]
@@ -281,8 +294,8 @@ def work(pipe: Any, memory: float, largest: float, timeout: float) -> None:
 class Worker:
     """A process that can be killed and replaced."""
 
-    def __init__(self, memory: float, largest: float, timeout: float) -> None:
-        self.arguments = (memory, largest, timeout)
+    def __init__(self, memory: float, largest: float, timeout: float, prove: bool) -> None:
+        self.arguments = (memory, largest, timeout, prove)
         self.start()
 
     def start(self) -> None:
@@ -462,6 +475,7 @@ def main() -> int:
     parser.add_argument("--models", default="*", help="pattern of library:name")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--first", action="store_true", help="only the smallest network of each file")
+    parser.add_argument("--prove", action="store_true", help="make stvid's own proof, too, which takes longer")
     parser.add_argument("--again", action="store_true", help="repeat what has failed")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=600, help="seconds of CPU time for one network")
@@ -492,7 +506,8 @@ def main() -> int:
             waiting.append((library, name, modes, counts[library, name]))
     print(f"{len(waiting)} networks", flush=True)
     workers = [
-        Worker(options.memory, options.largest, options.timeout) for _ in range(min(options.workers, len(waiting)))
+        Worker(options.memory, options.largest, options.timeout, options.prove)
+        for _ in range(min(options.workers, len(waiting)))
     ]
     outcome: Counter[str] = Counter()
     with path.open("a") as file:
