@@ -25,20 +25,21 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from stvid.errors import CheckpointError, UnknownNameError
+from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
-from stvid.models.registry import find_weights
+from stvid.models.registry import MOST_CLASSES, find_weights
 from stvid.models.transformers_configs import normalisation_of
 from stvid.models.weights import Weights
 from stvid.protocol import Protocol, Task
 from stvid.sources import adopt_weights, newest_checkpoint, resolve_source
 from stvid.version import __version__
-from stvid.weight_files import Candidate, WeightFile, find_candidates, read_weight_file
+from stvid.weight_files import CHECKED, Candidate, WeightFile, find_candidates, read_weight_file, seal
 
 __all__ = [
     "LoadReport",
     "candidates",
+    "check_description",
     "describe",
     "head_keys",
     "load_checkpoint",
@@ -135,7 +136,77 @@ def read_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(source)
     if path.is_dir():
         path = newest_checkpoint(path, prefer="best.ckpt")
-    return Content(read_weight_file(path))
+    content = Content(read_weight_file(path))
+    if "stvid" in content:
+        check_description(content["stvid"], content.source)
+    return content
+
+
+_MOST_FRAMES = 2**16
+_MOST_SIDE = 2**14
+_MOST_LAYERS = 1024
+_LAYERS = re.compile(r"depth|layers|blocks|num_heads|repeats")
+
+
+def check_description(stored: Any, source: str) -> None:
+    """Checks the type of everything in a description that `describe` made, and that no size in it is absurd.
+
+    Args:
+        stored: The value of ``stvid`` in a file.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: If it is damaged, or of something that cannot be built.
+    """
+    if not isinstance(stored, Mapping):
+        raise CheckpointError(f"{source}: its description is damaged: {str(stored)[:60]!r} is no table; save it again")
+    try:
+        if "protocol" in stored:
+            Protocol.from_dict(stored["protocol"])
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: its protocol cannot be used ({str(error)[:300]})") from error
+    if stored.get("task") not in (None, *get_args(Task)):
+        raise CheckpointError(f"{source}: its task {stored['task']!r} is not one of {', '.join(get_args(Task))}")
+    for key, kind in {"model": Mapping, "measured": Mapping, "weights": str, "config": str, "version": str}.items():
+        if key in stored and not isinstance(stored[key], kind):
+            raise CheckpointError(f"{source}: its description is damaged: {key} is {str(stored[key])[:60]!r}")
+    _check_recipe(stored.get("model", {}), source)
+
+
+def _check_recipe(recipe: Mapping[str, Any], source: str) -> None:
+    def is_number(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
+    size = recipe.get("img_size", [1, 1])
+    good = {
+        "name": isinstance(recipe.get("name", ""), str | None),
+        "module": isinstance(recipe.get("module", ""), str),
+        "head": isinstance(recipe.get("head", ""), str),
+        "num_classes": is_number(recipe.get("num_classes", 0), 0, MOST_CLASSES),
+        "num_frames": is_number(recipe.get("num_frames", 1), 1, _MOST_FRAMES),
+        "img_size": isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(is_number(side, 1, _MOST_SIDE) for side in size),
+        "hyperparameters": isinstance(recipe.get("hyperparameters", {}), Mapping)
+        and all(_is_sane(key, value) for key, value in recipe.get("hyperparameters", {}).items()),
+    }
+    wrong = [key for key, fine in good.items() if not fine]
+    if wrong:
+        value = str(recipe.get(wrong[0]))[:80]
+        raise CheckpointError(f"{source}: its description cannot be built: {wrong[0]} is {value!r}")
+
+
+def _is_sane(name: Any, value: Any, depth: int = 0) -> bool:
+    """Whether an argument of a model is not so large that building it would never end."""
+    if depth > 8 or not isinstance(name, str):
+        return False
+    if isinstance(value, Mapping):
+        return all(_is_sane(key, item, depth + 1) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return len(value) <= _MOST_LAYERS and all(_is_sane(name, item, depth + 1) for item in value)
+    if isinstance(value, int | float):
+        return abs(value) <= (_MOST_LAYERS if _LAYERS.search(name) else _MOST_FRAMES)
+    return value is None or isinstance(value, str)
 
 
 def candidates(content: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]]]:
@@ -678,8 +749,13 @@ def save_model(model: VideoModel, path: str | os.PathLike[str], *, protocol: Pro
         if target.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            metadata = {"format": "pt", "stvid": json.dumps(describe(model, protocol))}
-            write_atomically(target, lambda file: save_file(state, str(file), metadata))
+            metadata = {"format": "pt", "stvid": json.dumps(describe(model, protocol)), **CHECKED}
+
+            def write(file: Path) -> None:
+                save_file(state, str(file), metadata)
+                seal(file)
+
+            write_atomically(target, write)
         elif target.suffix in (".pt", ".pth", ".ckpt"):
             write_atomically(
                 target, lambda file: torch.save({"state_dict": state, "stvid": describe(model, protocol)}, file)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
+import math
 import os
 import re
 import shutil
+import struct
+import tokenize
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,6 +26,7 @@ from stvid.errors import StvidError
 __all__ = [
     "TEMPORARY",
     "expand_home",
+    "load_arrays",
     "save_arrays",
     "write_atomically",
     "write_folder_atomically",
@@ -30,6 +37,10 @@ __all__ = [
 
 TEMPORARY = ".tmp"
 """End of the name of a file or folder that is not whole yet; its name begins with a dot and the name to be."""
+
+
+_MOST_UNPACKED = 2**30
+_MOST_RATIO = 100
 
 
 def _temporary(target: Path) -> Path:
@@ -134,6 +145,57 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes an ``.npz`` under exactly this name; numpy would append a suffix to another one."""
     with open(path, "wb") as file:
         np.savez(file, **arrays)
+
+
+def load_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
+    """Reads an ``.npz``: arrays of numbers and texts, never objects.
+
+    Its checksums are compared, and no memory is taken for what is not there: neither for a shape that a head only
+    claims, nor for more than a gigabyte that a hundredth of it unpacks to.
+
+    Raises:
+        ValueError: If it is damaged, or something else.
+        OSError: If it cannot be read.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            held = sum(info.compress_size for info in archive.infolist())
+            unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > max(_MOST_UNPACKED, _MOST_RATIO * held):
+                raise ValueError(f"it would unpack to {unpacked} bytes, from {held}")
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    arrays[info.filename.removesuffix(".npy")] = _array(member.read(info.file_size), info.filename)
+                    if member.read(1):
+                        raise ValueError(f"{info.filename}: is longer than its archive says")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("its parts are not where it says") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+        raise ValueError(" ".join(str(error).split()) or "cut off") from error
+    return arrays
+
+
+def _array(content: bytes, name: str) -> np.ndarray:
+    """Returns the array in the bytes of an ``.npy``."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(f"{name}: its head is damaged") from error
+    count = math.prod(shape)
+    if dtype.hasobject or dtype.names is not None or any(side < 0 for side in shape):
+        raise ValueError(f"{name}: is no plain array")
+    if len(content) - stream.tell() != count * dtype.itemsize:
+        raise ValueError(f"{name}: has another number of bytes than its shape {shape} takes")
+    if not count:
+        return np.empty(shape, dtype)
+    flat = np.frombuffer(content, dtype, count, stream.tell())
+    return (flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)).copy()
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

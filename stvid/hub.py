@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from stvid.checkpoints import describe
+from stvid.checkpoints import check_description, describe
 from stvid.downloads import fetch_hub_folder
 from stvid.errors import CheckpointError, ConfigError, StvidError, UnknownNameError
 from stvid.files import TEMPORARY, write_folder_atomically
@@ -30,6 +30,7 @@ from stvid.models.registry import model_info
 from stvid.models.transformers_configs import known_types, recipe_of
 from stvid.protocol import Protocol, Task, parse_views
 from stvid.version import __version__
+from stvid.weight_files import CHECKED, seal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +166,7 @@ def load_recipe(folder: str | os.PathLike[str]) -> StoredModel:
         found = recipe_of(config.values, config.preprocessor, where=str(config.path))
         return StoredModel(found.recipe, found.protocol, _task(found.task, config.path), weights, {})
     values = config.values
+    check_description(values, str(config.path))
     recipe = values.get("model")
     needed = ("name", "num_classes", "num_frames", "img_size", "hyperparameters")
     if not isinstance(recipe, Mapping) or any(key not in recipe for key in needed):
@@ -389,8 +391,10 @@ class _Content:
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).write_text(_card_text(self), encoding="utf-8")
-        metadata = {"format": "pt", "stvid": json.dumps(self.description)}
+        metadata = {"format": "pt", "stvid": json.dumps(self.description), **CHECKED}
         save_torch_state_dict(_own_tensors(self.model), folder, max_shard_size=max_shard_size, metadata=metadata)
+        for path in folder.glob("*.safetensors"):
+            seal(path)
         mode = (folder / CONFIG).stat().st_mode
         for path in folder.iterdir():  # safetensors makes files that nobody else may read
             path.chmod(mode)

@@ -102,11 +102,17 @@ class Protocol:
             raise ConfigError(f"protocol.crop: {self.crop} is larger than protocol.short_side ({self.short_side})")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if len(value) != 3 or not all(_is_finite(number) for number in value):
+            if (
+                not isinstance(value, tuple | list)
+                or len(value) != 3
+                or not all(_is_finite(number) for number in value)
+            ):
                 raise ConfigError(f"protocol.{name}: {value!r} is not three finite numbers")
             object.__setattr__(self, name, tuple(float(number) for number in value))
         if min(self.std) <= 0:
             raise ConfigError(f"protocol.std: {self.std!r} has a number that is not positive")
+        if not isinstance(self.class_names, tuple | list):
+            raise ConfigError(f"protocol.class_names: {self.class_names!r} is no list of names")
         object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
         parse_views(self.views, key="protocol.views")
 
@@ -138,10 +144,12 @@ class Protocol:
         Raises:
             ConfigError: If a key is unknown or a value does not fit.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"protocol: {values!r} is no table of its keys")
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
-                raise ConfigError(f"protocol.{key}: unknown key{nearest(key, known)}")
+                raise ConfigError(f"protocol.{key}: unknown key{nearest(str(key), known)}")
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stvid.errors import CheckpointError, ConfigError, StvidError, UnknownNameError, nearest
+from stvid.machine import available_memory
 from stvid.models import registry
 from stvid.models.libraries import NATIVE
 from stvid.models.registry import HeadName, ModelInfo, build_model, native_models
@@ -417,6 +418,18 @@ def _inflated_again(recipe: dict[str, Any], network: nn.Module | None, source: s
     return model
 
 
+def _check_memory(recipe: Mapping[str, Any]) -> None:
+    """Raises ValueError if the weights of a description would not fit into the memory that there is."""
+    memory = available_memory()
+    if memory is None or "/" in recipe["name"]:
+        return
+    options = {key: recipe[key] for key in ("num_classes", "num_frames")}
+    outline = _outline(recipe["name"], {**options, "img_size": tuple(recipe["img_size"]), **recipe["hyperparameters"]})
+    needed = sum(value.numel() * value.element_size() for value in outline.state_dict().values())
+    if needed > memory:
+        raise ValueError(f"its weights would take {needed / 1e9:.0f} GB, and there are {memory / 1e9:.0f} GB")
+
+
 def _described(recipe: dict[str, Any], name: str | None, source: str, network: nn.Module | None = None) -> VideoModel:
     """Builds the model that a description stored with weights calls for."""
     if network is not None or "module" in recipe:
@@ -424,6 +437,7 @@ def _described(recipe: dict[str, Any], name: str | None, source: str, network: n
     if name is not None and name != recipe.get("name"):
         raise CheckpointError(f"{source}: is a checkpoint of {recipe.get('name')}, not of {name}")
     try:
+        _check_memory(recipe)
         return create_model(
             recipe["name"],
             num_classes=recipe["num_classes"],
@@ -432,5 +446,7 @@ def _described(recipe: dict[str, Any], name: str | None, source: str, network: n
             head=recipe.get("head", "default"),
             **recipe["hyperparameters"],
         )
-    except (StvidError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: its description cannot be built here: {error}") from error
+    except (StvidError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        # Whatever the layers say of values that no model has: zero heads, a kernel of half a pixel, too much memory.
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{source}: its description cannot be built here: {reason}") from error

@@ -10,8 +10,10 @@ reads the shards from front to back instead (`stvid.data.shard_stream`).
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +63,8 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         if rows and not {*ROW} <= {*column}:
             raise KeyError("columns")
         sizes = {shard["file"]: int(shard["bytes"]) for shard in shards}
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        _check(names, column, sizes)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ManifestError(f"{place}: is no list of shards; make it with: stvid prep shard") from error
     if version != VERSION:
         raise ManifestError(f"{place}: was written by another version of stvid; make the shards again")
@@ -94,6 +97,32 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
     if class_names is None and names and list(names) == sorted(names):
         class_names = order_labels(names, source)  # shards of earlier versions have numbers in the order of words
     return manifest if class_names is None else manifest.with_class_names(class_names)
+
+
+def _check(names: tuple[Any, ...], column: Mapping[str, Sequence[Any]], sizes: Mapping[Any, int]) -> None:
+    """Raises ValueError unless each value has its type, and each video lies within its shard."""
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a class name is no text")
+    if not all(isinstance(file, str) and os.path.basename(file) == file and file for file in sizes):
+        raise ValueError("a shard is no name of a file in this folder")  # else a list could name any file
+    for name in ("begin", "data", "bytes", "scan", "scan_bytes"):
+        if not all(type(value) is int and 0 <= value < 2**62 for value in column.get(name, ())):
+            raise ValueError(f"{name} is no place in a file")
+    for name in ("name", "member"):
+        if not all(isinstance(value, str) for value in column.get(name, ())):
+            raise ValueError(f"{name} is no text")
+    for name in ("start", "end"):
+        known = [value for value in column.get(name, ()) if value is not None]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in known):
+            raise ValueError(f"{name} is no number of seconds")
+    for labels in column.get("labels", ()):
+        if not isinstance(labels, list) or not all(type(at) is int and 0 <= at < len(names) for at in labels):
+            raise ValueError("a label is no number of a class")
+    ends = [*sizes.values()]
+    rows = zip(*(column.get(name, ()) for name in ("shard", "data", "bytes", "scan", "scan_bytes")), strict=True)
+    for shard, data, length, scan, scanned in rows:
+        if data + length > ends[shard] or (scanned and not scan + scanned <= data):
+            raise ValueError("a video lies beyond its shard")
 
 
 def _read_index(place: str) -> bytes:

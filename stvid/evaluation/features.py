@@ -29,7 +29,7 @@ from stvid.data.sampling import LimitClock
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
-from stvid.files import save_arrays, write_atomically
+from stvid.files import load_arrays, save_arrays, write_atomically
 from stvid.protocol import Protocol
 from stvid.video.streaming import Frame, stream_frames
 
@@ -121,24 +121,48 @@ def load_features(path: str | os.PathLike[str]) -> ClipFeatures:
     source = Path(path)
     try:
         if source.suffix == ".npz":
-            with np.load(source, allow_pickle=False) as held:
-                arrays = {name: held[name] for name in ("features", "start", "end", "frames")}
-                return ClipFeatures(**arrays, path=str(held["path"]), labels=tuple(held["labels"].tolist()))
+            held = load_arrays(source)
+            arrays = {name: held[name] for name in ("features", "start", "end", "frames")}
+            labels = tuple(map(str, held["labels"].tolist()))
+            return _checked(ClipFeatures(**arrays, path=str(held["path"]), labels=labels))
         _, parquet = _pyarrow()
         table = parquet.read_table(source)
         about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         features = table["features"].combine_chunks()
         ends = [table[name].to_numpy() for name in ("first_frame", "last_frame")]
-        return ClipFeatures(
+        found = ClipFeatures(
             features=features.flatten().to_numpy().reshape(len(features), -1),
             start=table["start"].to_numpy(),
             end=table["end"].to_numpy(),
             frames=np.stack(ends, axis=1),
             path=about["path"],
-            labels=tuple(json.loads(about["labels"])),
+            labels=tuple(map(str, json.loads(about["labels"]))),
         )
-    except (KeyError, ValueError) as error:
-        raise StvidError(f"{source}: not a file of stvid features, or damaged ({error})") from error
+        return _checked(found)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(source, error) from error  # pyarrow's word for a file that it cannot understand
+    except (LookupError, ValueError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
+        raise _damaged(source, error) from error
+
+
+def _damaged(source: Path, error: Exception) -> StvidError:
+    reason = " ".join(str(error).split())[:160]
+    return StvidError(f"{source}: not a file of stvid features, or damaged ({reason}); delete it and make it again")
+
+
+def _checked(found: ClipFeatures) -> ClipFeatures:
+    """Raises ValueError unless all parts have the types and the shapes that `ClipFeatures` promises."""
+    clips = len(found.features) if found.features.ndim == 2 else -1
+    wanted = {"features": ("float32", 2), "start": ("float64", 1), "end": ("float64", 1), "frames": ("int64", 2)}
+    for name, (dtype, axes) in wanted.items():
+        array = getattr(found, name)
+        if array.dtype != dtype or array.ndim != axes or len(array) != clips:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+    if found.frames.shape[1] != 2:
+        raise ValueError(f"frames has the shape {found.frames.shape}")
+    return found
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -182,8 +206,11 @@ def check_settings(folder: str | os.PathLike[str], settings: Mapping[str, Any]) 
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: cannot be read ({error}); choose another --out") from error
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path}: cannot be read ({reason}); choose another --out") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: holds no settings of features; choose another --out")
         differing = [key for key in plain if found.get(key) != plain[key]]
         if differing:
             key = differing[0]

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 
 from stvid.data.manifest import Manifest
 from stvid.errors import StvidError
+from stvid.files import load_arrays
 from stvid.journal import Journal
 
 __all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "videos_digest"]
@@ -71,7 +71,7 @@ class ProgressFile:
     def _take(self, batch: dict[str, Any]) -> None:
         try:
             self.records += [_unpack(base64.b64decode(packed)) for packed in batch["videos"]]
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StvidError(f"{self.path}: cannot be read ({error}); delete it to begin again") from error
 
     def add(self, records: Iterable[VideoRecord]) -> None:
@@ -102,14 +102,14 @@ def _pack(record: VideoRecord) -> bytes:
 
 
 def _unpack(packed: bytes) -> VideoRecord:
-    with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
-        return VideoRecord(
-            index=int(stored["index"]),
-            logits=stored["logits"],
-            labels=stored["labels"],
-            distinct=int(stored["distinct"]),
-            probes={name[len("probe_") :]: stored[name] for name in stored.files if name.startswith("probe_")},
-        )
+    stored = load_arrays(io.BytesIO(packed))
+    return VideoRecord(
+        index=int(stored["index"]),
+        logits=stored["logits"],
+        labels=stored["labels"],
+        distinct=int(stored["distinct"]),
+        probes={name[len("probe_") :]: value for name, value in stored.items() if name.startswith("probe_")},
+    )
 
 
 def digest(values: Mapping[str, Any]) -> str:

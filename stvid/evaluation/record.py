@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import uuid
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import metrics as M
 from stvid.evaluation.metrics import Average, Calibration
-from stvid.files import save_arrays, write_together
+from stvid.files import load_arrays, save_arrays, write_together
 from stvid.protocol import Protocol, Task
 
 __all__ = ["EvaluationResult", "Temporal", "compute_metrics"]
@@ -328,12 +329,11 @@ class EvaluationResult:
             raise StvidError(f"{folder}: neither a {_RESULT} nor a folder that holds one; stvid test writes them")
         try:
             record = json.loads((target / _RESULT).read_text(encoding="utf-8"))
-            with open(target / _LOGITS, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = load_arrays(target / _LOGITS)
             if str(arrays["run"]) != record["run"]:
                 raise StvidError(f"{target}: {_RESULT} and {_LOGITS} are of different runs; evaluate again")
             joined = arrays["paths"].tobytes()
-            return cls(
+            result = cls(
                 protocol=Protocol.from_dict(record["protocol"]),
                 metrics=record["metrics"],
                 class_names=tuple(record["classes"]),
@@ -358,10 +358,102 @@ class EvaluationResult:
                 evaluation=record["evaluation"],
                 published=record.get("published"),  # younger than the file may be
             )
+            _check(result)
+            return result
         except OSError as error:
             name = error.filename or target
             raise StvidError(f"{name}: cannot read the saved evaluation ({error.strerror or error})") from error
-        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, StvidError):
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, StvidError) and str(target) in str(error):
                 raise
-            raise StvidError(f"{target}: not an evaluation saved by stvid, or damaged ({error})") from error
+            reason = " ".join(str(error).split())[:160]
+            raise StvidError(
+                f"{target}: not an evaluation saved by stvid, or damaged ({reason}); run stvid test again"
+            ) from error
+
+
+# The types of what result.json holds.
+_PLAIN: dict[str, Any] = {
+    "metrics": dict[str, float],
+    "class_names": tuple[str, ...],
+    "paths": list[str],
+    "failures": list[tuple[str, str]],
+    "per_class": list[dict[str, Any]],
+    "command": str,
+    "versions": dict[str, str],
+    "also": tuple[str, ...],
+    "cost": dict[str, float],
+    "arithmetic": tuple[str, ...],
+    "evaluation": str,
+}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value, with all that is in it, is of a type such as ``dict[str, float]``."""
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if outer is Any:
+        return True
+    if outer is float:
+        return value is None or (type(value) in (int, float) and math.isfinite(value))
+    if type(value) is not outer:
+        return False
+    if outer is dict:
+        return all(_is(key, inner[0]) and _is(item, inner[1]) for key, item in value.items())
+    if outer is tuple and inner[-1] is not ...:
+        return len(value) == len(inner) and all(map(_is, value, inner))
+    return all(_is(item, inner[0]) for item in value) if inner else True
+
+
+_PUBLISHED: dict[str, Any] = {
+    "weights": str,
+    "source": str,
+    "views": str,
+    "differs": list[str],
+    "measured": dict[str, float],
+    "difference": dict[str, float],
+}
+
+
+def _has(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return isinstance(record, dict) and all(_is(record.get(name), kind) for name, kind in fields.items())
+
+
+def _check(result: EvaluationResult) -> None:
+    """Raises ValueError unless what was read has the types and shapes that `EvaluationResult` promises."""
+    for name, kind in _PLAIN.items():
+        if not _is(getattr(result, name), kind):
+            raise ValueError(f"{name} holds other values than it should")
+    for name, words in (("task", Task), ("temporal", Temporal), ("average", Average)):
+        if getattr(result, name) not in get_args(words):
+            raise ValueError(f"{name} is {getattr(result, name)!r}")
+    if result.published is not None and not _has(result.published, _PUBLISHED):
+        raise ValueError("published holds other values than it should")
+    if not all(_has(record, {"class": str, "support": int}) for record in result.per_class):
+        raise ValueError("per_class holds other values than it should")
+    measures = ("ap",) if result.task == "multilabel" else ("recall", "precision")
+    if not all(_has(record, dict.fromkeys(measures, float)) for record in result.per_class):
+        raise ValueError(f"per_class does not hold {', '.join(measures)}")
+    videos, classes = len(result.logits), len(result.class_names)
+    layout = view_layout([result.views, *result.also], result.protocol.sampling)
+    views = ViewPlan.parse(result.views).num_views
+    multilabel = result.task == "multilabel"
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "logits": ("float32", (videos, views, classes)),
+        "labels": ("int64", (videos, classes) if multilabel else (videos,)),
+        "indices": ("int64", (videos,)),
+        "confusion": ("int64", (classes, classes)),
+        "extra_logits": ("float32", (videos, len(layout.views) - views, classes)),
+        "distinct": ("int64", (videos,)),
+    }
+    named = {name: getattr(result, name) for name in shapes}
+    for name, (dtype, shape) in shapes.items():
+        value = named[name]
+        if value is not None and (value.dtype != dtype or value.shape != shape):
+            raise ValueError(f"{name} is {value.dtype} of shape {value.shape}, not {dtype} of shape {shape}")
+    for name, value in result.probe_logits.items():
+        if name not in get_args(Temporal) or value.dtype != np.float32 or value.shape != result.logits.shape:
+            raise ValueError(f"{_PROBE}{name} is {value.dtype} of shape {value.shape}")
+    if videos and (result.labels.min() < 0 or result.labels.max() >= (2 if multilabel else classes)):
+        raise ValueError("labels name classes that there are not")
+    if len(result.paths) != videos or len(result.per_class) != classes:
+        raise ValueError("its parts are of different numbers of videos or classes")

@@ -234,6 +234,10 @@ def _build(entry: _Entry, **arguments: Any) -> VideoModel:
     return kind(**{**entry.variant.options, **arguments})
 
 
+MOST_CLASSES = 1_000_000
+"""More logits than any data set has classes; their weights would fill the memory."""
+
+
 def build_model(
     info: ModelInfo,
     *,
@@ -257,11 +261,14 @@ def build_model(
         The model in training mode. Its ``default_protocol`` is the published one at these frames and this size.
 
     Raises:
-        ValueError: If `num_classes` is negative, or the model cannot be built at these frames or this size.
+        ValueError: If `num_classes` is negative or absurdly large, or the model cannot be built at these frames or
+            this size.
         TypeError: If the model has no such hyperparameter; the message names it.
     """
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}: 0 gives features, otherwise the number of classes")
+    if num_classes > MOST_CLASSES:
+        raise ValueError(f"num_classes is {num_classes}: more than {MOST_CLASSES:,} classes cannot be told apart")
     options = dict(hyperparameters or {})
     frames = info.protocol.frames if num_frames is None else int(num_frames)
     size = info.protocol.crop if img_size is None else img_size

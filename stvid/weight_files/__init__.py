@@ -8,5 +8,15 @@ from stvid.weight_files.one_file import WeightFile
 from stvid.weight_files.placeholders import Placeholder
 from stvid.weight_files.reading import read_weight_file
 from stvid.weight_files.states import Candidate, find_candidates
+from stvid.weight_files.sums import CHECKED, seal
 
-__all__ = ["Candidate", "Placeholder", "WeightFile", "find_candidates", "holds_weights", "read_weight_file"]
+__all__ = [
+    "CHECKED",
+    "Candidate",
+    "Placeholder",
+    "WeightFile",
+    "find_candidates",
+    "holds_weights",
+    "read_weight_file",
+    "seal",
+]

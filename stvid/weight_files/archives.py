@@ -14,6 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_UNPACKED = 1 << 30
 MAX_RATIO = 100
 # What the unpacking of damaged bytes raises: deflate, LZMA, and bzip2, which has no error of its own.
 _UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError)
+_PART = 2**24
 
 
 def mapped(path: Path) -> memoryview:
@@ -105,6 +107,26 @@ class Archive:
         except (*_UNPACKING, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
             raise DamagedFile(f"its member {name[:80]!r} cannot be unpacked: {error}") from error
 
+    def check(self, name: str) -> None:
+        """Compares the bytes of a member that is stored as it is with their CRC-32; unpacking checks the others.
+
+        Raises:
+            DamagedFile: If they differ.
+        """
+        info = self.members[name]
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+            start, length = self.place(name)
+            found = 0
+            for begin in range(start, start + length, _PART):
+                found = zlib.crc32(self.data[begin : min(begin + _PART, start + length)], found)
+            if found != info.CRC:
+                raise DamagedFile(f"the bytes of its member {name[:80]!r} are not those that were written")
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether the checksums of the members mean anything; torch can be told to leave them out."""
+        return any(info.CRC for info in self.members.values())
+
 
 def torch_root(archive: Archive) -> str | None:
     """Returns the folder within the archive that torch wrote, with a slash; None if there is none."""
@@ -114,6 +136,8 @@ def torch_root(archive: Archive) -> str | None:
 
 def read_torch_zip(archive: Archive, root: str, foreign: Counter[str]) -> Any:
     """Returns the content of a file of ``torch.save``; its tensors are on the mapped file.
+
+    In a file of stvid, which describes its model, all bytes are compared with their checksums.
 
     Args:
         archive: The file.
@@ -151,7 +175,13 @@ def read_torch_zip(archive: Archive, root: str, foreign: Counter[str]) -> Any:
             raise DamagedFile(f"its storage {number[:40]!r} has {len(found.bytes)} bytes for {length} elements")
         return found
 
-    return Machine(archive.read(f"{root}data.pkl"), TABLE, persistent=persistent, foreign=foreign).load()
+    if archive.has_sums:
+        archive.check(f"{root}data.pkl")
+    content = Machine(archive.read(f"{root}data.pkl"), TABLE, persistent=persistent, foreign=foreign).load()
+    if archive.has_sums and isinstance(content, Mapping) and "stvid" in content:
+        for name in archive.members:
+            archive.check(name)
+    return content
 
 
 def storage_key(key: Any) -> tuple[StorageType, str, int]:

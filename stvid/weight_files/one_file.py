@@ -16,6 +16,7 @@ from stvid.weight_files.legacy import read_pickle
 from stvid.weight_files.msgpack import read_msgpack
 from stvid.weight_files.pickles import DamagedFile
 from stvid.weight_files.placeholders import Placeholder, as_mapping, is_module, shown_name
+from stvid.weight_files.sums import check_sum
 
 __all__ = ["WeightFile", "read_one_file"]
 
@@ -103,6 +104,7 @@ def _read_zip(path: Path, foreign: Counter[str]) -> Any:
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors import SafetensorError, safe_open
 
+    check_sum(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -112,6 +114,6 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     if "stvid" in metadata:
         try:
             content["stvid"] = json.loads(metadata["stvid"])
-        except ValueError as error:
-            raise DamagedFile(f"its description of stvid is no JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DamagedFile(f"its description of stvid is no JSON: {' '.join(str(error).split())[:80]}") from error
     return content
