@@ -7,10 +7,10 @@ blvnet_tam_backbone.py.
 Shapes, for a clip (B, 3, T, H, W) with an even T: the stem divides space by 4, modules 1 and 2 and stage 4 by 2 each.
 Module i holds (B, 256 * 2^i, T/2, H/2^(i+3), W/2^(i+3)), but for the third, which keeps the size of the second.
 
-Frames 1, 3, 5, ... go through the big branch, frames 0, 2, 4, ... through the little one. Their sum stands for both, and
-is given to both before the next module. Before each module, and in front of the blocks of stage 4, temporal aggregation
-mixes neighbouring frames. The shortcut of a block of stage 4 sees what the aggregation made if there is a convolution
-on it, else the input of the block.
+Frames 1, 3, 5, ... go through the big branch, frames 0, 2, 4, ... through the little one. Their sum stands for both,
+and is given to both before the next module. Before each module, and in front of the blocks of stage 4, temporal
+aggregation mixes neighbouring frames. The shortcut of a block of stage 4 sees what the aggregation made if there is a
+convolution on it, else the input of the block.
 """
 
 from __future__ import annotations
@@ -273,8 +273,8 @@ def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-# Official code: README (Something-Something, one clip and one crop; "f8x2" are 8 pairs of frames; with --disable_scaleup
-# the short side has as many pixels as the crop).
+# Official code: README (Something-Something, one clip and one crop; "f8x2" are 8 pairs of frames; with
+# --disable_scaleup the short side has as many pixels as the crop).
 _SSV2 = Protocol(frames=16, sampling="segment", short_side=224, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 FAMILY = Family(

@@ -427,9 +427,9 @@ def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
 
 # --- variants ---------------------------------------------------------------------------------------------------------
 
-# Official code: configs/Kinetics/VIT_B_VTN.yaml (TRAIN.EVAL_FULL_VIDEO, EVAL_NUM_FRAMES, DATA.TARGET_FPS, TEST_CROP_SIZE,
-# TEST.NUM_SPATIAL_CROPS); decoder.py spreads the frames over the whole video, which is what 250 frames at 25 per second
-# are for Kinetics. The short side is the crop there.
+# Official code: configs/Kinetics/VIT_B_VTN.yaml (TRAIN.EVAL_FULL_VIDEO, EVAL_NUM_FRAMES, DATA.TARGET_FPS,
+# TEST_CROP_SIZE, TEST.NUM_SPATIAL_CROPS); decoder.py spreads the frames over the whole video, which is what 250
+# frames at 25 per second are for Kinetics. The short side is the crop there.
 _K400 = Protocol(
     frames=250,
     stride=1,
