@@ -238,11 +238,16 @@ class AugmentConfig:
         """Returns the protocol of training clips: `crop` and `frames` take the place of the test's.
 
         Raises:
-            ConfigError: If the crop does not fit into `protocol.short_side`.
+            ConfigError: If the crop does not fit into `protocol.short_side`, or the frames make no whole segments.
         """
         crop = protocol.crop if self.crop is None else self.crop
         if crop > protocol.short_side:
             raise ConfigError(f"augment.crop: {crop} is larger than protocol.short_side ({protocol.short_side})")
+        if self.frames is not None and self.frames % protocol.frames_per_segment:
+            raise ConfigError(
+                f"augment.frames: {self.frames} is no multiple of protocol.frames_per_segment "
+                f"({protocol.frames_per_segment})"
+            )
         return protocol.replace(crop=crop, frames=protocol.frames if self.frames is None else self.frames)
 
 

@@ -521,7 +521,8 @@ def _card_rows(model: VideoModel) -> Iterable[tuple[str, str]]:
     if protocol.sampling == "dense":
         yield "frames", f"{protocol.frames}, {protocol.stride} apart in the video{rate}"
     else:
-        yield "frames", f"{protocol.frames}, one of each of as many equal parts of the video{rate}"
+        each = "one" if protocol.frames_per_segment == 1 else f"{protocol.frames_per_segment} in a row"
+        yield "frames", f"{protocol.frames}, {each} of each of {protocol.segments} equal parts of the video{rate}"
     yield "size", f"short side scaled to {protocol.short_side}, crop of {protocol.crop} pixels"
     yield "mean", ", ".join(f"{number:g}" for number in protocol.mean)
     yield "standard deviation", ", ".join(f"{number:g}" for number in protocol.std)

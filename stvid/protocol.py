@@ -59,12 +59,14 @@ class Protocol:
     """How a video becomes the tensors that a model was made for, and how their logits become one prediction.
 
     Attributes:
-        frames: Frames of one clip.
+        frames: Frames of one clip, of all its segments together.
         stride: Distance between two frames of a dense clip, in source frames, or in ticks of ``fps`` if that is set.
             Segment sampling does not use it.
         fps: Rate at which the video is read (frames are picked by time); None takes the video's own frames.
         sampling: ``dense``: frames at a fixed stride (Kinetics). ``segment``: the video is cut into ``frames`` equal
             parts and one frame is taken of each (TSN, Something-Something).
+        frames_per_segment: Frames that follow each other wherever one is taken; `frames` is a multiple of it. TDN takes
+            5: ``frames=40`` are then 8 segments of 5 frames, and `stride` is the distance between segments.
         short_side: The frame is scaled so that its short side has this many pixels before a test crop.
         crop: Side of the square crop in pixels.
         mean: Mean of red, green and blue, which is subtracted from values in 0..1.
@@ -79,6 +81,7 @@ class Protocol:
     stride: int = 4
     fps: float | None = None
     sampling: Literal["dense", "segment"] = "dense"
+    frames_per_segment: int = 1
     short_side: int = 256
     crop: int = 224
     mean: tuple[float, float, float] = KINETICS_MEAN
@@ -88,10 +91,15 @@ class Protocol:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("frames", "stride", "short_side", "crop"):
+        for name in ("frames", "stride", "frames_per_segment", "short_side", "crop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"protocol.{name}: {value!r} is not a positive whole number")
+        if self.frames % self.frames_per_segment:
+            raise ConfigError(
+                f"protocol.frames: {self.frames} is no multiple of protocol.frames_per_segment "
+                f"({self.frames_per_segment})"
+            )
         if self.fps is not None and not (_is_finite(self.fps) and self.fps > 0):
             raise ConfigError(f"protocol.fps: {self.fps!r} is not a positive number (null takes the video's own rate)")
         if self.sampling not in ("dense", "segment"):
@@ -115,6 +123,11 @@ class Protocol:
             raise ConfigError(f"protocol.class_names: {self.class_names!r} is no list of names")
         object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
         parse_views(self.views, key="protocol.views")
+
+    @property
+    def segments(self) -> int:
+        """Places of the video that a clip is taken from: `frames`, or fewer if frames follow each other there."""
+        return self.frames // self.frames_per_segment
 
     @property
     def num_clips(self) -> int:
@@ -159,8 +172,13 @@ class Protocol:
         """Returns one line for people, without the class names."""
         how = f"{self.frames} frames"
         if self.sampling == "dense":
-            how += f", stride {self.stride}" + (f" at {self.fps:g} fps" if self.fps else "")
+            how += f", stride {self.stride}"
+            if self.frames_per_segment > 1:
+                how += f", {self.frames_per_segment} in a row at each of {self.segments} places"
+        elif self.frames_per_segment > 1:
+            how += f", {self.frames_per_segment} in a row from each of {self.segments} segments"
         else:
-            how += ", one from each of as many segments" + (f" at {self.fps:g} fps" if self.fps else "")
+            how += ", one from each of as many segments"
+        how += f" at {self.fps:g} fps" if self.fps else ""
         colours = "; channels bgr (blue, green, red)" if self.channels == "bgr" else ""
         return f"{how}; short side {self.short_side}, crop {self.crop}{colours}; views {self.views}"

@@ -240,3 +240,28 @@ def test_clips_reach_models_by_one_function_only() -> None:
 def test_only_another_order_is_named() -> None:
     assert RGB.describe() == "4 frames, stride 2; short side 40, crop 32; views 2x3"
     assert BGR.describe() == "4 frames, stride 2; short side 40, crop 32; channels bgr (blue, green, red); views 2x3"
+
+
+def test_frames_are_a_multiple_of_those_of_a_segment(tmp_path: Path) -> None:
+    protocol = Protocol(frames=40, frames_per_segment=5, sampling="segment")
+    assert protocol.segments == 8 and Protocol.from_dict(protocol.to_dict()) == protocol
+    assert protocol.describe().startswith("40 frames, 5 in a row from each of 8 segments; ")
+    dense = protocol.replace(sampling="dense", stride=8)
+    assert dense.describe().startswith("40 frames, stride 8, 5 in a row at each of 8 places; ")
+    with pytest.raises(ConfigError, match=r"protocol.frames: 12 is no multiple of protocol.frames_per_segment \(5\)"):
+        protocol.replace(frames=12)
+    with pytest.raises(ConfigError, match=r"protocol\.frames_per_segment: 0 is not a positive whole number"):
+        protocol.replace(frames_per_segment=0)
+
+
+def test_training_clips_have_whole_segments() -> None:
+    protocol = Protocol(frames=40, frames_per_segment=5)
+    assert AugmentConfig(frames=20).clip_protocol(protocol).segments == 4
+    with pytest.raises(ConfigError, match=r"augment\.frames: 12 is no multiple of protocol\.frames_per_segment"):
+        AugmentConfig(frames=12).clip_protocol(protocol)
+
+
+def test_earlier_results_of_single_frames_are_still_known_by_their_digest() -> None:
+    assert "frames_per_segment" not in EvaluationPlan(RGB)._described()
+    rows = RGB.replace(frames_per_segment=2)
+    assert EvaluationPlan(rows)._described()["frames_per_segment"] == 2

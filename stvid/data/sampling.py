@@ -8,6 +8,9 @@ A video is first turned into a *grid*, the source-frame index of each tick of it
 * **segment**: the video is cut into `frames` equal parts and one position is taken of each (TSN, Wang et al. 2016,
   section 3.1; Something-Something). In training it is random within each part, in a test it is the middle.
 
+Where a protocol has `frames_per_segment` frames that follow each other, these ways place the first frame of each row,
+so that the rows fit into the video (TDN, Wang et al. 2021).
+
 If a clip is longer than the video, a dense clip repeats the last frame (as SlowFast does: datasets/decoder.py,
 `temporal_sampling` clamps to the last index), and a segment clip repeats frames throughout.
 """
@@ -242,21 +245,21 @@ def sample_train(grid: np.ndarray, protocol: Protocol, *, rng: np.random.Generat
 
     Args:
         grid: The grid that `frame_grid` returned.
-        protocol: Its `sampling`, `frames` and `stride` are used.
+        protocol: Its `sampling`, `frames`, `frames_per_segment` and `stride` are used.
         rng: Draws the clip; None takes the middle one.
 
     Returns:
-        int64 (frames,), source-frame indices, ascending.
+        int64 (frames,), source-frame indices, ascending; but in a short video the rows of two segments may overlap.
     """
     length = len(grid)
     if protocol.sampling == "segment":
-        return grid[segment_clip(length, frames=protocol.frames, rng=rng)]
+        return grid[_rows(segment_clip(_room(length, protocol), frames=protocol.segments, rng=rng), length, protocol)]
     span = clip_span(protocol)
     if rng is None:
         start = int(dense_starts(length, span=span, num_clips=1)[0])
     else:
         start = int(rng.integers(0, max(length - span, 0) + 1))
-    return grid[dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=start)]
+    return grid[_dense(length, protocol, start)]
 
 
 def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.ndarray:
@@ -267,27 +270,46 @@ def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.
 
     Args:
         grid: The grid that `frame_grid` returned.
-        protocol: Its `sampling`, `frames` and `stride` are used.
+        protocol: Its `sampling`, `frames`, `frames_per_segment` and `stride` are used.
         num_clips: How many clips.
 
     Returns:
-        int64 (num_clips, frames), source-frame indices, each row ascending.
+        int64 (num_clips, frames), source-frame indices, each clip's ascending; but in a short video the rows of two
+        segments may overlap.
     """
     _positive(num_clips=num_clips)
     length = len(grid)
     if protocol.sampling == "segment":
-        clips = [segment_clip(length, frames=protocol.frames, shift=float(at)) for at in segment_shifts(num_clips)]
-    else:
+        room = _room(length, protocol)
         clips = [
-            dense_clip(length, frames=protocol.frames, stride=protocol.stride, start=int(start))
-            for start in dense_starts(length, span=clip_span(protocol), num_clips=num_clips)
+            _rows(segment_clip(room, frames=protocol.segments, shift=float(at)), length, protocol)
+            for at in segment_shifts(num_clips)
         ]
+    else:
+        starts = dense_starts(length, span=clip_span(protocol), num_clips=num_clips)
+        clips = [_dense(length, protocol, int(start)) for start in starts]
     return grid[np.stack(clips)]
 
 
-def clip_span(protocol: Protocol) -> int:
-    """Returns the ticks that a dense clip needs, first and last frame included."""
-    return (protocol.frames - 1) * protocol.stride + 1
+def _span(protocol: Protocol) -> int:
+    """Ticks that a dense clip needs, first and last frame included."""
+    return (protocol.segments - 1) * protocol.stride + protocol.frames_per_segment
+
+
+def _room(length: int, protocol: Protocol) -> int:
+    """Returns how many ticks can be the first of a row of frames that fits into the video; at least one."""
+    return max(length - protocol.frames_per_segment + 1, 1)
+
+
+def _dense(length: int, protocol: Protocol, start: int) -> np.ndarray:
+    """Returns the positions of a dense clip, with the frames that follow each."""
+    return _rows(dense_clip(length, frames=protocol.segments, stride=protocol.stride, start=start), length, protocol)
+
+
+def _rows(positions: np.ndarray, length: int, protocol: Protocol) -> np.ndarray:
+    """Returns the positions of the frames that begin at each of some positions and follow each other."""
+    rows = positions[:, None] + np.arange(protocol.frames_per_segment, dtype=np.int64)
+    return np.minimum(rows, length - 1).reshape(-1)
 
 
 def _positive(**values: int) -> None:

@@ -113,9 +113,16 @@ def _check_hyperparameters(name: str, given: Mapping[str, Any]) -> None:
 def _check_clips(config: TrainConfig) -> None:
     """Raises ConfigError if clips are too short or too small for the model, as far as its family says."""
     name = config.model.name
-    if "/" in model_info(name).name or config.model.hyperparameters:  # with which a model may take smaller ones
+    if "/" in model_info(name).name:
         return
     family, variant = family_of(name)
+    per_segment = variant.protocol.frames_per_segment
+    if config.protocol.frames_per_segment != per_segment:
+        raise ConfigError(
+            f"protocol.frames_per_segment: {name} takes {per_segment}, not {config.protocol.frames_per_segment}"
+        )
+    if config.model.hyperparameters:  # with which a model may take smaller ones
+        return
     frames, height, width = variant.min_clip or family.min_clip
     train = config.augment.clip_protocol(config.protocol)
     own = config.augment
@@ -198,7 +205,8 @@ def protocol_differences(ours: Protocol, theirs: Protocol) -> list[str]:
         ours: The protocol of the run.
         theirs: That of the weights. Views and class names are not compared.
     """
-    fields = ["frames", "stride", "fps", "sampling", "short_side", "crop", "mean", "std", "channels"]
+    fields = ["frames", "frames_per_segment", "stride", "fps", "sampling"]
+    fields += ["short_side", "crop", "mean", "std", "channels"]
     if "segment" in (ours.sampling, theirs.sampling):
         fields.remove("stride")  # which has a meaning in dense clips alone
     pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in fields]

@@ -385,9 +385,10 @@ class EvaluationPlan:
         )
 
     def _described(self) -> dict[str, Any]:
-        # Results from before there were channels have the digests of rgb.
+        # Results from before there were these settings have the digests of their defaults.
+        later = {"channels": "rgb", "frames_per_segment": 1}
         described = self.protocol.to_dict()
-        return {key: value for key, value in described.items() if (key, value) != ("channels", "rgb")}
+        return {key: value for key, value in described.items() if key not in later or later[key] != value}
 
     def digest(self, videos: Manifest) -> str:
         """Returns a digest of what is measured, whatever the model; `EvaluationResult.evaluation` holds it.

@@ -40,6 +40,7 @@ __all__ = [
     "ChannelTimeConv",
     "ConsensusHead",
     "PerFrame",
+    "PerPlace",
     "SegmentResNet",
     "TemporalAggregation",
     "TemporalShift",
@@ -47,6 +48,7 @@ __all__ = [
     "conv_norm",
     "join_aggregations",
     "read_trunk",
+    "tap_frames",
     "to_frames",
 ]
 
@@ -62,6 +64,17 @@ class PerFrame(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Folds the frames into the batch, applies the layers, and unfolds them."""
         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class PerPlace(nn.Sequential):
+    """2D layers over time, in front, and all places of a frame in a row; (B, T, C, H, W) to (B, T, C', H, W).
+
+    With kernels of one place these are layers in time, for which 2D convolutions have fast kernels everywhere.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Puts the places in a row, applies the layers, and puts the places back."""
+        return super().forward(x.transpose(1, 2).flatten(3)).unflatten(3, x.shape[3:]).transpose(1, 2)
 
 
 def conv_norm(
@@ -86,6 +99,15 @@ def conv_norm(
 def to_frames(clip: Tensor) -> Tensor:
     """Returns the frames (B, T, C, H, W) of a clip (B, C, T, H, W), in the memory format that 2D layers like."""
     return clip_layout(clip).transpose(1, 2)
+
+
+def tap_frames(tap: Tap) -> Tap:
+    """Returns a tap for frames (B, T, C, H, W) that shows them to a tap for maps (B, C, T, H, W)."""
+
+    def on_frames(number: int, x: Tensor) -> Tensor:
+        return tap(number, x.transpose(1, 2)).transpose(1, 2)
+
+    return on_frames
 
 
 class TemporalShift(nn.Module):
@@ -155,14 +177,17 @@ class ChannelTimeConv(nn.Module):
         rows = x.transpose(1, 2).flatten(3)
         return self.conv(rows).unflatten(3, x.shape[3:]).transpose(1, 2)
 
-    def start_as_shift(self, *, shift_div: int) -> None:
-        """Starts as the shift of `TemporalShift`, for a kernel of three frames: the rest of the channels stay."""
-        part = self.conv.out_channels // shift_div
+    def start_as_shift(self, moved: int) -> None:
+        """Starts a kernel of three frames as a shift.
+
+        Args:
+            moved: As many channels take the next frame, as many after them the previous one, and the rest stay.
+        """
         with torch.no_grad():
             self.conv.weight.zero_()
-            self.conv.weight[:part, :, 2] = 1.0
-            self.conv.weight[part : 2 * part, :, 0] = 1.0
-            self.conv.weight[2 * part :, :, 1] = 1.0
+            self.conv.weight[:moved, :, 2] = 1.0
+            self.conv.weight[moved : 2 * moved, :, 0] = 1.0
+            self.conv.weight[2 * moved :, :, 1] = 1.0
 
 
 class TemporalAggregation(ChannelTimeConv):
@@ -343,10 +368,18 @@ class SegmentResNet(StagedModel):
         drop_rate: Dropout before the classifier.
         bias: Whether convolutions have a bias, in front of their norms.
         time_pools: Stages, from 1 to 3, after which `TimePool` halves the frames.
+        inner_dim: Gives the channels inside a bottleneck for a quarter of its output's; None takes that quarter.
 
     The features are (B, 8 * embed_dim, T, ceil(H/32), ceil(W/32)), with fewer frames behind pools in time. A clip has
     at least 32 pixels in height and width.
+
+    Attributes:
+        published_as: Name of the authors' layout.
+        min_clip: The smallest clip, (T, H, W).
     """
+
+    published_as: str = "authors"
+    min_clip = MIN_CLIP
 
     def __init__(
         self,
@@ -360,6 +393,7 @@ class SegmentResNet(StagedModel):
         drop_rate: float,
         bias: bool = False,
         time_pools: Sequence[int] = (),
+        inner_dim: Callable[[int], int] | None = None,
     ) -> None:
         super().__init__()
         if not set(time_pools) <= {1, 2, 3}:
@@ -377,7 +411,8 @@ class SegmentResNet(StagedModel):
             dim = embed_dim * 2**stage
             before = (dim // 2 if stage else stem_dim) if not block else dim
             stride = 2 if stage and not block else 1
-            place = BlockPlace(stage, block, before, dim, dim // 4 if bottleneck else dim, stride)
+            inner = dim // 4 if bottleneck else dim
+            place = BlockPlace(stage, block, before, dim, inner_dim(inner) if inner_dim else inner, stride)
             kind = Bottleneck if bottleneck else BasicBlock
             return kind(place, make_parts(place), bias=bias)
 
@@ -390,17 +425,19 @@ class SegmentResNet(StagedModel):
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the stem and the stages over the frames."""
-        self._check_clip(clip, minimum=MIN_CLIP)
+        self._check_clip(clip, minimum=self.min_clip)
         return self.run_frames(self.stem(to_frames(clip)), tap)
 
-    def run_frames(self, x: Tensor, tap: Tap) -> Tensor:
-        """Applies the stages, from frames of the stem to the features as maps; `between_stages` stands behind each."""
+    def run_frames(self, x: Tensor, tap: Tap, *, first: int = 1) -> Tensor:
+        """Applies the stages, and `behind_stage` after each, from frames to the features as maps.
 
-        def maps(number: int, x: Tensor) -> Tensor:
-            return tap(number, x.transpose(1, 2)).transpose(1, 2)
-
-        for number in (1, 2, 3, 4):
-            x = self.behind_stage(number, self.run_stage(number, x, maps))
+        Args:
+            x: The frames that stage `first` sees.
+            tap: As in `encode`.
+            first: Number of the first stage that is applied.
+        """
+        for number in range(first, 5):
+            x = self.behind_stage(number, self.run_stage(number, x, tap_frames(tap)))
         return x.transpose(1, 2)
 
     def behind_stage(self, number: int, x: Tensor) -> Tensor:
@@ -417,8 +454,6 @@ class SegmentResNet(StagedModel):
         if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
             return "torchvision ResNet", rename_keys(state, RESNET_RULES)
         return "stvid", dict(state)
-
-    published_as: str = "authors"
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns what the tensors show of the trunk: channels, depth, kind of block."""

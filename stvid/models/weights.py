@@ -96,6 +96,8 @@ COLUMNS = (
 )
 """The columns of a table. A cell that is empty has the default. ``other_views`` are those of the protocol where the
 published ones are unknown."""
+RARE_COLUMNS = ("frames_per_segment",)
+"""Further columns at the end of a table whose weights need them."""
 
 
 @functools.cache
@@ -116,7 +118,7 @@ def read_weights(path: Path) -> Mapping[str, tuple[Weights, ...]]:
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
+        if tuple(rows.fieldnames or ()) not in (COLUMNS, (*COLUMNS, *RARE_COLUMNS)):
             raise StvidError(f"{path}: the columns are not {','.join(COLUMNS)}")
         for row in rows:
             try:
@@ -139,7 +141,8 @@ def _from_row(row: Mapping[str, str]) -> Weights:
     texts = {key: row[key] for key in _PROTOCOL if row[key]}
     texts["views"] = row["views"] or row["other_views"] or "1x1"
     values: dict[str, Any] = dict(texts)
-    values |= {key: int(texts[key]) for key in ("frames", "stride", "short_side", "crop") if key in texts}
+    whole_numbers = ("frames", "stride", "short_side", "crop", *RARE_COLUMNS)
+    values |= {key: int(row[key]) for key in whole_numbers if row.get(key)}
     values |= {key: tuple(map(float, texts[key].split())) for key in ("mean", "std") if key in texts}
     values |= {"fps": number("fps")}
     return Weights(
@@ -179,9 +182,12 @@ def write_weights(path: Path, entries: Sequence[Weights]) -> None:
 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rare = any(entry.protocol.frames_per_segment > 1 for entry in entries)
+        columns = (*COLUMNS, *RARE_COLUMNS) if rare else COLUMNS
+        writer.writerow(columns)
         for entry in entries:
             cells = {key: text(getattr(entry, key)) for key in COLUMNS if hasattr(entry, key)}
             cells |= {key: text(getattr(entry.protocol, key)) for key in _PROTOCOL if key != "views"}
             cells["other_views"] = "" if entry.views else entry.protocol.views
-            writer.writerow([cells[key] for key in COLUMNS])
+            cells |= {key: text(getattr(entry.protocol, key)) for key in RARE_COLUMNS}
+            writer.writerow([cells[key] for key in columns])

@@ -261,3 +261,35 @@ def test_a_frame_belongs_to_one_of_two_windows_that_meet() -> None:
         after = window_grid(times, fps=None, start=limit, end=100.0)
         np.testing.assert_array_equal(np.concatenate([before, after]), np.arange(300))
         assert len(before) == round(limit * 29.97)
+
+
+# ------------------------------------------------------------------------------------------- several frames a segment
+
+
+def test_rows_of_frames_begin_where_single_frames_would_and_fit_into_the_video() -> None:
+    protocol = Protocol(frames=15, frames_per_segment=5, sampling="segment")
+    grid = np.arange(100, 164)  # 60 places for the first frame of a row
+    expected = [first + step for first in (110, 130, 150) for step in range(5)]
+    assert sample_views(grid, protocol, num_clips=1).tolist() == [expected]
+    assert sample_train(grid, protocol, rng=None).tolist() == expected
+    for seed in range(50):
+        rows = sample_train(grid, protocol, rng=np.random.default_rng(seed)).reshape(3, 5)
+        assert (np.diff(rows) == 1).all() and rows[0, 0] >= 100 and rows[-1, -1] <= 163
+        assert (rows[:, 0] // 20 * 20 == [100, 120, 140]).all()
+    views = sample_views(grid, protocol, num_clips=2).reshape(2, 3, 5)
+    assert views[:, :, 0].tolist() == [[100, 120, 140], [110, 130, 150]]
+
+
+def test_rows_of_frames_in_dense_clips() -> None:
+    protocol = Protocol(frames=15, frames_per_segment=5, stride=8)
+    views = sample_views(np.arange(121), protocol, num_clips=2).reshape(2, 3, 5)
+    assert views[:, :, 0].tolist() == [[0, 8, 16], [100, 108, 116]] and views[-1, -1, -1] == 120
+    assert (np.diff(views, axis=2) == 1).all()
+
+
+@pytest.mark.parametrize("sampling", ["segment", "dense"])
+def test_rows_of_frames_in_short_videos_repeat_the_last_frame(sampling: str) -> None:
+    protocol = Protocol(frames=15, frames_per_segment=5, stride=2, sampling=sampling)  # type: ignore[arg-type]
+    for length in (1, 3, 6):
+        found = sample_views(np.arange(length), protocol, num_clips=1)
+        assert found.shape == (1, 15) and found.min() >= 0 and found.max() == length - 1

@@ -55,7 +55,7 @@ def golden_call(case: str) -> tuple[str, dict[str, Any]]:
     call = {
         **declared[case],
         "num_classes": record["num_classes"],
-        "num_frames": record["input_shape"][clip_axes(record)[2]],
+        "num_frames": clip_shape(record, "input_shape")[2],
     }
     return call.pop("name"), call
 
@@ -79,7 +79,20 @@ def small_model(name: str, num_classes: int = 7, **options: Any) -> tuple[VideoM
 
 def clip_axes(record: dict[str, Any]) -> list[int]:
     """The permutation from the official code's layout of a clip to ours."""
-    return [record["layout"].split(",").index(axis) for axis in "NCTHW"]
+    return [axes_of(record).index(axis) for axis in "NCTHW"]
+
+
+def axes_of(record: dict[str, Any]) -> list[str]:
+    """The axes of the official code's clip; segments of several frames (N,S,5,...) are one axis of frames."""
+    return re.sub("S,5", "T", record["layout"]).split(",")
+
+
+def clip_shape(record: dict[str, Any], key: str) -> list[int]:
+    """One of a record's shapes in our layout of a clip."""
+    shape = list(record[key])
+    if "S,5" in record["layout"]:
+        shape[1:3] = [shape[1] * shape[2]]
+    return [shape[axis] for axis in clip_axes(record)]
 
 
 @pytest.mark.parametrize("case", golden_cases())
@@ -99,7 +112,8 @@ def test_golden_logits(case: str) -> None:
         beside = [shape for key, shape in record["state"].items() if key.startswith("vjepa2.predictor.")]
         params = sum(parameter.numel() for parameter in model.parameters())  # the model has no part of the pretraining
         assert params + sum(map(math.prod, beside)) == record["params"]
-    clip = torch.from_numpy(fill.make_input(record["input_shape"])).double().permute(clip_axes(record))
+    given = torch.from_numpy(fill.make_input(record["input_shape"])).double()
+    clip = (given.flatten(1, 2) if given.dim() == 6 else given).permute(clip_axes(record))
     with torch.no_grad():
         logits = model.double().eval()(clip).reshape(-1).numpy()
     # The attention weights of transformers' ViViT and Longformer are rounded to float32; so are constants of MoViNet.
@@ -117,7 +131,7 @@ def test_golden_multiply_adds(case: str) -> None:
         del call["depth"]
     if "orthoformer" in case:  # whose record counts exact attention
         call["attention"] = "trajectory"
-    shape = [record["full_input_shape"][axis] for axis in clip_axes(record)]
+    shape = clip_shape(record, "full_input_shape")
     with torch.device("meta"):
         model = stvid.create_model(name, **{**call, "num_frames": shape[2], "img_size": tuple(shape[3:])}).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():

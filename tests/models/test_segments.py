@@ -84,7 +84,7 @@ def test_causal_shift_in_chunks_is_the_shift_in_one_pass() -> None:
 
 def test_convolution_in_time_starts_as_the_shift() -> None:
     conv = ChannelTimeConv(8)
-    conv.start_as_shift(shift_div=4)
+    conv.start_as_shift(2)
     x = torch.randn(2, 5, 8, 3, 4)
     with torch.no_grad():
         torch.testing.assert_close(conv(x), TemporalShift(shift_div=4)(x))

@@ -34,6 +34,7 @@ from stvid.models.segments import (
     TemporalAggregation,
     conv_norm,
     join_aggregations,
+    tap_frames,
     to_frames,
 )
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
@@ -210,9 +211,7 @@ class BLVNet(VideoModel):
         if clip.shape[2] % 2:
             raise ValueError(f"BLVNet takes an even number of frames, not {clip.shape[2]}: they come in pairs")
 
-        def maps(number: int, x: Tensor) -> Tensor:
-            return tap(number, x.transpose(1, 2)).transpose(1, 2)
-
+        maps = tap_frames(tap)
         modules = [self.get_submodule(f"layer{number}") for number in (1, 2, 3)]
         x = self.stem(to_frames(clip))
         x = run_blocks(modules, x, recompute=self.grad_checkpointing, tap=maps)

@@ -23,7 +23,7 @@ from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import Tap, init_conv_weights, leave_out, rename_keys, run_blocks
 from stvid.models.family import Family, Variant
 from stvid.models.published_names import from_mmaction, is_mmaction, read_options
-from stvid.models.segments import MIN_CLIP, ConsensusHead, PerFrame, TemporalShift, to_frames
+from stvid.models.segments import MIN_CLIP, ConsensusHead, PerFrame, TemporalShift, tap_frames, to_frames
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["TSMMobileNet"]
@@ -126,12 +126,11 @@ class TSMMobileNet(VideoModel):
         """Runs the stem, the stages and the last convolution over the frames."""
         self._check_clip(clip, minimum=MIN_CLIP)
         last = len(self.feature_info) - 1
-        inner = leave_out(last, tap)
+        inner = tap_frames(leave_out(last, tap))
         x = self.stem(to_frames(clip))
         for number in range(1, len(STAGES) + 1):
             stage: nn.Sequential = getattr(self, f"layer{number}")
-            x = run_blocks(stage, x, recompute=self.grad_checkpointing)
-            x = inner(number - 1, x.transpose(1, 2)).transpose(1, 2)
+            x = inner(number - 1, run_blocks(stage, x, recompute=self.grad_checkpointing))
         return tap(last, self.tail(x).transpose(1, 2))
 
     def group_matcher(self) -> dict[str, Any]:
