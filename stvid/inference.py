@@ -337,6 +337,7 @@ def optimize(
         notes.append("convolutions in channels_last")
     if target.type == "cpu" and not compile and torch.backends.mkldnn.is_available() and chosen != "fp16":
         notes += speed_up(result)
+        notes += [note] if (note := result.speed_up_steps()) else []
     if compile:
         result.compile()
         notes.append("compiled")

@@ -327,6 +327,14 @@ class VideoModel(nn.Module):
         self.init_state(state.batch_size)  # says why not, if the model does not run over a stream
         raise TypeError(f"{type(self).__name__} does not implement step")
 
+    def speed_up_steps(self) -> str:
+        """Prepares `step` for inference on a CPU, in a copy whose weights stay as they are; `stvid.optimize` calls it.
+
+        Returns:
+            A line that says what was done; empty if nothing was.
+        """
+        return ""
+
     # --- what training and tools ask ----------------------------------------------------------------------------------
 
     @property

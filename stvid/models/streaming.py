@@ -54,25 +54,27 @@ class StreamMemory:
         self._old = state.buffers
         self._new: list[Tensor] = []
 
-    def recall(self, shape: Sequence[int]) -> Tensor | None:
+    def recall(self, shape: Sequence[int], number: int = 1) -> list[Tensor] | None:
         """Returns what the layer kept that runs now; None at the start of the stream. `keep` must follow.
 
         Args:
-            shape: What the layer keeps must have this shape.
+            shape: The shape of each part.
+            number: Parts that the layer keeps.
 
         Raises:
-            StvidError: If it has another one.
+            StvidError: If there are not so many, or one has another shape.
         """
         if not self._old:
             return None
-        old = self._old[len(self._new)] if len(self._new) < len(self._old) else None
-        if old is None or old.shape != tuple(shape):
+        place = len(self._new)
+        parts = list(self._old[place : place + number])
+        if len(parts) != number or any(part.shape != tuple(shape) for part in parts):
             raise StvidError("the state of the stream is of another model, or of frames of another size")
-        return old
+        return parts
 
-    def keep(self, part: Tensor) -> None:
+    def keep(self, *parts: Tensor) -> None:
         """Takes what the layer keeps that runs now."""
-        self._new.append(part)
+        self._new += parts
 
     def after(self, frames: int) -> StreamState:
         """Returns the state after a step of so many frames."""

@@ -10,7 +10,7 @@ from stvid.errors import StvidError
 from stvid.models.streaming import StreamMemory, StreamState
 
 
-def one_step(state: StreamState, *parts: torch.Tensor) -> tuple[list[torch.Tensor | None], StreamState]:
+def one_step(state: StreamState, *parts: torch.Tensor) -> tuple[list[list[torch.Tensor] | None], StreamState]:
     memory = StreamMemory(state)
     found = []
     for part in parts:
@@ -25,9 +25,22 @@ def test_layers_get_what_they_left() -> None:
     assert found == [None, None]
     assert state.frames == 2 and state.batch_size == 1
     found, later = one_step(state, a + 1, b + 1)
-    assert found[0] is a and found[1] is b
+    assert found[0] is not None and found[1] is not None
+    assert found[0][0] is a and found[1][0] is b
     assert later.frames == 4 and later.buffers[0].tolist() == [[2.0, 2.0]]
     assert state.buffers == (a, b)
+
+
+def test_a_layer_may_keep_several_parts() -> None:
+    memory = StreamMemory(StreamState(1))
+    memory.keep(torch.zeros(2), torch.ones(2))
+    memory.keep(torch.ones(3))
+    again = StreamMemory(memory.after(1))
+    pair = again.recall((2,), 2)
+    assert pair is not None and [part.tolist() for part in pair] == [[0.0, 0.0], [1.0, 1.0]]
+    again.keep(*pair)
+    with pytest.raises(StvidError, match="of another size"):
+        again.recall((3,), 2)
 
 
 def test_a_state_of_another_model_is_refused() -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +41,13 @@ from stvid.models.families.x3d import round_width
 from stvid.models.family import Family, Variant
 from stvid.models.heads import AttentivePoolHead, MlpHead
 from stvid.models.kernels import clip_layout
+from stvid.models.movinet_steps import QuickSteps
 from stvid.models.published_names import count_blocks, read_options
 from stvid.models.streaming import StreamMemory, StreamState
 from stvid.protocol import Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["MoViNet"]
 
@@ -170,23 +174,28 @@ class SqueezeExcite(nn.Module):
         if not self.causal:
             gate = self.fc2(self.act(self.fc1(means.mean(1)))).sigmoid()
             return frames * gate.repeat_interleave(time, 0)[:, :, None, None]
-        gate = self.fc2(self.act(self.fc1(self._look_back(means, memory)))).flatten(0, 1)
-        gate = (0.2 * gate + 0.5).clamp(0, 1) if self.gate == "hard_sigmoid" else F.hardsigmoid(gate)
+        gate = self.fc2(self.act(self.fc1(self.look_back(means, memory)))).flatten(0, 1)
+        gate = F.hardsigmoid(1.2 * gate if self.gate == "hard_sigmoid" else gate)  # 0.2 x + 0.5 is (1.2 x + 3) / 6
         return frames * gate[:, :, None, None]
 
-    def _look_back(self, means: Tensor, memory: StreamMemory | None) -> Tensor:
+    def look_back(self, means: Tensor, memory: StreamMemory | None) -> Tensor:
         """Returns the mean of all frames so far beside that of each frame; (B, T, dim) to (B, T, 2*dim)."""
+        time = means.shape[1]
         wide = means.float() if means.dtype in (torch.bfloat16, torch.float16) else means
-        total = wide.cumsum(1)
+        total = wide if time == 1 else wide.cumsum(1)
         before = 0
         if memory is not None:
             past, before = memory.recall(total[:, 0].shape), memory.frames
-            total = total if past is None else total + past[:, None]
-            memory.keep(total[:, -1].clone())
-        count = torch.arange(before + 1, before + 1 + means.shape[1], device=means.device, dtype=wide.dtype)
-        seen = torch.cat((total / count[:, None], wide), dim=-1)
+            total = total if past is None else total + past[0][:, None]
+            memory.keep(total[:, 0] if time == 1 else total[:, -1].clone())
+        if time == 1:
+            average = total / (before + 1)
+        else:
+            average = total / torch.arange(before + 1, before + 1 + time, device=wide.device, dtype=wide.dtype)[:, None]
+        seen = torch.cat((average, wide), dim=-1)
         if self.pos_scale is not None:
-            seen = seen + self.pos_scale * encode_positions(count - 1, seen.shape[-1])
+            numbers = torch.arange(before, before + time, device=wide.device, dtype=wide.dtype)
+            seen = seen + self.pos_scale * encode_positions(numbers, seen.shape[-1])
         return seen.to(means.dtype)
 
 
@@ -219,6 +228,8 @@ class Bottleneck(nn.Module):
         **gating: ``pos_encoding`` and ``gate`` of `SqueezeExcite`.
     """
 
+    keeps_layers = ("temporal",)  # `_weigh` takes their weights
+
     def __init__(
         self,
         in_dim: int,
@@ -234,12 +245,13 @@ class Bottleneck(nn.Module):
         super().__init__()
         frames, side = self.kernel = (kernel[0], kernel[1])
         self.stride = stride
+        self.by_frame = frames == 1 or causal  # else the depth-wise convolution sees neighbours in time
         act: type[nn.Module] = nn.Hardswish if causal else nn.SiLU
         padding = side // 2 if stride == 1 else 0  # with a stride it depends on the size: `pad_same`
         space: dict[str, Any] = {"groups": inner, "bias": False}
         self.expand = conv_norm(nn.Conv2d(in_dim, inner, 1, bias=False), act)
         conv: nn.Module
-        if frames == 1 or causal:
+        if self.by_frame:
             conv = nn.Conv2d(inner, inner, side, stride=stride, padding=padding, **space)
         else:
             size, step, pad = (frames, side, side), (1, stride, stride), (frames // 2, padding, padding)
@@ -263,10 +275,7 @@ class Bottleneck(nn.Module):
         out = self.expand(frames)
         if self.stride > 1:
             out = pad_same(out, self.kernel[1], self.stride)
-        if isinstance(self.depthwise[1], nn.BatchNorm3d):
-            out = to_frames(self.depthwise(to_clip(out, time)))
-        else:
-            out = self.depthwise(out)
+        out = self.depthwise(out) if self.by_frame else to_frames(self.depthwise(to_clip(out, time)))
         if self.temporal is not None:
             out = self._look_back(out, time, memory)
         out = self.project(self.se(out, time, memory))
@@ -274,19 +283,41 @@ class Bottleneck(nn.Module):
             frames = pool_same(frames)
         if self.shortcut is not None:
             frames = self.shortcut(frames)
-        return to_clip(frames, time) + self.drop_path(self.alpha * to_clip(out, time))
+        return torch.addcmul(to_clip(frames, time), self.drop_path(to_clip(out, time)), self.alpha)
 
     def _look_back(self, frames: Tensor, time: int, memory: StreamMemory | None) -> Tensor:
         """Convolves in time over each frame and those before; (B*T, C, H, W) to the same."""
-        clip = to_clip(frames, time)
-        rows = clip.flatten(3)  # (B, C, T, H*W): a 2D convolution over it is one in time
-        past = self.kernel[0] - 1
-        before = None if memory is None else memory.recall((*clip.shape[:2], past, *clip.shape[3:]))
-        rows = F.pad(rows, (0, 0, past, 0)) if before is None else torch.cat((before.flatten(3), rows), dim=2)
-        if memory is not None:
-            memory.keep(rows[:, :, -past:].clone().unflatten(3, clip.shape[3:]))
         assert self.temporal is not None
-        return to_frames(self.temporal(rows).unflatten(3, frames.shape[2:]))
+        past, size = self.kernel[0] - 1, frames.shape[2:]
+        clip = to_clip(frames, time)
+        if memory is None:
+            rows = F.pad(clip.flatten(3), (0, 0, past, 0))
+        else:
+            frame = clip[:, :, 0]
+            before = memory.recall(frame.shape, past) or [torch.zeros_like(frame)] * past
+            if time == 1 and type(self.temporal[0]) is nn.Conv2d:
+                memory.keep(*before[1:], frames)
+                return self._weigh([*before, frames])
+            rows = torch.cat((*(frame.unsqueeze(2) for frame in before), clip), dim=2).flatten(3)
+            memory.keep(*(rows[:, :, place].clone().unflatten(2, size) for place in range(time, time + past)))
+        # (B, C, T, H*W): a 2D convolution over it is one in time
+        return to_frames(self.temporal(rows).unflatten(3, size))
+
+    def _weigh(self, frames: Sequence[Tensor]) -> Tensor:
+        """Computes `temporal` for a single frame, as a sum over it and those before: a third of the time."""
+        assert self.temporal is not None
+        conv, *rest = self.temporal
+        weights = conv.weight.unbind(2)
+        out = (
+            frames[0] * weights[0]
+            if conv.bias is None
+            else torch.addcmul(conv.bias[:, None, None], frames[0], weights[0])
+        )
+        for frame, weight in zip(frames[1:], weights[1:], strict=True):
+            out = torch.addcmul(out, frame, weight)
+        for layer in rest:
+            out = layer(out)
+        return out
 
 
 class MoViNet(VideoModel):
@@ -311,6 +342,9 @@ class MoViNet(VideoModel):
 
     The features are (B, head_dim, T, ceil(H/32), ceil(W/32)). Any clip is taken.
     """
+
+    steps_quickly = False
+    quick: QuickSteps | None = None
 
     def __init__(
         self,
@@ -395,14 +429,41 @@ class MoViNet(VideoModel):
                 f"the state is for {state.batch_size} streams side by side, the frames are of {len(frames)}"
             )
         memory = StreamMemory(state)
-        features = self._run(frames, lambda number, x: x, memory)
-        means = features.mean((3, 4))
+        quick = self._quick_steps(frames)
+        if quick is None:
+            means = self._run(frames, lambda number, x: x, memory).mean((3, 4))
+        else:
+            self._check_clip(frames)
+            means = quick(frames, memory)[:, :, None]
         total = (means.float() if means.dtype in (torch.bfloat16, torch.float16) else means).sum(2)
         past = memory.recall(total.shape)
-        total = total if past is None else total + past
+        total = total if past is None else total + past[0]
         memory.keep(total)
         new = memory.after(frames.shape[2])
-        return self.forward_head((total / new.frames).to(features.dtype)), new
+        return self.forward_head((total / new.frames).to(means.dtype)), new
+
+    def speed_up_steps(self) -> str:
+        """Prepares a copy for inference for single frames; returns what was done, empty if nothing was."""
+        self.steps_quickly = self.causal and QuickSteps.fits(self)
+        return "single frames of a stream without modules" if self.steps_quickly else ""
+
+    def _quick_steps(self, frames: Tensor) -> QuickSteps | None:
+        """Returns the fast path, if it was asked for and fits these frames."""
+        if not self.steps_quickly or frames.shape[2] != 1 or frames.device.type != "cpu":
+            return None
+        if torch.is_grad_enabled() and frames.requires_grad:
+            return None
+        if self.quick is None:
+            blocks = [block for place in _PLACES for block in getattr(self, f"layer{place + 1}")]
+            self.quick = QuickSteps(self, blocks, pad=pad_same, pool=pool_same)
+        return self.quick
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.quick = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "quick"}
 
     def no_weight_decay(self) -> set[str]:
         """Returns the factors of the branches and of the encodings of position."""
@@ -559,7 +620,7 @@ _TINY = (
     (24, (32, 32), (K53, K13)),
 )
 _XXS = (
-    (16, (32,), (K13,)),
+    (16, (32,), (K33,)),
     (24, (72, 48), (K33, K33)),
     (32, (96, 64), (K53, K33)),
     (32, (96, 64), (K53, K33)),

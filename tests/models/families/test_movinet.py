@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,37 @@ def test_gradients_flow_through_the_state_until_it_is_detached() -> None:
     model.step(clip[:, :, 2:], state.detach())[0].sum().backward()
     assert clip.grad is not None
     assert clip.grad[:, :, 0].abs().sum() == 0 and clip.grad[:, :, 2].abs().sum() > 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["movinet_a0", "movinet_a3"])
+@pytest.mark.parametrize("chunks", [[1] * 6, [2, 1, 1, 2], [1, 4, 1]])
+def test_optimized_streams_are_the_same(name: str, chunks: list[int]) -> None:
+    """Single frames go through plain functions; the state fits both ways."""
+    model = tiny(name, causal=True).float()
+    fast = stvid.optimize(model, precision="float32")
+    assert "single frames of a stream without modules" in fast.notes
+    clip = torch.randn(2, 3, 6, 40, 50)
+    for found, expected in zip(streamed(fast, clip, chunks), streamed(model, clip, chunks), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        _, state = model.step(clip[:, :, :1], model.init_state(2))
+        expected, _ = model.step(clip[:, :, 1:2], state)
+        torch.testing.assert_close(fast.step(clip[:, :, 1:2], state)[0], expected, rtol=1e-4, atol=1e-4)
+        low = streamed(stvid.optimize(model, precision="bf16"), clip, chunks)[-1]
+        assert (low - expected).abs().max() < 0.3 * expected.std() + 0.3
+        again = copy.deepcopy(fast)
+        assert torch.equal(again.step(clip[:, :, 1:2], state)[0], fast.step(clip[:, :, 1:2], state)[0])
+    with pytest.raises(StvidError, match="frames of another size"):
+        fast.step(clip[:, :, :1].transpose(3, 4), state)
+
+
+def test_optimized_models_of_other_kinds_have_no_fast_steps() -> None:
+    assert not any("single frames" in note for note in stvid.optimize(tiny(), precision="float32").notes)
+    kept = stvid.optimize(tiny(causal=True).float(), precision="float32", fuse_norms=False)
+    assert not any("single frames" in note for note in kept.notes)
+    clip = torch.randn(1, 3, 3, 40, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(streamed(kept, clip, [1, 2])[-1], kept(clip), rtol=1e-4, atol=1e-4)
 
 
 def test_what_has_no_stream_says_so() -> None:
