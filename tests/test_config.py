@@ -132,6 +132,8 @@ def test_packaged_configs_build(name: str) -> None:
 
 # c3d: its own protocol is that of weights from Sports-1M; the recipe of Kinetics is GluonCV's.
 OTHER_INPUT = {"c3d_k400.yaml"}
+# VTN trains on 16 frames, and is measured on 250 of the whole video at once.
+WHOLE_VIDEO = {"vtn_vit_b_k400.yaml"}
 # VMZ trains on videos that are stored at 30 frames a second; its tests take the files' own rate.
 OTHER_RATE = {"ip_csn_152_k400.yaml", "ir_csn_152_k400.yaml", "r2plus1d_34_k400.yaml"}
 
@@ -143,6 +145,8 @@ def test_recipes_of_kinetics_are_tested_as_the_published_weights_are(name: str) 
     with torch.device("meta"):
         published = create_model(config.model.name).default_protocol
     assert (recipe.sampling, recipe.crop, recipe.views) == (published.sampling, published.crop, published.views)
+    if name in WHOLE_VIDEO:
+        return
     # X-ViT was published with 16 frames at rate 16 and 8 at rate 32, over the same time
     assert recipe.frames * recipe.stride == published.frames * published.stride or name in OTHER_INPUT
     assert recipe.fps == published.fps or name in OTHER_RATE

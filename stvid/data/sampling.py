@@ -291,8 +291,8 @@ def sample_views(grid: np.ndarray, protocol: Protocol, *, num_clips: int) -> np.
     return grid[np.stack(clips)]
 
 
-def _span(protocol: Protocol) -> int:
-    """Ticks that a dense clip needs, first and last frame included."""
+def clip_span(protocol: Protocol) -> int:
+    """Returns the ticks that a dense clip needs, first and last frame included."""
     return (protocol.segments - 1) * protocol.stride + protocol.frames_per_segment
 
 

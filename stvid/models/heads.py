@@ -278,7 +278,7 @@ class AttentivePoolHead(Head):
         tokens = features.flatten(2).transpose(1, 2) if features.dim() == 5 else features
         for block in self.blocks:
             tokens = block(tokens)
-        query = self.query.expand(tokens.shape[0], -1, -1)
+        query = self.query.repeat(tokens.shape[0], 1, 1)  # a view of a parameter confuses torch's FlopCounterMode
         query = query + self.cross_attn(query, self.norm1(tokens))
         return (query + self.drop_path(self.mlp(self.norm2(query))))[:, 0]
 
