@@ -192,6 +192,7 @@ class OptimizedModel(VideoModel):
         self.names_attention = model.names_attention
         self.takes_mask = model.takes_mask
         self.streams = model.streams
+        self.joins_clips = model.joins_clips
         self.num_prefix_tokens = model.num_prefix_tokens
         self.feature_info = model.feature_info
         self.in_chans = model.in_chans

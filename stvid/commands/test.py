@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
     videos = _with_classes_of(model, videos)
     protocol = model.default_protocol
     measured: dict[str, Any] = {
-        "also": _further_views(options.also, protocol),
+        "also": _further_views("none" if model.joins_clips and options.also == "auto" else options.also, protocol),
         "task": model.task,
         "temporal": options.frame_order,
         "probe": PROBES if options.probe else (),

@@ -113,8 +113,9 @@ def sample_logits(
 ) -> list[tuple[EvalSample, Tensor | None]]:
     """Runs the model over all views of some videos, a bounded number of clips at a time.
 
-    Views that a sample says are equal are computed once. The caller chooses evaluation mode, autocast and
-    `torch.inference_mode`.
+    Views that a sample says are equal are computed once. A model that joins the clips of a video (`joins_clips`) gives
+    one row of logits for each crop, which stands for each of its views. The caller chooses evaluation mode, autocast
+    and `torch.inference_mode`.
 
     Args:
         model: Maps normalised clips (B, C, T, H, W) to logits (B, K).
@@ -131,9 +132,10 @@ def sample_logits(
         Each sample with its logits, float32 (V, K) on the CPU, or None if it could not be read.
 
     Raises:
-        ConfigError: If the model does not take these clips (it raises ValueError), or does not give one row of logits
-            for each clip.
+        ConfigError: If the model does not take these clips (it raises ValueError), does not give one row of logits for
+            each clip, or joins the clips of views that are not those of the protocol.
     """
+    joint = _joint_views(model, protocol, samples, num_views)
     counts: list[int] = []
     places: list[Tensor] = []  # the place of each view among the different ones
     views: list[Tensor] = []
@@ -156,20 +158,64 @@ def sample_logits(
         batch = views[start : start + view_chunk]
         clips = _model_input(batch, protocol, placement, memory)
         try:
-            logits = model(clips)
+            logits = model(clips) if joint is None else model.forward_features(clips)  # type: ignore[attr-defined]
         except StvidError:
             raise
         except ValueError as error:
             raise ConfigError(f"{' '.join(str(error).split())} (protocol: {protocol.describe()})") from error
+        if joint is not None:
+            parts.append(logits.clone())
+            continue
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ConfigError(f"the model gives {got} for {len(batch)} clips; expected logits ({len(batch)}, classes)")
         parts.append(logits.to(torch.float32, copy=True))  # they may be a part of `memory`
-    joined = torch.cat(parts).cpu() if parts else torch.empty(0, 0)
-    return [
-        (sample, rows[place] if len(place) else None)
-        for sample, place, rows in zip(samples, places, joined.split(counts), strict=True)
-    ]
+    if joint is None:
+        joined = torch.cat(parts).cpu() if parts else torch.empty(0, 0)
+        found = [rows[place] if len(place) else None for place, rows in zip(places, joined.split(counts), strict=True)]
+    else:
+        features = torch.cat(parts).split(counts) if parts else [torch.empty(0)] * len(samples)
+        found = [
+            _joint_logits(model, rows[place.to(rows.device)], joint) if len(place) else None
+            for place, rows in zip(places, features, strict=True)
+        ]
+    return list(zip(samples, found, strict=True))
+
+
+def _joint_views(
+    model: Callable[[Tensor], Tensor], protocol: Protocol, samples: Sequence[EvalSample], num_views: int | None
+) -> ViewPlan | None:
+    """Returns the views of a model that joins the clips of a video; None if it does not, or there is one clip.
+
+    Raises:
+        ConfigError: If the samples have other views than the protocol.
+    """
+    plan = ViewPlan.parse(protocol.views)
+    if not getattr(model, "joins_clips", False) or plan.clips == 1:
+        return None
+    for sample in samples:
+        if sample.clips is not None and len(sample.clips[:num_views]) != plan.num_views:
+            raise ConfigError(
+                f"{type(model).__name__} classifies the clips of a video together, so that {plan} shares no views with "
+                "other protocols: measure each by itself (also: none)"
+            )
+    return plan
+
+
+def _joint_logits(model: Any, features: Tensor, plan: ViewPlan) -> Tensor:
+    """Classifies the clips of each crop together.
+
+    Args:
+        model: Its head makes logits of tokens.
+        features: Tokens of the views of a video, (clips * crops, N, C), clip by clip.
+        plan: The number of clips and crops.
+
+    Returns:
+        Logits, float32 (clips * crops, K) on the CPU, the same for all clips of a crop.
+    """
+    tokens = features.unflatten(0, (plan.clips, plan.crops)).transpose(0, 1).flatten(1, 2)
+    rows = torch.cat([model.forward_head(crop).float() for crop in tokens.split(1)])
+    return rows.cpu().repeat(plan.clips, 1)
 
 
 def _model_input(views: Sequence[Tensor], protocol: Protocol, placement: Placement, memory: Tensor | None) -> Tensor:

@@ -103,6 +103,8 @@ class VideoModel(nn.Module):
         takes_mask: Whether `forward_features` takes a mask.
         takes_texts: Whether the classes are texts, which `set_classes` changes.
         streams: Whether the model sees no later frame, so that it runs over a stream: `init_state`, `step`.
+        joins_clips: Whether the clips of a video are classified together, as published: the head sees the tokens of all
+            clips of a crop at once, instead of the scores of the clips being averaged. The features are tokens then.
         default_protocol: The published protocol at this model's frames and size; training replaces it by its own.
         weights: The published file that its weights are from, if they are from one whose name is known.
         measured: What its weights were measured at: ``metrics`` by names such as ``top1@4x3``, ``videos`` (how many),
@@ -126,6 +128,7 @@ class VideoModel(nn.Module):
     takes_mask: bool = False
     takes_texts: bool = False
     streams: bool = False
+    joins_clips: bool = False
     fused: FuseReport | None = None
     inference_only: str = ""
 

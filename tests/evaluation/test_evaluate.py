@@ -560,3 +560,38 @@ def test_unreadable_videos_are_tried_again(videos, tmp_path):
     broken.write_bytes(good)
     result = evaluate(Tiny(), tmp_path / "v", resume_from=tmp_path, **OPTIONS)
     assert result.failures == [] and result.indices.tolist() == list(range(12))
+
+
+class Joint(Tiny):
+    """Classifies all clips of a crop at once; its tokens are products of means, so that averages are told apart."""
+
+    joins_clips = True
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        return clips.unflatten(3, (2, CROP // 2)).unflatten(5, (2, CROP // 2)).mean((4, 6)).flatten(1).unsqueeze(1)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        return self.head(tokens.prod(1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(clips))
+
+
+@pytest.mark.parametrize("batch_size", [2, 30])
+def test_clips_that_a_model_classifies_together(videos, batch_size):
+    model = Joint().double()
+    result = evaluate(model, videos, views="2x3", batch_size=batch_size)
+    listed = read_manifest(videos, class_names=NAMES)
+    for number, entry in enumerate(listed):
+        views = torch.stack(reference_views(entry.path, 2, 3))
+        with torch.no_grad():
+            crops = torch.cat(
+                [model.eval().forward_head(model.forward_features(views[c::3]).transpose(0, 1)) for c in range(3)]
+            )
+        found = torch.from_numpy(np.asarray(result.logits[number]))
+        assert found.shape == (6, 3)
+        torch.testing.assert_close(found, crops.float().repeat(2, 1), rtol=1e-4, atol=1e-4)
+    alone = evaluate(model, videos, views="1x3")  # one clip: nothing is joined
+    assert alone.metrics
+    with pytest.raises(ConfigError, match="classifies the clips of a video together, so that 2x3 shares no views"):
+        evaluate(model, videos, views="2x3", also=["1x1"])

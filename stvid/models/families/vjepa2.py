@@ -145,6 +145,7 @@ class VJEPA2(VideoModel):
     gives_maps = False
     block_prefix_tokens = 0
     takes_mask = True
+    joins_clips = True
 
     def __init__(
         self,
