@@ -247,20 +247,19 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
         config = load_config(None, dotted)
     name = options.model or (config.model.name if options.config else None)
     model = load_model(options.checkpoint, name=name, classes=_texts(options))
+    if model.takes_texts and options.class_names is not None:
+        model.set_classes(read_class_names(options.class_names))
     protocol = model.default_protocol
     if not described and options.config is not None:
-        protocol = config.protocol
-        model.task = config.task
+        texts = {"class_names": protocol.class_names} if model.takes_texts else {}
+        protocol, model.task = config.protocol.replace(**texts), config.task
     changes: dict[str, Any] = {
         key.partition(".")[2]: getattr(config.protocol, key.partition(".")[2])
         for key in keys
         if key.startswith("protocol.")
     }
     names = options.class_names or (config.data.class_names if not protocol.class_names else None)
-    if names is not None and model.takes_texts:
-        model.set_classes(read_class_names(names))
-        protocol = protocol.replace(class_names=model.default_protocol.class_names)
-    elif names is not None:
+    if names is not None:
         changes["class_names"] = read_class_names(names)
     if options.views is not None:
         changes["views"] = options.views

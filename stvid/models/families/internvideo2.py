@@ -174,14 +174,8 @@ class InternVideo2(VideoModel):
             )
             for rate in drop_path_rates(drop_path_rate, depth)
         )
-        self.head = MeanQueryHead(
-            embed_dim,
-            num_classes,
-            num_heads=pool_num_heads,
-            out_features=POOLED,
-            extra_mlp=extra_mlp,
-            drop_rate=head_drop_rate,
-        )
+        pooling: dict[str, Any] = {"num_heads": pool_num_heads, "out_features": POOLED, "extra_mlp": extra_mlp}
+        self.head = MeanQueryHead(embed_dim, num_classes, drop_rate=head_drop_rate, **pooling)
         self.feature_info = [FeatureInfo(f"blocks.{number}", embed_dim, self.tubelet) for number in range(depth)]
         self._init_weights()
         if token_merging is not None:

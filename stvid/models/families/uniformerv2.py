@@ -75,6 +75,13 @@ class OverlappingEmbed(nn.Module):
         return self.proj(clip).permute(0, 2, 3, 4, 1)
 
 
+def _stem(in_chans: int, dim: int, patch_size: int, *, overlap: bool) -> nn.Module:
+    """Builds the layer that embeds the patches, of each frame or, with `overlap`, of every second one."""
+    if overlap:
+        return OverlappingEmbed(in_chans, dim, patch_size=patch_size)
+    return TubeletEmbed(in_chans, dim, tubelet_size=(1, patch_size, patch_size), bias=False)
+
+
 def _local(dim: int) -> nn.Sequential:
     """Builds the relation of a patch to those at its place in the frames before and after (L_MHRA, section 3.2)."""
     hidden = int(dim // LOCAL_REDUCTION)
@@ -227,12 +234,7 @@ class UniFormerV2(VideoModel):
         self.num_classes, self.num_features, self.in_chans = num_classes, embed_dim, in_chans
         self.patch_size, self.local_blocks, self.temporal_stride = patch_size, local_blocks, 1 + temporal_downsample
         self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)
-        self.patch_embed: nn.Module
-        if temporal_downsample:
-            self.patch_embed = OverlappingEmbed(in_chans, embed_dim, patch_size=patch_size)
-        else:
-            tubelet = (1, patch_size, patch_size)
-            self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=tubelet, bias=False)
+        self.patch_embed = _stem(in_chans, embed_dim, patch_size, overlap=temporal_downsample)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid), embed_dim))
         self.norm_pre = nn.LayerNorm(embed_dim, eps=NORM_EPS)
