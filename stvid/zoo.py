@@ -263,10 +263,12 @@ class _Given:
         self, model: VideoModel, *, reset_head: bool = False, classes: Sequence[str] | None = None
     ) -> LoadReport:
         """Loads the weights, and what is known of them; then encodes the texts that are the classes, if they are."""
-        from stvid.checkpoints import load_checkpoint
+        from stvid.checkpoints import head_keys, load_checkpoint
 
         report = load_checkpoint(model, self.content, reset_head=reset_head, name=self.name)
         if self.weights is not None:
+            if model.takes_texts and len(self.weights.class_names) != model.num_classes:
+                report.reset = sorted(head_keys(model))  # texts of other classes are not in the file
             adopt_weights(model, self.weights, trained=not report.reset)
         if classes is not None:
             model.set_classes(classes)

@@ -20,7 +20,7 @@ __all__ = ["examine", "run"]
 REQUIRED = ("torch", "torchvision", "timm", "av", "lightning", "torchmetrics", "einops", "safetensors")
 OPTIONAL = (
     *("decord", "torchcodec", "xformers", "pytorchvideo"),
-    *("onnx", "onnxscript", "onnxruntime", "gradio", "webdataset", "fsspec", "pyarrow"),
+    *("onnx", "onnxscript", "onnxruntime", "gradio", "webdataset", "fsspec", "pyarrow", "transformers"),
 )
 
 

@@ -16,6 +16,9 @@ import stvid
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.models.families.xclip import XCLIP
 from stvid.models.transformers_configs import recipe_of
+from stvid.models.weights import Weights
+from stvid.protocol import Protocol
+from stvid.sources import Source
 
 transformers = pytest.importorskip("transformers")
 
@@ -232,3 +235,32 @@ def test_tables_follow_frames_and_size() -> None:
     assert model.resize_table("pos_embed", torch.zeros(1, 7, 48), built).shape == (1, 17, 48)  # type: ignore[union-attr]
     with torch.no_grad():
         assert model(torch.randn(1, 3, 5, 48, 80)).shape == (1, 4)
+
+
+def test_published_weights_bring_the_texts_of_their_classes(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, _ = small_of_transformers()
+    torch.save(library.state_dict(), tmp_path / "published.pth")
+    options = {**TINY, "text": True, "embed_dim": 64, "num_heads": 1, "joint_dim": 64, "tokenizer": tokenizer}
+    del options["num_frames"], options["img_size"]
+    protocol = Protocol(frames=4, short_side=32, crop=32)
+    known: dict[str, Any] = {
+        "url": "https://example.org/published.pth",
+        "protocol": protocol,
+        "classes": "ucf101",
+        "options": options,
+    }
+    weights = Weights(model="xclip_b16", tag="toy", num_classes=101, licence="MIT", **known)
+    located = Source("xclip_b16.toy", tmp_path / "published.pth", weights)
+    monkeypatch.setattr("stvid.zoo.resolve_source", lambda source: located)
+    monkeypatch.setattr("stvid.zoo.published_source", lambda source: located)
+    monkeypatch.setattr("stvid.models.registry.find_weights", lambda name: weights if name == "xclip_b16.toy" else None)
+    monkeypatch.setattr("stvid.models.registry.weights_of", lambda name: (weights,))
+    model = stvid.load_model("xclip_b16.toy")
+    assert model.default_protocol.class_names == weights.class_names and model.weights is weights
+    other = stvid.load_model("xclip_b16.toy", classes=["open", "close"])
+    assert other.default_protocol.class_names == ("open", "close") and other.weights is None
+    learned = stvid.create_model("xclip_b16.toy", pretrained=True, num_classes=3)
+    assert learned.weights is None and learned.default_protocol.class_names == ()
+    assert "new classifier of 3 classes, not yet trained" in capsys.readouterr().err
