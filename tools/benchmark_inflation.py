@@ -2,6 +2,7 @@
 
     python tools/benchmark_inflation.py                        # forward, 8 frames of 224 x 224
     python tools/benchmark_inflation.py --step train --batch 2 --device cuda
+    python tools/benchmark_inflation.py --step build --rounds 3  # four networks of timm, with the proof and without
 
 Prints the largest difference of the logits (relative), the medians of wall and CPU time, and their ratios.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -18,6 +21,7 @@ from benchmarking import alternate, medians
 from torch import Tensor, nn
 
 import stvid
+from stvid.inflation.sources import ImageOrigin
 
 # The places of I3D's kernels in time (Wang et al. 2018), as stvid/models/families/i3d_resnet.py has them.
 PLACES = r"^conv1$|^layer1\.\d\.conv1$|^layer2\.[02]\.conv1$|^layer3\.[024]\.conv1$|^layer4\.1\.conv1$"
@@ -50,9 +54,31 @@ def models(size: int, device: str) -> dict[str, nn.Module]:
     return {"i3d_r50": i3d.to(device), "inflated resnet50": inflated.to(device)}
 
 
+BUILT = {
+    "resnet50": "conv",
+    "convnext_tiny": "conv",
+    "vit_base_patch16_224": "attention",
+    "swin_tiny_patch4_window7_224": "shift",
+}
+
+
+def time_building(rounds: int) -> None:
+    """Prints the CPU time that `stvid.inflate` takes for modules, without the proof and with it."""
+    for name, mode in BUILT.items():
+        network = ImageOrigin("timm", name).build(num_classes=1000, img_size=(224, 224))
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for proved, times in seconds.items():
+                started = time.process_time()
+                stvid.inflate(network, num_frames=8, temporal=mode, prove=proved)
+                times.append(time.process_time() - started)
+        plain, proven = (statistics.median(times) for times in seconds.values())
+        print(f"{name}, {mode}: without the proof {plain:.2f} s, with it {proven:.2f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step", choices=("forward", "train"), default="forward")
+    parser.add_argument("--step", choices=("forward", "train", "build"), default="forward")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--device", default="cpu")
@@ -60,6 +86,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.step == "build":
+        time_building(options.rounds)
+        return
     both = models(options.size, options.device)
     clip = torch.randn(options.batch, 3, 8, options.size, options.size, device=options.device)
     labels = torch.zeros(options.batch, dtype=torch.long, device=options.device)
