@@ -441,13 +441,13 @@ def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Mani
     _check_there(train, "train")
     _say_numbers(train, "train")
     val = None
-    if config.data.val is not None:
-        val = _limited(read_split(config, "val", class_names=train.class_names), config.data.limit_val, config.seed)
+    listed = config
+    if config.data.val is None and {"train", "val"} <= {*train.splits}:  # a column of the list says which are which
+        listed = dataclasses.replace(config, data=dataclasses.replace(config.data, val=config.data.train))
+    if listed.data.val is not None:
+        val = _limited(read_split(listed, "val", class_names=train.class_names), config.data.limit_val, config.seed)
         _check_there(val, "val")
         _say_numbers(val, "val")
-    elif {"train", "val"} <= {*train.splits}:  # a column of the list says which videos are for validation
-        both = dataclasses.replace(config, data=dataclasses.replace(config.data, val=config.data.train))
-        return read_data(both, initial=initial)
     elif config.data.val_fraction:
         train, held = _hold_out(train, config.data.val_fraction, config.seed)
         val = _limited(held, config.data.limit_val, config.seed) if len(held) else None
