@@ -77,7 +77,9 @@ def _inflate(source: str, options: Any) -> Any:
 
         return inflate_parent(source, options.to, num_frames=options.frames, **arguments)
     except TypeError as error:
-        raise ConfigError(f"--hyperparameters: {error}") from error
+        if not hyperparameters:  # nothing that the user could change
+            raise
+        raise ConfigError(f"--hyperparameters: {error} (they are {hyperparameters})") from error
 
 
 def _parser() -> ArgumentParser:

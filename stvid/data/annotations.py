@@ -10,7 +10,6 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -300,8 +299,11 @@ def read_diving48(annotation: str | os.PathLike[str]) -> Annotations:
 def _diving48_classes(vocabulary: Path) -> list[str]:
     if not vocabulary.is_file():
         return []
-    parts: Sequence[Any] = parse_json(read_text(vocabulary), vocabulary)
-    try:
-        return [part if isinstance(part, str) else " ".join(part) for part in parts]
-    except TypeError as error:
-        raise ManifestError(f"{vocabulary}: needs a JSON list of the parts of each class ({error})") from error
+    parts = parse_json(read_text(vocabulary), vocabulary)
+    if not isinstance(parts, list):
+        raise ManifestError(f"{vocabulary}: needs a JSON list of the parts of each class")
+    for number, part in enumerate(parts, start=1):
+        words = [part] if isinstance(part, str) else part
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise ManifestError(f"{vocabulary}, class {number}: needs the parts of its name, not {str(part)[:80]!r}")
+    return [part if isinstance(part, str) else " ".join(part) for part in parts]

@@ -213,3 +213,10 @@ def test_odd_annotations_are_refused_in_one_line(case: str, tmp_path: Path) -> N
     with pytest.raises(ManifestError, match=message) as error:
         read(path)
     assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", '[["a", 1]]', "[[]]", '"ab"', "[null]"])
+def test_a_vocabulary_of_diving48_that_is_none(text: str, tmp_path: Path) -> None:
+    write(tmp_path / "Diving48_vocab.json", text)
+    with pytest.raises(ManifestError, match=r"Diving48_vocab\.json.*: needs .*parts of"):
+        read_diving48(write(tmp_path / "d.json", '[{"vid_name": "a", "label": 0}]'))
