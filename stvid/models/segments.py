@@ -318,7 +318,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps frames (B, T, in_dim, H, W) to (B, T, dim, H', W')."""
-        moved = self.before(x)
+        return self.after_moving(x, self.before(x))
+
+    def after_moving(self, x: Tensor, moved: Tensor) -> Tensor:
+        """Applies all but `before`, to the input of the block and what `before` made of it."""
         out = self.branch(moved)
         out += self.downsample(moved if self.moves_shortcut else x)
         return self.after(F.relu(out, inplace=True) if self.last_act else out)

@@ -4,6 +4,9 @@ Lin et al., "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV
 mit-han-lab/temporal-shift-module, ops/temporal_shift.py, ops/non_local.py, ops/models.py. mmaction2's networks of this
 name (open-mmlab/mmaction2, models/backbones/resnet_tsm.py) are the same, with other kinds of non-local blocks.
 
+With ``causal=True`` channels move on in time alone (section 4.3 of the paper, the shift for streams): the first
+1/shift_div of the channels take the previous frame, and none the next.
+
 Shapes, for a clip (B, 3, T, H, W): stem and max pool divide space by 4, stages 2 to 4 by 2 each; time stays, but for
 `temporal_pool`. Stage i holds (B, 256 * 2^i, T, H/2^(i+2), W/2^(i+2)), with basic blocks a quarter of the channels.
 
@@ -59,6 +62,7 @@ class TSM(SegmentResNet):
             True means ``softmax``; mmaction2 has ``dot_product`` and ``gaussian``, too.
         nonlocal_bias: Whether the last convolution of a non-local block has a bias (the authors), or not (mmaction2).
         temporal_pool: Whether a pool behind stage 1 halves time.
+        causal: Whether channels move on in time alone, so that no frame sees a later one.
         drop_rate: Dropout before the classifier.
 
     The features are (B, 8 * embed_dim, T, ceil(H/32), ceil(W/32)), with half the frames with `temporal_pool`. A clip
@@ -82,8 +86,11 @@ class TSM(SegmentResNet):
         non_local: bool | NonlocalMode = False,
         nonlocal_bias: bool = True,
         temporal_pool: bool = False,
+        causal: bool = False,
         drop_rate: float = 0.5,
     ) -> None:
+        if causal and (non_local or temporal_pool):
+            raise ValueError("causal: non_local and temporal_pool see later frames, so they must be off")
         if shift_place not in get_args(ShiftPlace):
             raise ValueError(f"shift_place {shift_place!r}: must be blockres or block")
         every = 2 if shift_place == "blockres" and len(depth) == 4 and depth[2] >= DEEP else 1
@@ -92,7 +99,7 @@ class TSM(SegmentResNet):
         def make_parts(place: BlockPlace) -> BlockParts:
             attends = non_local and place.stage in (1, 2) and place.block in (0, 2, 4)[: place.stage + 1]
             return BlockParts(
-                before=None if place.block % every else TemporalShift(shift_div=shift_div),
+                before=None if place.block % every else TemporalShift(shift_div=shift_div, causal=causal),
                 after=FrameNonLocal(place.dim, mode=mode, pool="after", scale=False, bias=nonlocal_bias)
                 if attends
                 else None,

@@ -8,6 +8,9 @@ models/backbones/mobilenet_v2_tsm.py is the same.
 Shapes, for a clip (B, 3, T, H, W): the stem divides space by 2, and so do the first blocks of stages 2, 3, 4 and 6.
 Time stays. The stages have 16, 24, 32, 64, 96, 160 and 320 channels; a last 1x1 convolution makes 1280 of them.
 
+With ``causal=True`` channels move on in time alone, as in the authors' online_demo/mobilenet_v2_tsm.py: the first
+1/shift_div of the channels take the previous frame, and none the next.
+
 The shift stands in front of the first convolution of every block that has a shortcut, which sees the input as it was.
 """
 
@@ -49,21 +52,29 @@ class InvertedResidual(nn.Module):
         expand: Hidden channels over `in_dim`; 1 has no first convolution.
         stride: Stride of the 3x3 convolution.
         shift_div: As in `TemporalShift`; a block without shortcut has no shift.
+        causal: As in `TemporalShift`.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, expand: int, stride: int, shift_div: int) -> None:
+    def __init__(
+        self, in_dim: int, dim: int, *, expand: int, stride: int, shift_div: int, causal: bool = False
+    ) -> None:
         super().__init__()
         hidden = in_dim * expand
         self.adds = stride == 1 and in_dim == dim
         shifts = self.adds and expand > 1
-        self.before: nn.Module = TemporalShift(shift_div=shift_div) if shifts else nn.Identity()
+        shift = TemporalShift(shift_div=shift_div, causal=causal) if shifts else nn.Identity()
+        self.before: nn.Module = shift
         first = [_layer(in_dim, hidden, 1)] if expand > 1 else []
         spatial = _layer(hidden, hidden, 3, stride=stride, groups=hidden)
         self.conv = nn.Sequential(*first, spatial, _layer(hidden, dim, 1, act=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps frames (B, T, in_dim, H, W) to (B, T, dim, H', W')."""
-        out = self.conv(self.before(x))
+        return self.after_moving(x, self.before(x))
+
+    def after_moving(self, x: Tensor, moved: Tensor) -> Tensor:
+        """Applies all but the shift, to the input of the block and what the shift made of it."""
+        out = self.conv(moved)
         return out + x if self.adds else out
 
 
@@ -78,6 +89,7 @@ class TSMMobileNet(VideoModel):
         width: Channels of the stages over those of the paper, rounded up to multiples of 8; above 1 the last
             convolution grows too.
         shift_div: The first 1/shift_div of the channels take the next frame, the second 1/shift_div the previous one.
+        causal: Whether channels move on in time alone, so that no frame sees a later one.
         drop_rate: Dropout before the classifier.
 
     The features are (B, 1280, T, ceil(H/32), ceil(W/32)). A clip has at least 32 pixels in height and width.
@@ -92,6 +104,7 @@ class TSMMobileNet(VideoModel):
         in_chans: int = 3,
         width: float = 1.0,
         shift_div: int = 8,
+        causal: bool = False,
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
@@ -110,6 +123,7 @@ class TSMMobileNet(VideoModel):
                         expand=expand,
                         stride=1 if block else stride,
                         shift_div=shift_div,
+                        causal=causal,
                     )
                     for block in range(blocks)
                 )

@@ -106,3 +106,23 @@ def test_names_of_nonlocal_blocks(nl: str) -> None:
     options = {} if nl == "nl" else {"nonlocal_bias": False}
     assert tiny().options_of(published) == {"non_local": True, "nonlocal_bias": nl == "nl"}
     assert tiny(non_local=True, **options).options_of(published) in ({}, {"nonlocal_bias": True})
+
+
+@pytest.mark.parametrize("name", ["tsm_r18", "tsm_mobilenet_v2"])
+def test_causal_networks_see_no_later_frame(name: str) -> None:
+    options: dict[str, Any] = {"depth": (1, 2, 1, 1), "embed_dim": 16} if name == "tsm_r18" else {"width": 0.25}
+    torch.manual_seed(0)
+    model = stvid.create_model(name, num_classes=3, causal=True, **options).eval()
+    clip = torch.randn(1, 3, 5, 64, 64)
+    other = clip.clone()
+    other[:, :, 3:] = 0.0
+    with torch.no_grad():
+        whole, cut = model.forward_features(clip), model.forward_features(other)
+        torch.testing.assert_close(whole[:, :, :3], cut[:, :, :3])
+        assert not torch.allclose(whole[:, :, 3:], cut[:, :, 3:])
+        later = clip.clone()
+        later[:, :, 2] = 0.0
+        assert not torch.allclose(model.forward_features(later)[:, :, 3], whole[:, :, 3])  # the next frame sees it
+    if name == "tsm_r18":
+        with pytest.raises(ValueError, match="causal: non_local and temporal_pool see later frames"):
+            tiny(causal=True, non_local=True)
