@@ -256,14 +256,16 @@ class OptimConfig:
     """The optimiser and the schedule of the learning rate.
 
     Attributes:
-        name: Optimiser: ``adamw`` or ``sgd``.
+        name: Optimiser: ``adamw``, ``sgd`` or ``rmsprop`` (TensorFlow's, which adds `epsilon` under the root).
         lr: Learning rate, for steps of `base_batch` clips.
         base_batch: Number of clips a step that `lr` is stated for: the rate that is used is lr * (clips a step) /
             base_batch. Null uses `lr` as it is.
         weight_decay: Weight decay of all parameters but biases, norms and those of the model's `no_weight_decay`.
         decay_1d: Whether biases and norms are decayed too, as in recipes from before about 2019.
         betas: The two decay rates of AdamW's moments.
-        momentum: Momentum of SGD.
+        momentum: Momentum of SGD and RMSProp.
+        rho: The decay rate of RMSProp's second moment.
+        epsilon: Is added to RMSProp's second moment.
         nesterov: Whether SGD takes Nesterov's momentum.
         frozen_epochs: Epochs at the start in which the head alone is trained. The rest of the model stays as it is and
             in evaluation mode, so that a new head does not spoil weights that are good already.
@@ -281,13 +283,15 @@ class OptimConfig:
             continue it later on the same curve.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     lr: float = 1e-4
     base_batch: int | None = None
     weight_decay: float = 0.05
     decay_1d: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    rho: float = 0.9
+    epsilon: float = 1e-7
     nesterov: bool = True
     frozen_epochs: int = 0
     layer_decay: float = 1.0
@@ -312,6 +316,8 @@ class OptimConfig:
         for beta in self.betas:
             _check_number("optim.betas", beta, least=0, below=1)
         _check_number("optim.momentum", self.momentum, least=0, below=1)
+        _check_number("optim.rho", self.rho, least=0, below=1)
+        _check_number("optim.epsilon", self.epsilon, above=0)
         _check_number("optim.layer_decay", self.layer_decay, above=0, most=1)
         _check_number("optim.backbone_scale", self.backbone_scale, above=0)
         for epoch in self.milestones:

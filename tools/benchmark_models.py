@@ -66,6 +66,19 @@ def call_vjepa2(network: nn.Module, clip: Tensor) -> Tensor:
     return network(pixel_values_videos=clip.transpose(1, 2)).logits
 
 
+def call_stream() -> Call:
+    """Returns a function that goes on with one stream; the peers keep their state themselves."""
+    state: Any = None
+
+    def call(network: nn.Module, frames: Tensor) -> Tensor:
+        nonlocal state
+        model: Any = network
+        logits, state = model.step(frames, model.init_state(len(frames)) if state is None else state)
+        return logits
+
+    return call
+
+
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +93,7 @@ class Peer:
         clip: Frames, height and width.
         options: Hyperparameters of stvid's, if the variant's own are others.
         call: How the network is called.
+        own_call: Makes how stvid's is called in a forward pass.
     """
 
     model: str
@@ -88,6 +102,7 @@ class Peer:
     clip: tuple[int, int, int]
     options: dict[str, Any] = field(default_factory=dict)
     call: Call = call_plain
+    own_call: Callable[[], Call] = lambda: call_plain
 
 
 def torchvision(name: str) -> Callable[[], nn.Module]:
@@ -112,6 +127,22 @@ def transformers(family: str, **config: Any) -> Callable[[], nn.Module]:
     return build
 
 
+def movinets(name: str, *, causal: bool) -> Callable[[], nn.Module]:
+    """Atze00/MoViNet-pytorch, built as its published files are."""
+
+    def build() -> nn.Module:
+        settings = getattr(importlib.import_module("movinets.config")._C.MODEL, f"MoViNet{name}")
+        kind = "2plus1d" if causal else "3d"
+        network = importlib.import_module("movinets").MoViNet(
+            settings, causal=causal, conv_type=kind, tf_like=True, num_classes=NUM_CLASSES
+        )
+        for block in network.blocks:  # a branch starts with a factor of zero, so that no difference could be seen
+            nn.init.constant_(block.alpha, 0.5)
+        return network
+
+    return build
+
+
 PEERS = (
     Peer("r3d_18", "torchvision", torchvision("r3d_18"), (16, 112, 112)),
     Peer("mc3_18", "torchvision", torchvision("mc3_18"), (16, 112, 112)),
@@ -123,6 +154,15 @@ PEERS = (
     Peer("r2plus1d_50", "pytorchvideo", pytorchvideo("r2plus1d_r50"), (16, 224, 224)),
     Peer("ir_csn_101", "pytorchvideo", pytorchvideo("csn_r101"), (32, 224, 224)),
     Peer("x3d_m", "pytorchvideo", pytorchvideo("x3d_m"), (16, 256, 256)),
+    Peer("movinet_a2", "movinets", movinets("A2", causal=False), (50, 224, 224)),
+    Peer(  # frame by frame
+        "movinet_a0",
+        "movinets",
+        movinets("A0", causal=True),
+        (1, 172, 172),
+        options={"causal": True},
+        own_call=call_stream,
+    ),
     Peer("swin3d_t", "torchvision", torchvision("swin3d_t"), (32, 224, 224)),
     Peer("swin3d_s", "torchvision", torchvision("swin3d_s"), (32, 224, 224)),
     Peer("swin3d_b", "torchvision", torchvision("swin3d_b"), (32, 224, 224)),
@@ -181,6 +221,14 @@ def build_own(peer: Peer, network: nn.Module) -> VideoModel:
     return model
 
 
+def version_of(library: str) -> str:
+    """Returns the version of a library; empty if it is a folder on the path that was not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def prepare(model: VideoModel, dtype: str) -> VideoModel:
     """Returns what stvid runs in a row of this kind."""
     return {"fused": fuse, "optimized": optimize}.get(dtype, lambda same: same)(model)
@@ -237,12 +285,13 @@ def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, devic
     clip = torch.randn(batch, 3, *peer.clip).to(device)
     expected = forward_step(network, peer.call, clip, "float32")()
     model = prepare(model, dtype)
-    found = forward_step(model, call_plain, clip, dtype)()
+    own_call = call_plain if step == "train" else peer.own_call()
+    found = forward_step(model, own_call, clip, dtype)()
     make = train_step if step == "train" else forward_step
     low = torch.bfloat16 if dtype == "bf16" or getattr(model, "precision", "") == "bf16" else torch.float32
     size = 2048
     steps = {
-        "stvid": make(model, call_plain, clip, dtype),
+        "stvid": make(model, own_call, clip, dtype),
         "peer": make(network, peer.call, clip, dtype),
         "matmul": matmul_step(low, device, size),
     }
@@ -252,7 +301,7 @@ def measure(peer: Peer, *, batch: int, dtype: str, step: str, rounds: int, devic
     rate = 2 * count_multiply_adds(peer) * batch * passes / wall["stvid"]
     return {
         "model": peer.model,
-        "peer": f"{peer.library} {importlib.metadata.version(peer.library)}",
+        "peer": f"{peer.library} {version_of(peer.library)}".strip(),
         "batch": batch,
         "clip": peer.clip,
         "dtype": dtype,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.models import group_parameters
+from timm.optim import RMSpropTF
 
 from stvid.config import OptimConfig
 from stvid.errors import ConfigError
@@ -73,7 +74,7 @@ def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatme
 def build_optimizer(
     model: VideoModel, config: OptimConfig, *, lr: float, plan: Mapping[str, Treatment] | None = None
 ) -> torch.optim.Optimizer:
-    """Returns AdamW or SGD.
+    """Returns AdamW, SGD or RMSProp.
 
     Args:
         model: Its parameters that need a gradient are optimised.
@@ -106,6 +107,8 @@ def build_optimizer(
         group["params"].append(parameter)
     if config.name == "adamw":
         return torch.optim.AdamW(list(groups.values()), lr=lr, betas=config.betas)
+    if config.name == "rmsprop":
+        return RMSpropTF(list(groups.values()), lr=lr, alpha=config.rho, eps=config.epsilon, momentum=config.momentum)
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(list(groups.values()), lr=lr, momentum=config.momentum, nesterov=nesterov)
 

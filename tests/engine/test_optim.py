@@ -84,6 +84,25 @@ def test_layer_decay_of_a_model_without_groups() -> None:
         build_optimizer(Plain(), OptimConfig(layer_decay=0.9), lr=0.1)
 
 
+def test_rmsprop_is_tensorflow_s() -> None:
+    """The mean square starts at one, epsilon stands under the root, and the rate is a part of the momentum."""
+    model = tiny()
+    config = OptimConfig(name="rmsprop", rho=0.9, epsilon=1.0, momentum=0.5, weight_decay=0.0)
+    optimizer = build_optimizer(model, config, lr=0.1)
+    weight = model.get_classifier().weight
+    value, square, moment = weight.detach().double().clone(), torch.ones(()).double(), torch.zeros(()).double()
+    for step in (1.0, 2.0):
+        optimizer.zero_grad()
+        weight.grad = torch.full_like(weight, step)
+        optimizer.step()
+        square = square + (step**2 - square) * 0.1
+        moment = 0.5 * moment + 0.1 * step / (square + 1.0).sqrt()
+        value = value - moment
+    torch.testing.assert_close(weight.detach().double(), value, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"optim\.epsilon"):
+        OptimConfig(name="rmsprop", epsilon=0.0)
+
+
 def test_sgd() -> None:
     optimizer = build_optimizer(tiny(), OptimConfig(name="sgd", momentum=0.8), lr=0.1)
     assert isinstance(optimizer, torch.optim.SGD)

@@ -39,6 +39,15 @@ def test_both_sides_have_the_same_weights(tool: Any) -> None:
     assert not torch.equal(model.head.fc.weight, before)
 
 
+def test_a_stream_goes_on_from_call_to_call(tool: Any) -> None:
+    model = stvid.create_model("movinet_xxs", num_classes=3).eval()
+    clip = torch.randn(1, 3, 2, 32, 32)
+    call = tool.call_stream()
+    with torch.no_grad():
+        torch.testing.assert_close(call(model, clip[:, :, :1]), model(clip[:, :, :1]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(call(model, clip[:, :, 1:]), model(clip), rtol=1e-4, atol=1e-4)
+
+
 def test_an_absent_library_is_named(tool: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     absent = tool.Peer("r3d_18", "no_such_library", tool.torchvision("r3d_18"), (4, 32, 32))
     monkeypatch.setattr(tool, "PEERS", (absent,))
