@@ -1,8 +1,7 @@
 """Names to models: `create_model`, `list_models`, `load_model`, over all that stvid can build.
 
-Native models are those of `stvid.models.registry`. A name with a slash, ``<library>/<name>``, is a model of another
-library behind the same API: a video model of torchvision or PyTorchVideo that has no native counterpart, or an image
-model of timm or torchvision, inflated.
+Native models are those of `stvid.models.registry`. A name with a slash, ``<library>/<name>``, is an image model of timm
+or torchvision, inflated.
 """
 
 from __future__ import annotations
@@ -42,9 +41,8 @@ _log = logging.getLogger(__name__)
 # The modules that know the models of a library, asked in this order and imported at first use. Each has two functions:
 # `library_models(library)` lists the names behind the slash, `library_model_info(library, name)` returns a `ModelInfo`.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "pytorchvideo": ("stvid.models.libraries",),
     "timm": ("stvid.inflation.inflate",),
-    "torchvision": ("stvid.models.libraries", "stvid.inflation.inflate"),
+    "torchvision": ("stvid.inflation.inflate",),
 }
 
 
@@ -56,7 +54,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: ``uniformer_*`` matches models of stvid itself. A pattern with a slash matches models of other
-            libraries, whether those are installed or not: ``pytorchvideo/*``, ``*/mvit_*``.
+            libraries, whether those are installed or not: ``timm/*``, ``*/resnet*``.
         pretrained: List the published weights of stvid's own models instead, as ``MODEL.TAG``, the default weights of
             each model first. The pattern then means models or weights: ``uniformer_s``, ``*.ssv2*``.
     """
@@ -85,6 +83,9 @@ def model_info(name: str) -> ModelInfo:
         return _library_model_info(name)
     if name in native_models():
         return registry.model_info(name)
+    for names in NATIVE.values():
+        if name in names:
+            raise UnknownNameError(f"{name}: is native here: {names[name]}")
     elsewhere = [f"{library}/{name}" for library in LIBRARIES if name in _names(library)]
     hint = f"; there is {', '.join(elsewhere)}" if elsewhere else nearest(name, native_models())
     raise UnknownNameError(f"model {name!r}: no such model{hint} (see: stvid models)")
@@ -97,6 +98,11 @@ def _names(library: str) -> set[str]:
 
 def _library_model_info(name: str) -> ModelInfo:
     library, _, own_name = name.partition("/")
+    if native := NATIVE.get(library, {}).get(own_name):
+        raise UnknownNameError(f"{name}: is native here: {native}")
+    if library not in LIBRARIES and library in NATIVE:
+        hint = nearest(own_name, NATIVE[library]) or " (see: stvid models)"
+        raise UnknownNameError(f"model {name!r}: the models of {library} are native here, but none has this name{hint}")
     if library not in LIBRARIES:
         known = ", ".join(f"{library}/..." for library in LIBRARIES)
         raise UnknownNameError(f"model {name!r}: no library {library!r}; there are {known}")
@@ -104,9 +110,7 @@ def _library_model_info(name: str) -> ModelInfo:
         if own_name in module.library_models(library):
             info: ModelInfo = module.library_model_info(library, own_name)
             return info
-    if native := NATIVE.get(library, {}).get(own_name):
-        raise UnknownNameError(f"{name}: is native here: {native}")
-    hint = nearest(own_name, _names(library))
+    hint = nearest(own_name, {*_names(library), *NATIVE.get(library, ())})
     raise UnknownNameError(f"model {name!r}: {library} has no {own_name!r}{hint} (see: stvid models '{library}/*')")
 
 

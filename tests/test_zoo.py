@@ -32,8 +32,9 @@ def test_a_model_that_is_native_is_named(name: str, native: str) -> None:
 
 def test_list_models_separates_the_libraries() -> None:
     assert not [name for name in stvid.list_models() if "/" in name]
-    assert stvid.list_models("torchvision/mvit_v*") == ["torchvision/mvit_v1_b", "torchvision/mvit_v2_s"]
-    assert {"pytorchvideo/mvit_base_16x4", "torchvision/mvit_v2_s"} <= set(stvid.list_models("*/mvit_*"))
+    assert stvid.list_models("torchvision/resnet1?") == ["torchvision/resnet18"]
+    assert {"timm/resnet18", "torchvision/resnet18"} <= set(stvid.list_models("*/resnet*"))
+    assert stvid.list_models("pytorchvideo/*") == []
     assert stvid.list_models("nothing/*") == []
 
 
@@ -41,9 +42,15 @@ def test_unknown_names_show_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"torchvision has no 'mvit_v2s'; nearest: mvit_v2_s"):
         stvid.create_model("torchvision/mvit_v2s")
     with pytest.raises(UnknownNameError, match=r"no library 'torchvisoin'; there are .*torchvision"):
-        stvid.create_model("torchvisoin/mvit_v2_s")
-    with pytest.raises(UnknownNameError, match=r"'mvit_v2_s': no such model; there is torchvision/mvit_v2_s"):
+        stvid.create_model("torchvisoin/resnet18")
+    with pytest.raises(UnknownNameError, match=r"pytorchvideo are native here, but none .*nearest: mvit_base_16x4"):
+        stvid.create_model("pytorchvideo/mvit_base_16x")
+    with pytest.raises(UnknownNameError, match=r"^mvit_v2_s: is native here: mvitv2_s_16x4$"):
         stvid.create_model("mvit_v2_s")
+    with pytest.raises(
+        UnknownNameError, match=r"'resnet18': no such model; there is timm/resnet18, torchvision/resnet18"
+    ):
+        stvid.create_model("resnet18")
 
 
 # --- published weights ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ __all__ = ["examine", "run"]
 
 REQUIRED = ("torch", "torchvision", "timm", "av", "lightning", "torchmetrics", "einops", "safetensors")
 OPTIONAL = (
-    *("decord", "torchcodec", "xformers", "pytorchvideo"),
+    *("decord", "torchcodec", "xformers"),
     *("onnx", "onnxscript", "onnxruntime", "gradio", "webdataset", "fsspec", "pyarrow", "transformers"),
 )
 

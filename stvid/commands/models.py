@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import importlib.util
 import json
 import re
@@ -30,8 +29,8 @@ def run(argv: Sequence[str]) -> int:
         type=str,
         nargs="?",
         default="*",
-        help="Names to show, of stvid and of the video models of other libraries, such as 'uniformer_*'; with a slash, "
-        "of other libraries only, such as 'pytorchvideo/*'.",
+        help="Names to show, such as 'uniformer_*'; with a slash, of the image models of other libraries, which are "
+        "inflated, such as 'timm/resnet*'.",
     )
     parser.add_argument(
         "--pretrained",
@@ -167,18 +166,13 @@ def _weights_cells(weights: Weights) -> list[str]:
 
 
 def _find(pattern: str) -> dict[str, list[str]]:
-    """Returns the names that match, by library; image models of other libraries only if the pattern has a slash."""
-    from stvid.models.libraries import library_models, video_libraries
+    """Returns the names that match, by library; those of other libraries only if the pattern has a slash."""
     from stvid.zoo import LIBRARIES, list_models
 
     if "/" in pattern:
         names = list_models(pattern)
         return {library: [name for name in names if name.startswith(f"{library}/")] for library in LIBRARIES}
-    videos = {
-        library: [f"{library}/{name}" for name in fnmatch.filter(library_models(library), pattern)]
-        for library in video_libraries()
-    }
-    return {"stvid": list_models(pattern), **videos}
+    return {"stvid": list_models(pattern)}
 
 
 def _missing(library: str) -> str:

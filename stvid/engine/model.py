@@ -17,10 +17,9 @@ from stvid.engine.frozen import freeze
 from stvid.errors import CheckpointError, ConfigError, StvidError, nearest
 from stvid.inflation.sources import ImageOrigin
 from stvid.models.base import VideoModel
-from stvid.models.libraries import library_models
 from stvid.models.registry import family_of, model_arguments
 from stvid.protocol import Protocol
-from stvid.zoo import LIBRARIES, create_model, load_model, model_info
+from stvid.zoo import create_model, load_model, model_info
 
 __all__ = ["InitialWeights", "build_model", "find_initial_weights", "initialise", "model_takes", "protocol_differences"]
 
@@ -48,8 +47,6 @@ def model_takes(name: str, argument: str) -> bool:
     library, _, own_name = model_info(name).name.partition("/")
     if not own_name:
         return argument in model_arguments(library)
-    if any(module == "stvid.models.libraries" for module in LIBRARIES[library]) and own_name in library_models(library):
-        return False  # their arguments have other names
     origin = ImageOrigin(library, own_name)
     with torch.device("meta"):
         network = origin.build(num_classes=2, img_size=(origin.settings()["crop"],) * 2)

@@ -14,15 +14,16 @@ from stvid.cli import main
 def test_models_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    assert "\ntorchvision\n" in out and "torchvision/mvit_v2_s" in out and "pytorchvideo/mvit_base_16" in out
+    assert "mvitv2_s_16x4" in out and "stvid models 'timm/*'" in out
     assert "torchvision/resnet50" not in out  # image models: too many to list unasked
-    assert main(["models", "mvit_v?_?", "--json"]) == 0
+    assert main(["models", "torchvision/resnet1?", "--json"]) == 0
     records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
-    assert set(records) == {"torchvision/mvit_v1_b", "torchvision/mvit_v2_s"}
-    assert records["torchvision/mvit_v2_s"]["library"] == "torchvision"
-    assert records["torchvision/mvit_v2_s"]["protocol"]["fps"] == 7.5
-    assert main(["models", "torchvision/mvit_v"]) == 2
-    assert "torchvision has no 'mvit_v'; nearest: " in capsys.readouterr().err
+    assert set(records) == {"torchvision/resnet18"}
+    assert records["torchvision/resnet18"]["library"] == "torchvision"
+    assert main(["models", "torchvision/resnet1"]) == 2
+    assert "torchvision has no 'resnet1'; nearest: " in capsys.readouterr().err
+    assert main(["models", "mvit_v2_s"]) == 2
+    assert "mvit_v2_s: is native here: mvitv2_s_16x4" in capsys.readouterr().err
     assert main(["models", "torchvision/r3d_18"]) == 2
     assert "torchvision/r3d_18: is native here: r3d_18" in capsys.readouterr().err
 

@@ -42,7 +42,6 @@ def test_every_model_is_built_by_the_starter_recipes(name: str, capsys: pytest.C
         ("timm/tf_mobilenetv3_small_minimal_100", "drop_path_rate", True),
         ("timm/vgg11", "drop_path_rate", False),
         ("torchvision/resnet18", "drop_path_rate", False),
-        ("torchvision/mvit_v2_s", "drop_path_rate", False),
         ("timm/vit_tiny_patch16_224", "drop_path_rate", True),
         ("timm/deit_tiny_distilled_patch16_224", "drop_path_rate", True),  # its class hands arguments on
     ],
