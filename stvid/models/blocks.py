@@ -274,7 +274,9 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
-        return self.proj(clip).permute(0, 2, 3, 4, 1)
+        # With the channels of a token side by side: sums would hand the convolution's layout on through all blocks, and
+        # every norm would copy its input.
+        return self.proj(clip).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def leave_out(last: int, tap: Tap) -> Tap:

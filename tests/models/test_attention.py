@@ -208,3 +208,22 @@ def test_unusable_backends_are_refused_with_a_reason() -> None:
     if problem:
         with pytest.raises(UnknownNameError, match="xformers"):
             set_attention_backend("xformers")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_parts_of_one_projection_are_copied_where_many_tokens_attend(
+    grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(q.is_contiguous() and k.is_contiguous() and v.is_contiguous())
+        return kernel(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    for tokens in (attention.LONG - 1, attention.LONG):
+        q, k, v = torch.randn(1, tokens, 3, 2, 8, requires_grad=grad).unbind(2)
+        found = attend(q, k, v, layout="BMHK")
+        torch.testing.assert_close(found, attend(q, k, v, layout="BMHK", backend="math"), rtol=1e-4, atol=1e-5)
+    assert seen == [False, not grad]

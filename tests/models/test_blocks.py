@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from stvid.models.blocks import resize_grid
+from stvid.models.blocks import TubeletEmbed, resize_grid
 
 
 def test_resize_grid_rules() -> None:
@@ -13,3 +13,12 @@ def test_resize_grid_rules() -> None:
     grid = torch.arange(6.0).view(1, 6, 1)
     assert resize_grid(grid, (2, 3), (1, 3), mode="nearest").flatten().tolist() == [0, 1, 2]
     assert resize_grid(grid, (1, 2, 3), (2, 2, 3), mode="linear").flatten().tolist() == 2 * list(range(6))
+
+
+def test_tokens_have_their_channels_side_by_side() -> None:
+    """Sums would hand the layout of the convolution on, and every norm would copy its input."""
+    embed = TubeletEmbed(3, 8, tubelet_size=(2, 4, 4))
+    clip = torch.randn(2, 3, 4, 8, 12)
+    tokens = embed(clip)
+    assert tokens.shape == (2, 2, 2, 3, 8) and tokens.is_contiguous()
+    torch.testing.assert_close(tokens, embed.proj(clip).permute(0, 2, 3, 4, 1))
