@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import fill  # tests/goldens/fill.py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import stvid
 from stvid.errors import CheckpointError
-from stvid.models.families.vjepa2 import VJEPA2, rotation
+from stvid.models.blocks import Block
+from stvid.models.families.vjepa2 import VJEPA2, RotaryAttention, rotation
 from stvid.models.heads import AttentivePoolHead
 
 GOLDENS = Path(__file__).parent.parent.parent / "goldens" / "vjepa2"
@@ -190,3 +192,63 @@ def test_options_are_read_off_a_file() -> None:
     own = {f"encoder.{k}": v for k, v in encoder_state(trained).items()}
     own |= {f"classifier.{k}": v for k, v in probe_state(trained).items()}
     assert outline.options_of(own) == {"patch_size": 8, "mlp_ratio": 3.0, "head_depth": 3}
+
+
+class Predictor(nn.Module):
+    """The pretraining's predictor, made of the encoder's blocks: it guesses features of tokens that were left out."""
+
+    def __init__(self, state: dict[str, Tensor], depth: int) -> None:
+        super().__init__()
+        self.embed, self.proj = nn.Linear(1024, 384), nn.Linear(384, 1024)
+        self.blocks = nn.ModuleList(
+            Block(384, attention=RotaryAttention(384, num_heads=12), mlp_ratio=4.0) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(384, eps=1e-6)
+        self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(1, 1, 384)) for _ in range(10))
+        names = {"predictor_blocks": "blocks", "predictor_embed": "embed", "predictor_norm": "norm"}
+        names["predictor_proj"] = "proj"
+        parts = {key.removeprefix("predictor."): value for key, value in state.items() if key.startswith("predictor.")}
+        self.load_state_dict({re.sub(r"^\w+", lambda m: names.get(m[0], m[0]), key): parts[key] for key in parts})
+
+    def forward(self, seen: Tensor, context: Tensor, targets: Tensor, *, mask: int, grid: tuple[int, ...]) -> Tensor:
+        wanted = self.mask_tokens[mask].expand(1, len(targets), -1)
+        order = torch.cat((context, targets)).argsort()
+        x = torch.cat((self.embed(seen), wanted), dim=1)[:, order]
+        cosines, sines = (table[: len(order)] for table in rotation(grid, 32, x))
+        for block in self.blocks:
+            x = block(x, cosines=cosines, sines=sines)
+        return self.proj(self.norm(x)[:, targets])
+
+
+@pytest.mark.slow
+def test_the_pretraining_of_the_authors() -> None:
+    """Features of some tokens alone, and of the moving average, reproduce the recorded predictions and loss."""
+    record = json.loads((GOLDENS / "vjepa2_pretrain_vit_l_d2__8x96.json").read_text())
+    state = {key: torch.from_numpy(value).double() for key, value in fill.fill_state(record["state"]).items()}
+    clip = torch.from_numpy(fill.make_input(record["input_shape"])).double()
+    encoders = []
+    for part in ("encoder.", ""):
+        model = stvid.create_model("vjepa2_vit_l", num_classes=0, depth=2, num_frames=8, img_size=96).double().eval()
+        report = stvid.load_checkpoint(model, {key: value for key, value in state.items() if key.startswith(part)})
+        assert report.format == "facebookresearch/vjepa2 encoder"
+        encoders.append(model)
+    encoder, average = encoders
+    predictor = Predictor(state, depth=4).double()
+    losses = []
+    with torch.no_grad():
+        features = average.forward_features(clip)
+        goal = torch.nn.functional.layer_norm(features, features.shape[-1:])
+        for number, (context, targets) in enumerate(zip(record["context_ids"], record["target_ids"], strict=True)):
+            assert sorted(context + targets) == list(range(4 * 6 * 6))
+            mask = torch.zeros(1, 4 * 6 * 6, dtype=torch.bool)
+            mask[0, targets] = True
+            seen = encoder.forward_features(clip, mask=mask)
+            places = torch.tensor(context), torch.tensor(targets)
+            guess = predictor(seen, *places, mask=number, grid=(4, 6, 6))
+            losses.append((guess - goal[:, places[1]]).abs().mean())
+            if number == 0:
+                rows, columns = record["config"]["output_stride"]
+                found = guess[0, ::rows, ::columns].flatten().numpy()
+                expected = np.array(record["logits"]).flatten()
+                assert np.abs(found - expected).max() < 1e-7 * record["logits_std"]
+    assert float(sum(losses) / len(losses)) == pytest.approx(record["loss"], rel=1e-7)
