@@ -163,8 +163,11 @@ class QuickGELU(nn.Module):
     """CLIP's approximation of the GELU: x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies it to each value."""
-        return x * torch.sigmoid(1.702 * x)
+        """Applies it to each value; written with a SiLU, which keeps one tensor for the gradient instead of two."""
+        x = 1.702 * x
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.silu(x) / 1.702
+        return F.silu(x, inplace=True).div_(1.702)  # without memory for each step
 
 
 class Mlp(nn.Module):

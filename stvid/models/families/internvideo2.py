@@ -202,7 +202,8 @@ class InternVideo2(VideoModel):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.apply(init_transformer_weights)
         with torch.no_grad():
-            for number, block in enumerate(self.blocks, start=1):  # official code: fix_init_weight
+            blocks = [module for module in self.modules() if isinstance(module, Block)]
+            for number, block in enumerate(blocks, start=1):  # official code: fix_init_weight
                 for layer in (block.attn.proj, block.mlp.fc2):
                     layer.weight.div_(math.sqrt(2.0 * number))
             if isinstance(self.head.fc, nn.Linear):

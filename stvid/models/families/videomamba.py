@@ -285,9 +285,9 @@ class VideoMamba(VideoModel):
         self.apply(init_transformer_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         with torch.no_grad():
-            for block in self.blocks:
-                nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-                block.mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
+            for mixer in (module for module in self.modules() if isinstance(module, Mixer)):
+                nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+                mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
 
     def embed(self, clip: Tensor) -> Tensor:
         """Embeds the patches and adds places and times; (B, in_chans, T, H, W) to (B, 1 + t*h*w, embed_dim)."""

@@ -302,9 +302,8 @@ class XCLIP(VideoModel):
 
     def _init_weights(self) -> None:
         self.apply(init_transformer_weights)
-        scale = self.blocks[0].norm1.normalized_shape[0] ** -0.5  # type: ignore[index, union-attr]
         for table in (self.cls_token, self.pos_embed):
-            nn.init.normal_(table, std=scale)
+            nn.init.normal_(table, std=table.shape[-1] ** -0.5)
         nn.init.trunc_normal_(self.mix.pos_embed, std=0.02)
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
