@@ -67,7 +67,10 @@ def read_class_folders(path: str) -> tuple[list[Row], tuple[str, ...]]:
         elif os.path.isdir(entry.path):
             found.classes[entry.name] = list(_videos_below(entry.path, found.left_out))
         elif is_video(entry.name):
-            raise ManifestError(f"{path}: {entry.name!r} is not in the folder of a class")
+            raise ManifestError(
+                f"{path}: {entry.name!r} is not in the folder of a class; give the folder that holds a folder for each "
+                "class, or a CSV (path,label)"
+            )
         elif entry.is_symlink() and not os.path.exists(entry.path):
             found.broken.append(entry.name)
     _check(path, found)
