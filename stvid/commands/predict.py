@@ -119,10 +119,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _refuse_live(files: Sequence[str]) -> None:
+    from stvid.video.remote import is_remote_file
     from stvid.video.streaming import is_live
 
     for file in files:
-        if is_live(file):
+        if is_live(file) and not is_remote_file(file):
             raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
 
 

@@ -70,7 +70,7 @@ def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
 
 def manifest(argv: Sequence[str]) -> int:
     """Write the list of videos of a data set from its official annotation."""
-    from stvid.data.conversion import CLASSES, DATASETS, convert, write_list
+    from stvid.data.conversion import CLASSES, DATASETS, convert, write_class_names, write_list
 
     parser = parser_for(
         "prep manifest",
@@ -93,9 +93,13 @@ def manifest(argv: Sequence[str]) -> int:
     root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
     found = convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
     out = Path(options.out)
-    write_list(out, found)
     names = out.with_name(f"{out.stem}_classes.txt")
-    write_lines(names, found.class_names)
+    write_list(out, found)
+    try:
+        write_class_names(names, found.class_names)
+    except ManifestError:
+        out.unlink()
+        raise
     total = len(found.rows) + len(found.missing)
     print(f"{len(found.rows)} of {total} annotated videos are there: {out}; {len(found.class_names)} classes: {names}")
     for note in found.notes:

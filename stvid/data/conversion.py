@@ -6,8 +6,9 @@ annotation, can be told.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from stvid.data.annotations import (
     read_ssv2,
     read_ucf101,
 )
+from stvid.data.class_names import read_class_names
 from stvid.data.labels import composed, order_labels
 from stvid.data.manifest import read_manifest
 from stvid.data.video_folder import VideoFolder, counted_kinds
 from stvid.errors import ConfigError, ManifestError, nearest
-from stvid.files import write_table
+from stvid.files import write_lines, write_table
 
-__all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "write_list"]
+__all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "write_class_names", "write_list"]
 
 
 @dataclass
@@ -183,3 +185,28 @@ def write_list(path: Path, found: Annotated) -> None:
         times = ["" if value is None else f"{value:g}" for value in (start, end)]
         rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
     write_table(path, header, rows, errors="strict")
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Writes names of classes so that `read_class_names` gives the same: a name a line, or a JSON list if need be.
+
+    Names such as "1 clap" would be read as a number and a name from lines.
+
+    Raises:
+        ManifestError: If a name cannot be listed: it holds a control character, or occurs twice.
+        StvidError: If the file cannot be written.
+    """
+    write_lines(path, names)
+    if not names:
+        return
+    try:
+        same = list(read_class_names(path)) == list(names)
+    except ManifestError:
+        same = False
+    if not same:
+        write_lines(path, [json.dumps(list(names), ensure_ascii=False)])
+        try:
+            read_class_names(path)
+        except ManifestError:
+            path.unlink()
+            raise

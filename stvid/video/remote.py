@@ -29,6 +29,7 @@ __all__ = [
     "RemoteError",
     "RemoteFile",
     "file_system",
+    "is_remote_file",
     "is_url",
     "join_ranges",
     "reason_of",
@@ -70,6 +71,13 @@ class NoPartsError(RemoteError):
 def is_url(source: Any) -> bool:
     """Tells whether a source is the address of a file in a network, and no file of this machine."""
     return isinstance(source, str) and "://" in source and not os.path.exists(source)
+
+
+def is_remote_file(source: Any) -> bool:
+    """Tells whether a source is a URL of a kind whose files can be read in parts; those of cameras (rtsp) cannot."""
+    from fsspec import available_protocols
+
+    return is_url(source) and source.split("://", 1)[0].lower() in set(available_protocols()) - set(_LOCAL)
 
 
 def file_system(url: str) -> tuple[Any, str]:

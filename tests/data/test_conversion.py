@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stvid.commands.prep import main
-from stvid.data.conversion import convert, write_list
+from stvid.data.class_names import read_class_names
+from stvid.data.conversion import convert, write_class_names, write_list
 from stvid.data.manifest import read_manifest
 from stvid.errors import ConfigError, ManifestError
 
@@ -282,3 +283,28 @@ def test_a_list_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     touch(tmp_path, "file")
     assert main(["manifest", "ssv2", str(annotation), "--out", str(tmp_path / "file" / "out.csv")]) == 1
     assert "file/out.csv: cannot be written (" in capsys.readouterr().err
+
+
+def test_class_names_are_written_so_that_they_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    for names in (
+        ["run", "sit"],
+        ["1 clap", "2 clap"],
+        ["2 run", "1 sit"],
+        ["names", "run"],
+        ["10", "2"],
+        ["a,0", "b,1"],
+    ):
+        write_class_names(path, names)
+        assert list(read_class_names(path)) == names
+    write_class_names(path, ["1 clap", "2 clap"])
+    assert path.read_text().startswith("[")
+    write_class_names(path, ["run", "sit"])
+    assert path.read_text() == "run\nsit\n"
+    with pytest.raises(ManifestError, match="holds a control character"):
+        write_class_names(path, ["a\nb", "sit"])
+    assert not path.exists()
+    touch(tmp_path / "v/a\nb", "x.mp4")
+    touch(tmp_path / "v/sit", "y.mp4")
+    assert main(["manifest", "folder", str(tmp_path / "v"), "--out", str(tmp_path / "o.csv")]) == 1
+    assert not (tmp_path / "o.csv").exists()

@@ -20,7 +20,7 @@ from stvid.errors import StvidError, VideoError
 from stvid.protocol import Protocol
 from stvid.video import remote as remote_module
 from stvid.video.reader import VideoReader, scan
-from stvid.video.remote import HollowFile, RemoteError, RemoteFile, file_system, is_url, join_ranges
+from stvid.video.remote import HollowFile, RemoteError, RemoteFile, file_system, is_remote_file, is_url, join_ranges
 from stvid.video.stored_index import StoredIndex, pack_index, write_index
 from tests.loopback import Route, Server
 
@@ -87,6 +87,7 @@ def test_a_remote_file_reads_like_one_of_this_machine(server: Server) -> None:
     assert file.read(3) == CONTENT[500_000:500_003]
     assert file.read_all() == CONTENT
     assert is_url(file.url) and not is_url("/a/b.mp4")
+    assert is_remote_file(file.url) and not is_remote_file("rtsp://camera/1") and not is_remote_file("file:///a.mp4")
 
 
 def test_what_was_fetched_is_not_fetched_again(server: Server) -> None:
