@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from stvid.checkpoints import describe
 from stvid.errors import CheckpointError, ConfigError, StvidError
+from stvid.files import claimed, draft_folder
 from stvid.models.attention import get_attention_backend, set_attention_backend
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
@@ -186,9 +186,8 @@ def export_model(
         model = copy.deepcopy(model).cpu().float().eval()
     metadata = export_metadata(model, shape)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            draft = Path(folder) / target.name
+        with claimed(target), draft_folder(target) as folder:
+            draft = folder / target.name
             if chosen == "onnx":
                 _write_onnx(model, draft, shape, metadata, opset)
             else:
@@ -200,7 +199,7 @@ def export_model(
                     f"{largest:.2g})"
                 )
             # The weights first: a graph without them would be no model.
-            drafts = sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name)
+            drafts = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
             files = tuple(target.parent / file.name for file in drafts)
             for file, place in zip(drafts, files, strict=True):
                 os.replace(file, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -14,7 +15,7 @@ import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,9 +26,15 @@ from stvid.errors import StvidError
 
 __all__ = [
     "TEMPORARY",
+    "claimed",
+    "clear_leftovers",
+    "csv_cell",
+    "draft_folder",
     "expand_home",
     "load_arrays",
+    "run_writer",
     "save_arrays",
+    "try_lock",
     "write_atomically",
     "write_folder_atomically",
     "write_lines",
@@ -39,6 +46,7 @@ TEMPORARY = ".tmp"
 """End of the name of a file or folder that is not whole yet; its name begins with a dot and the name to be."""
 
 
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), flags=re.S)
 _MOST_UNPACKED = 2**30
 _MOST_RATIO = 100
 
@@ -67,24 +75,146 @@ def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
     Raises:
         OSError: If a file cannot be written, whatever torch and safetensors raise then; `filename` is the file to be.
     """
-    temporaries = {path: _temporary(path) for path in contents}
-    try:
-        for temporary, write in zip(temporaries.values(), contents.values(), strict=True):
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            _run(write, temporary, next(path for path, place in temporaries.items() if place == temporary))
-            os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+    for folder in {path.parent for path in contents}:
+        clear_leftovers(folder)
+    with contextlib.ExitStack() as held:
+        temporaries = {path: held.enter_context(_draft(path)) for path in contents}
+        for target, write in contents.items():
+            temporary = temporaries[target]
+            with _named(temporary, target):
+                mode = temporary.stat().st_mode
+                run_writer(write, temporary, target)
+                os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
         for target, temporary in temporaries.items():
-            os.replace(temporary, target)
+            with _named(temporary, target):
+                os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _named(temporary: Path, target: Path) -> Iterator[None]:
+    """Lets an error name the file that is to be, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary)) and error.errno is not None:
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _draft(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Makes an empty temporary file or folder beside a place, locked as long as this process lives; removes it."""
+    temporary = _temporary(target)
+    with _named(temporary, target):
+        temporary.mkdir() if folder else temporary.touch()
+    lock = try_lock(temporary)
+    try:
+        yield temporary
     finally:
-        for temporary in temporaries.values():
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)  # it is gone already if all went well
+        else:
             temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
 
 
-def _run(write: Callable[[Path], Any], temporary: Path, target: Path) -> None:
-    """Writes a file; what libraries raise when the disk is full becomes an `OSError`.
+def try_lock(path: Path) -> int | None:
+    """Locks a file or folder for this process until the descriptor that is returned is closed.
+
+    The system gives the lock back when the process ends, however it does.
+
+    Returns:
+        None if another process has it, or the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+_cleared: set[str] = set()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what killed processes had half written in a folder, the first time that this process writes there.
+
+    A temporary file is left over if nobody holds its lock.
+    """
+    place = os.path.abspath(folder)
+    if place in _cleared:
+        return
+    _cleared.add(place)
+    try:
+        names = [entry.name for entry in os.scandir(place) if _LEFTOVER.fullmatch(entry.name)]
+    except OSError:  # it is not there, or may not be listed; who writes will say so
+        return
+    for path in (Path(place, name) for name in names):
+        lock = try_lock(path)
+        if lock is None:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # another process clears, too
+                path.unlink()
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def claimed(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes of stvid from writing the same output until the end of the ``with``.
+
+    Args:
+        target: The file or folder that is written; the folder above it is made. A file ``.NAME.lock`` stands beside it
+            meanwhile.
+
+    Raises:
+        StvidError: If another process writes it now, or the folder cannot be written to.
+    """
+    place = Path(target)
+    lock = place.with_name(f".{place.name}.lock")
+    try:
+        import fcntl
+    except ImportError:  # not POSIX: two processes are not kept apart
+        yield
+        return
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise StvidError(f"{place}: cannot be written ({error.strerror or error})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.exists(lock) and os.path.samestat(os.stat(lock), os.fstat(descriptor))
+        except BlockingIOError:
+            mine = False
+        except OSError:  # a file system without locks
+            mine = True
+        if not mine:
+            raise StvidError(f"{place}: another process writes it now; wait for its end, or choose another place")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def run_writer(write: Callable[[Path], Any], temporary: Path, target: Path) -> None:
+    """Writes a file or folder; what libraries raise when the disk is full becomes an `OSError`.
 
     torch's writer of archives raises RuntimeError with a place in its C++ source, safetensors an error of its own that
     quotes the system's.
@@ -118,15 +248,23 @@ def write_folder_atomically(
         OSError: If it cannot be written, or there is a folder with files and `replace` is off.
     """
     target = Path(path)
-    temporary = _temporary(target)
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(target) as temporary, _named(temporary, target):
+        run_writer(write, temporary, target)
         if replace and target.exists():
             shutil.rmtree(target)
         os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # it is gone already if all went well
+
+
+@contextlib.contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Gives an empty folder beside a place, for what is to be moved there; it is removed at the end of the ``with``.
+
+    What killed processes have left in the folder above is removed, too.
+    """
+    clear_leftovers(target.parent)
+    with _draft(target, folder=True) as temporary:
+        yield temporary
 
 
 def expand_home(path: str, *, root: str = "") -> str:
@@ -206,8 +344,23 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         raise StvidError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def csv_cell(value: Any) -> Any:
+    """Returns a cell that no spreadsheet takes for a formula: one that begins like one gets an apostrophe in front.
+
+    Names of files and classes come from others, and formulas can fetch addresses and start programs.
+    """
+    if not isinstance(value, str) or not value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "|")):
+        return value
+    return value if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value) else f"'{value}"
+
+
 def write_table(
-    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], *, errors: str = "surrogateescape"
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    errors: str = "surrogateescape",
+    formulas: bool = False,
 ) -> None:
     """Writes a CSV.
 
@@ -216,6 +369,8 @@ def write_table(
         header: The first line.
         rows: The others.
         errors: What becomes of a name that is not UTF-8, as for `open`: a report may name such a file.
+        formulas: Whether texts stay as they are that a spreadsheet would take for formulas; see `csv_cell`. So must
+            lists that stvid reads again.
 
     Raises:
         StvidError: If it cannot be written.
@@ -225,7 +380,7 @@ def write_table(
         with open(target, "w", encoding="utf-8", errors=errors, newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(header)
-            table.writerows(rows)
+            table.writerows(rows if formulas else ([csv_cell(cell) for cell in row] for row in rows))
 
     _write(path, write)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from stvid.checkpoints import check_description, describe
 from stvid.downloads import fetch_hub_folder
 from stvid.errors import CheckpointError, ConfigError, StvidError, UnknownNameError
-from stvid.files import TEMPORARY, write_folder_atomically
+from stvid.files import draft_folder, run_writer, write_folder_atomically
 from stvid.hub_files import hub_endpoint
 from stvid.models.registry import model_info
 from stvid.models.transformers_configs import known_types, recipe_of
@@ -272,9 +272,9 @@ def save_pretrained(
         if not target.exists():
             write_folder_atomically(target, lambda empty: content.write(empty, max_shard_size))
             return target
-        with tempfile.TemporaryDirectory(dir=target, prefix=".", suffix=TEMPORARY) as temporary:
-            content.write(Path(temporary), max_shard_size)
-            _move(Path(temporary), target, keep_card=card is None)
+        with draft_folder(target / "model") as temporary:
+            run_writer(lambda folder: content.write(folder, max_shard_size), temporary, target)
+            _move(temporary, target, keep_card=card is None)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error
     return target

@@ -34,6 +34,7 @@ class Journal:
 
     Raises:
         ConfigError: If the file is the journal of other work.
+        StvidError: If another process does this work now.
         StvidError: If the file is no journal, or cannot be read or written.
     """
 
@@ -50,13 +51,22 @@ class Journal:
         self._fields = fields or {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                os.truncate(self.path, self._read(header, what, each))
             self._file = open(self.path, "ab")  # noqa: SIM115  # __exit__ closes it
-            if self._file.tell() == 0:
-                self._append(_line(header))
         except OSError as error:
             raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
+        try:
+            if not _lock(self._file.fileno()):
+                raise StvidError(f"{self.path}: another process does this work now; wait for its end")
+            if os.fstat(self._file.fileno()).st_size:
+                os.truncate(self.path, self._read(header, what, each))
+            if os.fstat(self._file.fileno()).st_size == 0:
+                self._append(_line(header))
+        except OSError as error:
+            self._file.close()
+            raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
+        except StvidError:
+            self._file.close()
+            raise
 
     def _read(self, header: Mapping[str, Any], what: str, each: Callable[[dict[str, Any]], None]) -> int:
         """Reads the records that are whole; returns where the last one ends."""
@@ -105,6 +115,21 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks an open file until it is closed; returns whether no other process has it."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _line(values: Mapping[str, Any]) -> bytes:

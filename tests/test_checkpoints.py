@@ -569,3 +569,110 @@ def test_numbers_that_are_not_finite_are_said(tmp_path: Path, capsys: pytest.Cap
     load_checkpoint(tiny(), tmp_path / "w.pth")
     said = "2 of its tensors hold numbers that are not finite: patch_embed1.proj.weight, head.fc.bias"
     assert capsys.readouterr().err == f"stvid: {tmp_path / 'w.pth'}: {said}\n"
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "ckpt"])
+def test_a_flipped_bit_is_found_or_harmless(suffix: str, tmp_path: Path) -> None:
+    good, path = tmp_path / f"good.{suffix}", tmp_path / f"bad.{suffix}"
+    save_model(tiny(), good)
+    content, expected, described = good.read_bytes(), tiny().state_dict(), json.dumps(describe(tiny()))
+    rng = np.random.default_rng(0)
+    found = 0
+    for at, bit in zip(rng.integers(len(content), size=240), rng.integers(8, size=240), strict=True):
+        data = bytearray(content)
+        data[at] ^= 1 << int(bit)
+        path.write_bytes(data)
+        try:
+            read = read_checkpoint(path)
+        except CheckpointError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            found += 1
+            continue
+        state = {key: value for key, value in read.get("state_dict", read).items() if key != "stvid"}
+        assert state.keys() == expected.keys()  # the bit was in a field that nobody reads, or between two tensors
+        assert all(torch.equal(state[key], value) for key, value in expected.items()), (at, bit)
+        assert json.dumps(read["stvid"]) == described
+    assert found >= 150
+
+
+def test_a_damaged_copy_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.pt"):
+        save_model(tiny(), tmp_path / name)
+        data = bytearray((tmp_path / name).read_bytes())
+        data[data.index(tiny().norm.weight.detach().numpy().tobytes())] ^= 1
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"not those that were written.*fetch or save it again"):
+            load_model(tmp_path / name)
+
+
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = tiny().state_dict()
+    metadata = {"format": "pt", "stvid": json.dumps(describe(tiny()))}
+    save_file(state, tmp_path / "earlier.safetensors", metadata)
+    save_file(state, tmp_path / "foreign.safetensors")
+    assert same(load_model(tmp_path / "earlier.safetensors"), tiny())
+    assert load_checkpoint(tiny(), tmp_path / "foreign.safetensors").loaded == len(state)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": state, "stvid": describe(tiny())}, tmp_path / "unchecked.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(load_model(tmp_path / "unchecked.pt"), tiny())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protocol": 3}, "its protocol cannot be used"),
+        ({"protocol": {"frames": "x"}}, "protocol.frames"),
+        ({"protocol": {"class_names": 7}}, "protocol.class_names"),
+        ({"model": [1]}, "model is"),
+        ({"measured": "x"}, "measured is"),
+        ({"model": {"name": {}}}, "name is"),
+        ({"model": {"num_classes": 10**11}}, "num_classes is"),
+        ({"model": {"num_frames": True}}, "num_frames is"),
+        ({"model": {"img_size": [10**9, 1]}}, "img_size is"),
+        ({"model": {"hyperparameters": {"depth": 10**9}}}, "hyperparameters is"),
+        ({"model": {"hyperparameters": {"embed_dim": [10**9]}}}, "hyperparameters is"),
+    ],
+)
+def test_descriptions_are_checked(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"state_dict": tiny().state_dict(), "stvid": {**describe(tiny()), **change}}, path)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_model(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_model_that_the_memory_cannot_hold_is_not_built(tmp_path: Path) -> None:
+    path, described = tmp_path / "m.pt", describe(tiny())
+    described["model"]["hyperparameters"] |= {"embed_dim": (2**16,) * 4}
+    torch.save({"state_dict": tiny().state_dict(), "stvid": described}, path)
+    with pytest.raises(CheckpointError, match=r"its weights would take \d+ GB"):
+        load_model(path)
+
+
+def test_a_huge_number_of_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1,000,000 classes"):
+        stvid.create_model("uniformer_xxs", num_classes=10**11)
+
+
+def test_a_zip_bomb_of_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+
+    from stvid.weight_files import archives
+
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 2**16)
+    torch.save({"state_dict": {"a": torch.zeros(5_000_000)}}, tmp_path / "plain.pt")
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointError, match="would unpack to") as error:
+        load_checkpoint(tiny(), tmp_path / "bomb.pt")
+    assert "\n" not in str(error.value)

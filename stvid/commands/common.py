@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stvid.models.base import VideoModel
 
 __all__ = [
+    "CSV_HELP",
     "OLD_NAMES",
     "Precision",
     "add_backend_option",
@@ -153,6 +154,12 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
         "names and their numbers), or the name of a packaged list such as kinetics400 (stvid doctor lists them).",
     )
     parser.add_argument("--views", type=str | None, help="Temporal clips x spatial crops; default the protocol's.")
+
+
+CSV_HELP = (
+    "Leave cells of CSV files as they are that begin like a formula of a spreadsheet (=, +, -, @); without this they "
+    "get an apostrophe in front, since names come from others."
+)
 
 
 def add_text_option(parser: ArgumentParser) -> None:

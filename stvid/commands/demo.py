@@ -31,6 +31,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--topk", type=int, default=5, help="Classes shown.")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets others in.")
     parser.add_argument("--port", type=int | None, help="Default the first free one from 7860 on.")
+    parser.add_argument(
+        "--max_upload",
+        type=int,
+        default=1000,
+        help="Megabytes of a video that the page takes; larger ones are refused.",
+    )
     add_device_option(parser)
     add_precision_option(parser)
     own, dotted = split_config_options(argv)
@@ -52,5 +58,5 @@ def run(argv: Sequence[str]) -> int:
         device=pick_device(options.device),
         precision=options.precision,
     )
-    launch_page(page, host=options.host, port=options.port)
+    launch_page(page, host=options.host, port=options.port, max_upload_mb=options.max_upload)
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from stvid.commands.common import (
+    CSV_HELP,
     add_backend_option,
     add_checkpoint_options,
     add_precision_option,
@@ -50,6 +51,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--devices", type=str, default="auto", help="How many devices share the videos.")
     add_precision_option(parser)
     add_backend_option(parser)
+    parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
     return parser
 
 
@@ -87,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
             devices=devices,
             precision=options.precision,
             progress=bar.advance,
+            csv_formulas=options.csv_formulas,
         )
     if not is_first_rank():
         return 0

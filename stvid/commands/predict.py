@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import (
+    CSV_HELP,
     add_model_options,
     add_text_option,
     load,
@@ -72,6 +73,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--out", type=str | None, help="Folder for timeline.csv, .json and .svg; one in it for each of several files."
     )
+    parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
     return parser
 
 
@@ -179,7 +181,7 @@ def _run_timelines(model: VideoModel, options: Any) -> int:
             precision=options.precision,
         )
         try:
-            _follow(windows, source, folder, header, options.topk, as_json=options.json)
+            _follow(windows, source, folder, header, options)
         except VideoError as error:
             failed += 1
             print(printable(f"stvid: error: {error}"), file=sys.stderr)
@@ -252,9 +254,7 @@ def _follow(
     source: str,
     folder: Path | None,
     header: dict[str, Any],
-    topk: int,
-    *,
-    as_json: bool,
+    options: Any,
 ) -> None:
     """Prints windows as they come, and writes them."""
     from stvid.look.timeline_output import TimelineFiles
@@ -263,13 +263,14 @@ def _follow(
         files = None
         if folder is not None:
             names = header["protocol"]["class_names"]
-            files = stack.enter_context(TimelineFiles(folder, header, class_names=names, topk=topk))
-        if not as_json:
+            shown = {"topk": options.topk, "formulas": options.csv_formulas}
+            files = stack.enter_context(TimelineFiles(folder, header, class_names=names, **shown))
+        if not options.json:
             print(printable(source), flush=True)
         for window in windows:
             if files is not None:
                 files.add(window)
-            if as_json:
+            if options.json:
                 print(json.dumps({"source": source, **window.to_dict()}, allow_nan=False), flush=True)
             else:
                 best = "   ".join(

@@ -20,6 +20,7 @@ from stvid.commands.common import (
 )
 from stvid.console import printable
 from stvid.errors import ConfigError
+from stvid.files import claimed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -108,9 +109,10 @@ def run(argv: Sequence[str]) -> int:
     }
     folder = _folder(options, protocol.views, videos, EvaluationPlan(protocol, **measured).digest(videos))
     options.backend = options.backend or config.data.backend
-    result = _measure(model, videos, measured, options, folder)
-    written = result.save(folder)
-    _write_report(model, result, videos, folder, backend=options.backend, seed=config.seed)
+    with claimed(folder / "result.json"):
+        result = _measure(model, videos, measured, options, folder)
+        written = result.save(folder)
+        _write_report(model, result, videos, folder, backend=options.backend, seed=config.seed)
     if options.json:
         print(written.read_text(encoding="utf-8"))
     else:

@@ -184,7 +184,7 @@ def write_list(path: Path, found: Annotated) -> None:
         shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
         times = ["" if value is None else f"{value:g}" for value in (start, end)]
         rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
-    write_table(path, header, rows, errors="strict")
+    write_table(path, header, rows, errors="strict", formulas=True)
 
 
 def write_class_names(path: Path, names: Sequence[str]) -> None:

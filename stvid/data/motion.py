@@ -315,7 +315,7 @@ def _write_lists(folder: Path, description: dict[str, Any]) -> None:
             (_video_name(split, index), MOTION_CLASSES[index % len(MOTION_CLASSES)])
             for index in range(description[split])
         ]
-        write_table(folder / f"{split}.csv", ["path", "label"], rows)
+        write_table(folder / f"{split}.csv", ["path", "label"], rows, formulas=True)
     (folder / "motion.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

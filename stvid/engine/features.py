@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from stvid.evaluation.features import (
     save_features,
 )
 from stvid.evaluation.progress import model_digest
-from stvid.files import write_table
+from stvid.files import claimed, write_table
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 from stvid.runs import is_first_rank
@@ -70,6 +71,7 @@ class FeatureSettings:
         accelerator: As Lightning names it.
         devices: As Lightning counts them; each takes its share of the videos.
         precision: As Lightning names it.
+        csv_formulas: Whether texts in the CSV files stay as they are that a spreadsheet would take for formulas.
 
     Raises:
         ConfigError: If a number is not usable.
@@ -85,6 +87,7 @@ class FeatureSettings:
     accelerator: str = "auto"
     devices: int | str = "auto"
     precision: str = "32-true"
+    csv_formulas: bool = False
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, workers=self.workers)
@@ -229,6 +232,20 @@ def extract_features(
         "stride": chosen.stride,
         "backend": chosen.backend,
     }
+    with claimed(target) if is_first_rank() else contextlib.nullcontext():
+        return _extract(model, manifest, target, options, chosen, progress)
+
+
+def _extract(
+    model: VideoModel,
+    manifest: Manifest,
+    target: Path,
+    options: dict[str, Any],
+    chosen: FeatureSettings,
+    progress: Callable[[int], Any] | None,
+) -> FeatureReport:
+    """Writes the features of a folder that no other process writes to."""
+    protocol = options["protocol"]
     FeatureClips(**options, rows=[])  # refuses what is not usable before anything is written
     files = feature_files(manifest, target, chosen.format)
     check_settings(target, _recorded(model, protocol, chosen))
@@ -245,7 +262,7 @@ def extract_features(
         trainer.predict(task, datamodule=data, return_predictions=False)
         writer.written, writer.failed = _gathered(writer)
     if is_first_rank():
-        _write_lists(manifest, files, target, writer.failed)
+        _write_lists(manifest, files, target, writer.failed, formulas=chosen.csv_formulas)
     return FeatureReport(target, writer.written, present, sorted(writer.failed))
 
 
@@ -285,15 +302,17 @@ def _gathered(writer: _FeatureWriter) -> tuple[int, list[tuple[str, str]]]:
     return sum(written for written, _ in everyone), [item for _, failed in everyone for item in failed]
 
 
-def _write_lists(manifest: Manifest, files: Sequence[Path], folder: Path, failed: list[tuple[str, str]]) -> None:
+def _write_lists(
+    manifest: Manifest, files: Sequence[Path], folder: Path, failed: list[tuple[str, str]], *, formulas: bool
+) -> None:
     rows = []
     for row, file in enumerate(files):
         entry = manifest[row]
         place = file.relative_to(folder).as_posix() if file.exists() else ""
         parts = ["" if value is None else f"{value:g}" for value in (entry.start, entry.end)]
         rows.append([entry.path, ";".join(entry.labels), *parts, place])
-    write_table(folder / "index.csv", ("path", "label", "start", "end", "file"), rows)
+    write_table(folder / "index.csv", ("path", "label", "start", "end", "file"), rows, formulas=formulas)
     if failed:
-        write_table(folder / "failed.csv", ("path", "reason"), sorted(failed))
+        write_table(folder / "failed.csv", ("path", "reason"), sorted(failed), formulas=formulas)
     else:
         (folder / "failed.csv").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import tempfile
@@ -28,6 +29,10 @@ Answer = tuple[str, "dict[str, float] | None", str, "list[str] | None"]
 """The contents of the page: a message (HTML), the scores of the whole video, a plot (HTML), and files."""
 
 _REDRAW_SECONDS = 1.0
+MAX_UPLOAD_MB = 1000
+LEAST_STRIDE = 0.05
+MOST_WINDOW = 600.0
+"""Seconds: what a visitor may ask for, so that one request does not keep the machine busy for ever."""
 
 
 def _import_gradio() -> ModuleType:
@@ -123,6 +128,11 @@ class Classifier:
         if not video:
             yield _message("Drop a video first.", error=True), None, "", None
             return
+        try:
+            _check_request(window, stride)
+        except StvidError as error:
+            yield _message(f"Error: {error}", error=True), None, "", None
+            return
         header = {"source": Path(video).name, "window": window, "stride": stride, "protocol": self.protocol.to_dict()}
         folder = tempfile.mkdtemp(dir=self._kept.name)
         total, count, plot, drawn = np.zeros(self.model.num_classes), 0, "", time.monotonic()
@@ -160,11 +170,38 @@ class Classifier:
         return render("demo_plot.html.j2", svg=files.track.svg(classes=self.topk))
 
 
+def _check_request(window: Any, stride: Any) -> None:
+    """Raises ConfigError unless a visitor's numbers are within the limits of the page."""
+    for name, value, least, most in (
+        ("window", window, LEAST_STRIDE, MOST_WINDOW),
+        ("stride", stride, LEAST_STRIDE, MOST_WINDOW),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ConfigError(f"{name}: {value!r} is not a number of seconds from {least:g} to {most:g}")
+
+
+def _said_of_access(host: str, max_upload_mb: int) -> str:
+    """Says who can use the page, and what they may send."""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    who = "this computer only" if local else "anyone who reaches this address: there is no login"
+    return f"open to {who}; videos up to {max_upload_mb} MB, strides from {LEAST_STRIDE:g} s"
+
+
 def _message(text: str, *, error: bool = False) -> str:
     return render("demo_message.html.j2", text=text, error=error)
 
 
-def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> str:
+def launch_page(
+    page: Any,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    block: bool = True,
+    max_upload_mb: int = MAX_UPLOAD_MB,
+) -> str:
     """Serves a page of `build_page` and prints its address.
 
     Args:
@@ -172,16 +209,19 @@ def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, 
         host: Address to listen on; ``0.0.0.0`` lets other machines in.
         port: None takes the first free one from 7860 on.
         block: Return only when the page is closed (Ctrl-C).
+        max_upload_mb: Megabytes of a video that the page takes.
 
     Returns:
         The address.
 
     Raises:
-        ConfigError: If there is no such port.
+        ConfigError: If there is no such port, or the limit is not positive.
         StvidError: If the port is taken, or the address is not one of this machine.
     """
     if port is not None and not 0 < port < 2**16:
         raise ConfigError(f"port: {port!r} is not a whole number from 1 to 65535")
+    if isinstance(max_upload_mb, bool) or not isinstance(max_upload_mb, int) or max_upload_mb < 1:
+        raise ConfigError(f"max_upload_mb: {max_upload_mb!r} is not a positive whole number")
     where = f"{host}, port {port}" if port is not None else host
     try:  # Gradio would try a hundred ports one after the other
         family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
@@ -201,13 +241,14 @@ def launch_page(page: Any, *, host: str = "127.0.0.1", port: int | None = None, 
             prevent_thread_lock=True,
             quiet=True,
             share=False,
+            max_file_size=f"{max_upload_mb}mb",
             ssr_mode=False,
             footer_links=[],
             theme=theme,
         )
     except OSError as error:
         raise StvidError(f"the page cannot listen on {where}: {error}") from error
-    print(f"open {url} (Ctrl-C ends it)", flush=True)
+    print(f"open {url} (Ctrl-C ends it); {_said_of_access(host, max_upload_mb)}", flush=True)
     if block:
         try:
             while True:

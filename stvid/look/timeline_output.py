@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from stvid.evaluation.classes import name_classes
 from stvid.evaluation.timeline import TimelineWindow
-from stvid.files import write_atomically
+from stvid.files import claimed, csv_cell, draft_folder, write_atomically
 from stvid.look.plots import Axes, Tick, round_ticks
 from stvid.look.rendering import render
 
@@ -119,23 +120,33 @@ class TimelineFiles:
         header: Entries of the JSON besides ``windows`` and ``stopped``: source, protocol, window, stride ...
         class_names: Names of the classes, for the plot.
         topk: How many classes a line of the CSV names.
+        formulas: Whether names in the CSV stay as they are that a spreadsheet would take for formulas.
 
     Raises:
         OSError: If a file cannot be written.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], header: dict[str, Any], *, class_names: Sequence[str], topk: int
+        self,
+        folder: str | os.PathLike[str],
+        header: dict[str, Any],
+        *,
+        class_names: Sequence[str],
+        topk: int,
+        formulas: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.track = ClassTrack(class_names)
         self._header = header
         self._topk = topk
-        self._draft = self.folder / f".timeline.json.{os.getpid()}.tmp"
+        self._cell = (lambda cell: cell) if formulas else csv_cell
+        self._held = contextlib.ExitStack()
         self._empty = True
 
     def __enter__(self) -> TimelineFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(claimed(self.folder / "timeline.json"))
+        self._draft = self._held.enter_context(draft_folder(self.folder / "timeline.json")) / "timeline.json"
         self._csv = open(self.folder / "timeline.csv", "w", newline="", encoding="utf-8", errors="surrogateescape")
         self._writer = csv.writer(self._csv)
         ranks = [name for k in range(1, self._topk + 1) for name in (f"class_{k}", f"probability_{k}")]
@@ -151,7 +162,8 @@ class TimelineFiles:
         pairs = list(zip(window.classes, window.probabilities, strict=True))[: self._topk]
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6g}")]
         cells += [""] * (2 * self._topk - len(cells))
-        self._writer.writerow([f"{window.start:g}", f"{window.end:g}", *cells, window.error or ""])
+        cells = [self._cell(cell) for cell in (*cells, window.error or "")]
+        self._writer.writerow([f"{window.start:g}", f"{window.end:g}", *cells])
         self._csv.flush()
         self._json.write(("" if self._empty else ",") + "\n    " + json.dumps(window.to_dict(), allow_nan=False))
         self._empty = False
@@ -160,6 +172,10 @@ class TimelineFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._held:
+            self._finish(kind, error)
+
+    def _finish(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         self._csv.close()
         reason = None if kind is None else (" ".join(str(error).split()) or kind.__name__)
         self._json.write(f'\n  ],\n  "stopped": {json.dumps(reason)}\n}}\n')

@@ -47,8 +47,9 @@ from stvid.video.packets import PARSERS, Units, nal_length_size
 from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
 from stvid.video.remote import HollowFile, NoPartsError, RemoteError, RemoteFile
 from stvid.video.stored_index import StoredIndex
+from stvid.video.whitelists import options_for, refusal
 
-__all__ = ["MAX_READ_ERRORS", "REFUSED_FORMATS", "AvSource"]
+__all__ = ["MAX_READ_ERRORS", "AvSource"]
 
 # 2^22 frames are 39 hours at 30 fps; their index takes 150 MB. More comes from damaged files and frame bombs.
 MAX_FRAMES = 2**22
@@ -61,9 +62,6 @@ _HOLD_BYTES = 3 * 2**28
 
 # A file that gives this many read errors in a row is taken to be at its end.
 MAX_READ_ERRORS = 1000
-
-# Demuxers that follow references to other files or URLs, or that make pictures of text.
-REFUSED_FORMATS = frozenset({"hls", "applehttp", "dash", "concat", "tty", "sdp", "rtsp", "imf", "webm_dash_manifest"})
 
 # What the scan notes of a packet, in the order of the file; `Packets` says what each is. "parameters": it brings
 # parameter sets; "layer": its temporal sub-layer; "moved": what `Clock` has added to its presentation time.
@@ -213,14 +211,18 @@ class AvSource:
             except UnicodeEncodeError:  # a file name that is not UTF-8
                 source = self.file = open(self.source, "rb")  # noqa: SIM115 - the container reads from it
         try:
-            # A playlist under a video's name must not make FFmpeg fetch what it lists.
-            options = {"protocol_whitelist": "file"}
+            options = options_for(path=isinstance(source, str))
             if source is self.hollow:  # key frames as the table has them, not as zeros look
-                options["fflags"] = "+noparse+nofillin"
-            self.container = self.av.open(source, metadata_errors="replace", container_options=options)
+                options = {**options, "fflags": "+noparse+nofillin"}
+            self.container = self.av.open(
+                source, metadata_errors="replace", container_options=options, timeout=(self.time_limit, None)
+            )
         except self.av.error.FFmpegError as error:
             self._close_container()
-            raise VideoError(self.name, f"not a video, or cut off before it begins ({why(error)})") from error
+            if isinstance(error, self.av.error.ExitError):  # the time for opening is over
+                raise self._too_slow() from error
+            reason = refusal(error) or f"not a video, or cut off before it begins ({why(error)})"
+            raise VideoError(self.name, reason) from error
         try:
             self._choose_stream(stream_index)
             threads = 1 if whole else self.num_threads
@@ -234,9 +236,6 @@ class AvSource:
             raise
 
     def _choose_stream(self, stream_index: int | None) -> None:
-        formats = set(self.container.format.name.split(","))
-        if formats & REFUSED_FORMATS:
-            raise VideoError(self.name, f"{self.container.format.name} is not a video file")
         if stream_index is not None and 0 <= stream_index < len(self.container.streams):
             self.stream = self.container.streams[stream_index]
             if self.stream.type == "video" and self.stream.codec_context is not None:

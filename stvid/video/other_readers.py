@@ -166,11 +166,13 @@ class FramesSource:
         from PIL import Image, ImageOps
 
         path = self.files[index]
+        if os.path.exists(path) and not os.path.isfile(path):  # a list may name a pipe, which would never end
+            raise VideoError(path, "is no readable image (not a regular file)")
         try:
             with Image.open(path) as image:
                 check_size(path, image.height, image.width)
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, VideoError):
                 raise
             raise VideoError(path, f"is no readable image ({why(error)})") from error

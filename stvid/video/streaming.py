@@ -13,26 +13,24 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stvid.errors import ConfigError, VideoError
-from stvid.video.av_reader import MAX_READ_ERRORS, REFUSED_FORMATS
+from stvid.video.av_reader import MAX_READ_ERRORS
 from stvid.video.backends import check_file, check_size, import_backend, why
 from stvid.video.clock import Clock
 from stvid.video.frame_index import DEFAULT_FPS
 from stvid.video.memory import MemoryFrames, checked_rate, iterate_frames
 from stvid.video.pixels import RgbConverter, display_turn, turned
 from stvid.video.reader import VideoLike
+from stvid.video.whitelists import options_for, refusal
 
 __all__ = ["Frame", "is_live", "stream_frames"]
-
-NETWORK_PROTOCOLS = "http,https,tls,tcp,udp,rtp,rtsp,rtsps,rtmp,rtmps,srt,crypto,hls"
-"""The protocols that a URL may use; not that of files, which a playlist from the network must not make FFmpeg read."""
 
 TIMEOUT = 30.0
 """Seconds after which a network that gives nothing counts as broken."""
@@ -59,7 +57,7 @@ class _Input:
 
     file: Any  # a name, or something with a method read
     format: str | None = None
-    options: tuple[tuple[str, str], ...] = ()
+    options: Mapping[str, str] = field(default_factory=options_for)  # of what is read through Python
     opened: Any = None  # a file to close afterwards
     live: bool = True
 
@@ -96,18 +94,18 @@ def _file_input(path: str) -> _Input:
         path.encode()
     except UnicodeEncodeError:  # a file name that is not UTF-8
         file = open(path, "rb")  # noqa: SIM115 - `_Stream.close` does it
-        return _Input(file, opened=file)
-    # "file:" keeps FFmpeg from taking "a:b.mp4" for a protocol; a playlist must not make it fetch what it lists.
-    return _Input(f"file:{path}", options=(("protocol_whitelist", "file"),))
+        return _Input(file, opened=file, live=False)
+    # "file:" keeps FFmpeg from taking "a:b.mp4" for a protocol.
+    return _Input(f"file:{path}", options=options_for(path=True), live=False)
 
 
 def _live_input(name: str) -> _Input:
     if name == "-":
         return _Input(_Pipe(sys.stdin.buffer))
     if "://" in name:
-        return _Input(name, options=(("protocol_whitelist", NETWORK_PROTOCOLS),))
+        return _Input(name, options=options_for(url=name))
     if stat.S_ISCHR(os.stat(name).st_mode):
-        return _Input(name, format="v4l2")
+        return _Input(name, format="v4l2", options=options_for(device="v4l2"))
     file = open(name, "rb")  # noqa: SIM115 - `_Stream.close` does it
     return _Input(_Pipe(file), opened=file)
 
@@ -134,7 +132,7 @@ class _Stream:
         except (self.av.error.FFmpegError, ValueError) as error:
             hint = _INDEX_FIRST if isinstance(given.file, _Pipe) else ""
             self.close()
-            raise VideoError(name, f"cannot be opened as a video ({why(error)}{hint})") from error
+            raise VideoError(name, refusal(error) or f"cannot be opened as a video ({why(error)}{hint})") from error
         try:
             self._choose_stream()
         except BaseException:
@@ -142,8 +140,6 @@ class _Stream:
             raise
 
     def _choose_stream(self) -> None:
-        if not self.live and set(self.container.format.name.split(",")) & REFUSED_FORMATS:
-            raise VideoError(self.name, f"{self.container.format.name} is not a video file")
         cover = self.av.stream.Disposition.attached_pic
         videos = [stream for stream in self.container.streams.video if cover not in stream.disposition]
         if not videos:

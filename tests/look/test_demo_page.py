@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stvid.errors import ConfigError, StvidError
+from stvid.look import demo_page
 from stvid.look.demo_page import Classifier, build_page, launch_page
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
@@ -129,3 +130,48 @@ def test_bad_calls(tiny_model: Callable[[Protocol], VideoModel]) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(StvidError, match=f"cannot listen on 127.0.0.1, port {port}"):
             launch_page(page, port=port, block=False)
+
+
+class FakePage:
+    """Notes how it is served."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def launch(self, **options: Any) -> tuple[None, str, None]:
+        self.options = options
+        return None, f"http://{options['server_name']}:1/", None
+
+
+class FakeGradio:
+    """As much of Gradio as serving takes."""
+
+    class themes:
+        @staticmethod
+        def Default(**options: Any) -> None:
+            return None
+
+
+def test_the_page_is_for_this_computer_and_bounded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_page, "_import_gradio", lambda: FakeGradio)
+    page = FakePage()
+    launch_page(page, block=False)
+    assert page.options["server_name"] == "127.0.0.1" and page.options["share"] is False
+    assert page.options["max_file_size"] == "1000mb"
+    assert "open to this computer only; videos up to 1000 MB" in capsys.readouterr().out
+    launch_page(page, host="0.0.0.0", block=False, max_upload_mb=5)
+    assert page.options["max_file_size"] == "5mb"
+    assert "anyone who reaches this address: there is no login; videos up to 5 MB" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="max_upload_mb"):
+        launch_page(page, block=False, max_upload_mb=0)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 1e-6), (1e9, 1), (None, 1), (float("nan"), 1), (2, "1"), (True, 1)])
+def test_requests_are_bounded(
+    tiny_model: Callable[[Protocol], VideoModel], files: tuple[Path, Path], window: Any, stride: Any
+) -> None:
+    classifier = Classifier(tiny_model(Protocol(frames=4, stride=2, short_side=32, crop=32, class_names=("a", "b"))))
+    ((message, label, plot, saved),) = classifier.classify(str(files[0]), window, stride)
+    assert "is not a number of seconds from 0.05 to 600" in message and (label, plot, saved) == (None, "", None)

@@ -89,7 +89,7 @@ class MotionSqueeze(nn.Module):
             (N, patch * patch, H, W): the products, no smaller than 0, the vertical displacement slowest. Places beyond
             the frame match with 0.
         """
-        height, width = first.shape[2:]
+        height = first.shape[2]
         far = self.patch // 2
         first = first.permute(0, 2, 3, 1).unsqueeze(3)
         rows = F.pad(second, (far, far, far, far)).permute(0, 2, 3, 1).contiguous()
