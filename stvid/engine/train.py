@@ -64,6 +64,8 @@ _LOST_RANK = re.compile(
     r"timed out waiting",
     re.IGNORECASE,
 )
+# As Lightning names them, with its older names.
+_NO_PRECISIONS = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 _NO_STRATEGIES = ("spawn", "fork", "notebook")
 
 
@@ -115,6 +117,12 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
         raise ConfigError(
             f"trainer.strategy {options.strategy}: stvid starts its processes as commands of their own, not as copies "
             "of this one; take ddp"
+        )
+    if str(options.precision) in _NO_PRECISIONS:
+        kind = "bf16" if "bf16" in str(options.precision) else "16"
+        raise ConfigError(
+            f"trainer.precision {options.precision}: the weights themselves would be rounded to 16 bits, and most steps "
+            f"of a training are smaller than that; take {kind}-mixed, which keeps them in 32"
         )
     return make_trainer(
         max_epochs=options.max_epochs,

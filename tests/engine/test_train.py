@@ -428,6 +428,9 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
 def test_a_strategy_that_copies_this_process_is_refused(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.strategy ddp_spawn: .*take ddp"):
         train(configure("trainer.strategy=ddp_spawn", "trainer.devices=2"))
+    for precision, mixed in {"16-true": "16-mixed", "bf16-true": "bf16-mixed"}.items():
+        with pytest.raises(ConfigError, match=rf"trainer\.precision {precision}: .*take {mixed}"):
+            train(configure(f"trainer.precision={precision}"))
 
 
 @pytest.mark.parametrize(
