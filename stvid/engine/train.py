@@ -121,8 +121,8 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
     if str(options.precision) in _NO_PRECISIONS:
         kind = "bf16" if "bf16" in str(options.precision) else "16"
         raise ConfigError(
-            f"trainer.precision {options.precision}: the weights themselves would be rounded to 16 bits, and most steps "
-            f"of a training are smaller than that; take {kind}-mixed, which keeps them in 32"
+            f"trainer.precision {options.precision}: the weights themselves would be rounded to 16 bits, and most "
+            f"steps are smaller than that; take {kind}-mixed, which keeps them in 32"
         )
     return make_trainer(
         max_epochs=options.max_epochs,
