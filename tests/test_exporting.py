@@ -17,6 +17,7 @@ import stvid
 from stvid import exporting
 from stvid.errors import CheckpointError, ConfigError, StvidError
 from stvid.exporting import ExportedModel, export_model, load_exported
+from stvid.files import claimed
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
@@ -213,3 +214,11 @@ def test_opset_is_checked(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(ConfigError, match="opset"):
         export_model(small("uniformer_xxs")[0], tmp_path / "m.onnx", opset=9)
+
+
+def test_two_exports_to_one_file(tmp_path: Path) -> None:
+    model, _ = small("uniformer_xxs")
+    path = tmp_path / "m.pt2"
+    with claimed(path), pytest.raises(StvidError, match=r"m\.pt2: another process writes it now"):
+        export_model(model, path)
+    assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,7 @@ from stvid.video.backends import TIME_LIMIT, check_size, import_backend, why
 from stvid.video.clock import Clock
 from stvid.video.direct import EXPLODE, DirectDecoder, decoder_facts, find_packet, new_decoder, raw_file
 from stvid.video.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
+from stvid.video.hevc_references import HevcReferences
 from stvid.video.packets import PARSERS, Units, nal_length_size
 from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
 from stvid.video.remote import HollowFile, NoPartsError, RemoteError, RemoteFile
@@ -386,6 +387,8 @@ class AvSource:
             raise MismatchError("AVI has no presentation times")
         length_size = nal_length_size(context.name, context.extradata)
         clock = Clock(self.container, self.stream)
+        read_references = context.name == "hevc" and self.hollow is None
+        references = HevcReferences(context.extradata, length_size) if read_references else None
         rows: list[tuple[Any, ...]] = []
         place: int | None = 0
         hollow = self.hollow is not None
@@ -403,6 +406,8 @@ class AvSource:
                 units = Units(1, packet.is_keyframe, False, False) if hollow else read_units(data, length_size)
                 if units is None or units.frames != 1:
                     raise MismatchError("packets that are damaged or hold no frame or several")
+                if references is not None:
+                    references.note(data)
                 if hollow:
                     place = packet.pos
                 elif place is not None:  # else they are in pieces, all of them as a rule
@@ -413,6 +418,8 @@ class AvSource:
                 if len(rows) > MAX_FRAMES:
                     raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
         scanned = np.array(rows, _SCANNED)
+        if references is not None:  # a damaged header may name a frame that calls itself unreferenced
+            scanned["skippable"] &= [not references.must_stay(number) for number in range(len(rows))]
         order = np.argsort(scanned["pts"], kind="stable")
         in_order = scanned["pts"][order]
         if len(np.unique(in_order)) == len(rows) > 0 and (taken := in_order - clock.all_presented(in_order)).any():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["PARSERS", "Units", "nal_length_size"]
+__all__ = ["PARSERS", "Units", "nal_length_size", "nal_units"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Units:
     layer: int = 0  # temporal sub-layer; only those that are skippable and in the highest one may be left out
 
 
-def _nal_units(data: bytes, length_size: int) -> list[tuple[int, int]] | None:
+def nal_units(data: bytes, length_size: int) -> list[tuple[int, int]] | None:
     """Splits a packet into NAL units: (start, end) offsets, or None if the packet is damaged.
 
     Args:
@@ -63,7 +63,7 @@ def _breaks_off(data: bytes, start: int, end: int) -> bool:
 
 def _h264_units(data: bytes, length_size: int) -> Units | None:
     """Reads the NAL headers of one H.264 access unit (ITU-T H.264, 7.3.1, 7.4.1.2.4, table 7-1)."""
-    units = _nal_units(data, length_size)
+    units = nal_units(data, length_size)
     if not units:
         return None
     pictures = slices = idr = 0
@@ -92,7 +92,7 @@ def _h264_units(data: bytes, length_size: int) -> Units | None:
 
 def _hevc_units(data: bytes, length_size: int) -> Units | None:
     """Reads the NAL headers of one HEVC access unit (ITU-T H.265, 7.3.1.2, 7.3.6.1, table 7-1)."""
-    units = _nal_units(data, length_size)
+    units = nal_units(data, length_size)
     if not units:
         return None
     pictures = slices = random_access = layer = 0
