@@ -14,6 +14,7 @@ from stvid.data.video_folder import is_video
 from stvid.data.video_table import Row
 from stvid.errors import ManifestError
 from stvid.files import expand_home
+from stvid.video.remote import is_remote_file
 
 __all__ = ["SPLITS", "VideoList", "list_table", "read_csv_list"]
 
@@ -160,10 +161,10 @@ def read_csv_list(table: Table, path: str, root: str, *, multilabel: bool) -> Vi
         values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
         if not values["path"]:
             raise ManifestError(f"{path}, {where}: has no path")
-        if "://" in values["path"]:
+        if "://" in values["path"] and not is_remote_file(values["path"]):
             raise ManifestError(
-                f"{path}, {where}: {values['path'][:200]!r} is an address; a list names files: download the videos "
-                "first (tar shards may lie at an address)"
+                f"{path}, {where}: {values['path'][:200]!r} is an address that files are not read from; give a path, or "
+                "an address of a file that begins with https://, s3://, gs:// or hf://"
             )
         labels = _labels(values["label"], multilabel) if "label" in values else ()
         if "" in labels:
