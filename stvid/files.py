@@ -184,12 +184,14 @@ def claimed(target: str | os.PathLike[str]) -> Iterator[None]:
         StvidError: If another process writes it now, or the folder cannot be written to.
     """
     place = Path(target)
-    lock = place.with_name(f".{place.name}.lock")
+    absolute = Path(os.path.abspath(target))
+    lock = absolute.with_name(f".{absolute.name}.lock")
     try:
         import fcntl
     except ImportError:  # not POSIX: two processes are not kept apart
         yield
         return
+    made = not lock.parent.exists()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -209,6 +211,9 @@ def claimed(target: str | os.PathLike[str]) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            if made:  # and nothing has been written
+                with contextlib.suppress(OSError):
+                    lock.parent.rmdir()
     finally:
         os.close(descriptor)
 

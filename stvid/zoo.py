@@ -14,7 +14,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -424,10 +424,24 @@ def _inflated_again(recipe: dict[str, Any], network: nn.Module | None, source: s
     return model
 
 
+_USUAL_SIZE = 2048
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yields all numbers in a value."""
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
 def _check_memory(recipe: Mapping[str, Any]) -> None:
     """Raises ValueError if the weights of a description would not fit into the memory that there is."""
+    sizes = [size for key in ("hyperparameters", "img_size", "num_frames") for size in _numbers(recipe[key])]
     memory = available_memory()
-    if memory is None or "/" in recipe["name"]:
+    usual = max(sizes, default=0) <= _USUAL_SIZE and sum(sizes) <= 16 * _USUAL_SIZE
+    if memory is None or "/" in recipe["name"] or usual:
         return
     options = {key: recipe[key] for key in ("num_classes", "num_frames")}
     outline = _outline(recipe["name"], {**options, "img_size": tuple(recipe["img_size"]), **recipe["hyperparameters"]})

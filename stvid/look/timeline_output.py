@@ -146,16 +146,24 @@ class TimelineFiles:
     def __enter__(self) -> TimelineFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(claimed(self.folder / "timeline.json"))
+        try:
+            self._begin()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self._draft = self._held.enter_context(draft_folder(self.folder / "timeline.json")) / "timeline.json"
-        self._csv = open(self.folder / "timeline.csv", "w", newline="", encoding="utf-8", errors="surrogateescape")
+        place = self.folder / "timeline.csv"
+        self._csv = open(place, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115  # `_finish`
         self._writer = csv.writer(self._csv)
         ranks = [name for k in range(1, self._topk + 1) for name in (f"class_{k}", f"probability_{k}")]
         self._writer.writerow(["start", "end", *ranks, "error"])
         self._csv.flush()
-        self._json = open(self._draft, "w", encoding="utf-8")
+        self._json = open(self._draft, "w", encoding="utf-8")  # noqa: SIM115  # closes both
         whole = json.dumps({**self._header, "windows": []}, indent=2, allow_nan=False)
         self._json.write(whole.removesuffix("]\n}"))
-        return self
 
     def add(self, window: TimelineWindow) -> None:
         """Writes one window."""
