@@ -55,10 +55,10 @@ class Journal:
         except OSError as error:
             raise StvidError(f"{self.path}: cannot keep the progress ({error.strerror or error})") from error
         try:
-            if not _lock(self._file.fileno()):
-                raise StvidError(f"{self.path}: another process does this work now; wait for its end")
+            self._claim()
             if os.fstat(self._file.fileno()).st_size:
                 os.truncate(self.path, self._read(header, what, each))
+                self._claim()  # reading has opened the file once more, and closing it gave the lock back
             if os.fstat(self._file.fileno()).st_size == 0:
                 self._append(_line(header))
         except OSError as error:
@@ -67,6 +67,10 @@ class Journal:
         except StvidError:
             self._file.close()
             raise
+
+    def _claim(self) -> None:
+        if not _lock(self._file.fileno()):
+            raise StvidError(f"{self.path}: another process does this work now; wait for its end")
 
     def _read(self, header: Mapping[str, Any], what: str, each: Callable[[dict[str, Any]], None]) -> int:
         """Reads the records that are whole; returns where the last one ends."""
@@ -118,14 +122,17 @@ class Journal:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks an open file until it is closed; returns whether no other process has it."""
+    """Locks an open file until this process closes it; returns whether no other process has it.
+
+    Processes that this one forks do not inherit the lock, so that it ends with this process.
+    """
     try:
         import fcntl
     except ImportError:  # not POSIX
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
     except OSError:  # a file system without locks
         return True
