@@ -7,6 +7,7 @@ something in the data or the weights, 128 + n after signal n. ``STVID_DEBUG=1`` 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,18 @@ def dispatch(
         where = f"{error.filename}: " if error.filename else ""
         return _fail(program, f"{where}{error.strerror or error}", 1)
     except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return _fail(
+                program, f"there is too little memory here ({' '.join(str(error).split())[:120]}): give more of it", 1
+            )
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(program, f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
+
+
+# The words of the loader of libraries, of torch and of C++ where memory is not given.
+_NO_MEMORY = re.compile(
+    r"failed to map segment|(cannot|can't|could not) allocate memory|not enough memory|bad_alloc", re.I
+)
 
 
 def _no_option(word: str) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,43 @@ def test_files_are_counted_by_kind(tmp_path: Path) -> None:
     assert counted_kinds(["b.txt", "a.TXT", "x", "c.csv"]) == "2 .txt, 1 without an extension, 1 .csv"
     assert counted_kinds(f"{n}.k{n}" for n in range(12)).endswith(", 4 of 4 other kinds")
     assert VideoFolder(touch(tmp_path, "a.mp4", "in/b.xyz", ".c.xyz")).left_out == ["b.xyz"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ManifestError, match=r"closed: cannot be read \(Permission denied\)"):
+        VideoFolder(tmp_path)
+
+
+# What lies in the folder of the videos, and what is found for a name.
+ODD: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "upper-case ending": (("a.MP4",), "a", "a.MP4"),
+    "dots in a name": (("a.b.c.mp4",), "a.b.c", "a.b.c.mp4"),
+    "another case": (("HandstandPushups.avi",), "HandStandPushups", "HandstandPushups.avi"),
+    "the very name first": (("A.mp4", "a.mp4"), "a", "a.mp4"),
+    "other letters": (("视频.webm",), "视频", "视频.webm"),
+    "another form of letters": ((unicodedata.normalize("NFD", "é.mp4"),), "é", unicodedata.normalize("NFD", "é.mp4")),
+    "hidden": ((".a.mp4", "._a.mp4"), "a", None),
+    "another kind": (("a.txt", "a"), "a", None),
+    "a folder of this name": (("a.mp4/x.txt",), "a", None),
+    "in folders": (("x/y/a.mp4",), "a", "x/y/a.mp4"),
+    "a name of an option": (("-a.mp4",), "-a", "-a.mp4"),
+    "a line break": (("a\nb.mp4",), "a\nb", "a\nb.mp4"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_names_are_found(case: str, tmp_path: Path) -> None:
+    files, name, found = ODD[case]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    assert VideoFolder(tmp_path).find(name) == found
