@@ -241,9 +241,13 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]  # so that it can be closed
         try:
             batches = super().__iter__()
-        except OSError as error:
-            reason = f"{error.strerror or error}; {sharing_advice()}"
-            raise StvidError(f"data-loading processes cannot be started ({reason}, or data.workers 0)") from error
+        except (OSError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or error
+            if isinstance(error, EOFError):  # of the server that forks them
+                reason = "the process that starts them has ended, perhaps for want of memory"
+            raise StvidError(
+                f"data-loading processes cannot be started ({reason}; {sharing_advice()}, or data.workers 0)"
+            ) from error
         return self._checked(batches)
 
     def _checked(self, batches: Any) -> Generator[Any, None, None]:

@@ -164,3 +164,19 @@ def test_reasons_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.simplefilter("always")
         handover.warn_of(ByValue(b"", ""))  # decided beforehand: nothing to say
     assert not caught
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (EOFError("unexpected EOF"), "the process that starts them has ended, perhaps for want of memory; "),
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory; "),
+    ],
+)
+def test_workers_that_cannot_be_started(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fail)
+    with pytest.raises(StvidError, match=rf"data-loading processes cannot be started \({reason}.*data\.workers 0"):
+        iter(datamodule.Loader([1, 2]))
