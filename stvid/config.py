@@ -279,9 +279,9 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(one_line(error)) from error
     config: TrainConfig = _build(TrainConfig, namespace.as_dict())
-    for key in _PATHS:
-        section, _, name = key.rpartition(".")
-        owner = getattr(config, section) if section else config
+    for dotted in _PATHS:
+        part, _, name = dotted.rpartition(".")
+        owner = getattr(config, part) if part else config
         if isinstance(path := getattr(owner, name), str):
             setattr(owner, name, expand_home(path))
     return config
