@@ -33,7 +33,7 @@ from stvid.machine import available_memory, usable_cores
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 from stvid.runs import is_first_rank, read_data
-from stvid.zoo import load_model
+from stvid.zoo import load_model, model_info
 
 __all__ = ["fine_tuning_config", "resolve_config", "run_name", "train"]
 
@@ -59,9 +59,10 @@ def _say(lines: Iterable[str]) -> None:
 def resolve_config(config: str | os.PathLike[str] | TrainConfig | None, options: Sequence[str]) -> TrainConfig:
     """Returns the config of a training, in which model and weights have had their say.
 
-    A key of a recipe that the model does not take (stochastic depth) is left out. Where weights are named that were
+    A key of a recipe that the model does not take (stochastic depth) is left out, and a model of several frames a
+    segment (TDN) has these also with the recipe of another. Where weights are named that were
     made for another normalisation than the config has, theirs is used, unless it was set among the options, or the
-    config is a complete one, as the folder of a run holds it. Both are said in a line on stderr.
+    config is a complete one, as the folder of a run holds it. Each is said in a line on stderr.
 
     Args:
         config: Path or name of a config, or the config itself; None makes that of a fine-tuning of the weights that
@@ -92,6 +93,8 @@ def resolve_config(config: str | os.PathLike[str] | TrainConfig | None, options:
         resolved = dataclasses.replace(resolved, model=dataclasses.replace(resolved.model, drop_path_rate=None))
     weights = find_initial_weights(resolved)
     stated = yaml.safe_load(text) or {}
+    if "frames_per_segment" not in (stated.get("protocol") or {}) and "protocol.frames_per_segment" not in given:
+        resolved = _with_segments(resolved, lines, round_frames="protocol.frames" not in given)
     complete = set(stated.get("protocol") or {}) >= _COMPLETE
     if weights is not None and weights.protocol is not None and not complete:
         changes = _normalisation(resolved.protocol, weights.protocol, given)
@@ -101,6 +104,26 @@ def resolve_config(config: str | os.PathLike[str] | TrainConfig | None, options:
         resolved = dataclasses.replace(resolved, protocol=resolved.protocol.replace(**changes))
     _say(lines)
     return resolved
+
+
+def _with_segments(config: TrainConfig, lines: list[str], *, round_frames: bool) -> TrainConfig:
+    """Returns a config of another model with as many frames a segment as the model takes; a line says so.
+
+    Args:
+        config: The config.
+        lines: Takes the line.
+        round_frames: Whether frames that make no whole segments are made fewer; else they are an error.
+    """
+    info, protocol = model_info(config.model.name), config.protocol
+    each = info.protocol.frames_per_segment
+    if each == protocol.frames_per_segment:
+        return config
+    frames = max(each, protocol.frames // each * each) if round_frames else protocol.frames
+    line = f"protocol.frames_per_segment: {each}, as {info.name} takes them"
+    if frames != protocol.frames:
+        line += f", and protocol.frames {frames} instead of {protocol.frames} of the config"
+    lines.append(line)
+    return dataclasses.replace(config, protocol=protocol.replace(frames=frames, frames_per_segment=each))
 
 
 def _normalisation(ours: Protocol, theirs: Protocol, given: set[str]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ class BLVNet(VideoModel):
         self.apply(init_conv_weights)
         for block in self.modules():
             if isinstance(block, Bottleneck):  # every residual branch starts at zero, as in the official code
-                nn.init.zeros_(block.conv3[1].weight)
+                nn.init.zeros_(block.get_parameter("conv3.1.weight"))
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the stem, the modules and the last stage over the frames."""

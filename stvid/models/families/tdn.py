@@ -42,7 +42,6 @@ from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 __all__ = ["TDN", "DifferenceGate"]
 
 FRAMES = 5  # of a segment
-TDN_CLIP = (FRAMES, 33, 33)  # with fewer pixels nothing is left at half the size of the last stage
 
 
 class DifferenceGate(nn.Module):
@@ -75,7 +74,8 @@ class DifferenceGate(nn.Module):
     def gate(self, difference: Tensor) -> Tensor:
         """Maps differences (B * T, inner, H, W) to gates around zero, (B * T, dim, H, W)."""
         fine = self.fine_norm(self.fine(difference))
-        coarse = self.coarse_norm(self.coarse(F.avg_pool2d(difference, 2)))
+        window = (min(2, difference.shape[2]), min(2, difference.shape[3]))
+        coarse = self.coarse_norm(self.coarse(F.avg_pool2d(difference, window)))
         coarse = F.interpolate(coarse, difference.shape[2:], mode="nearest")
         return self.norm(self.expand((difference + coarse + fine) / 3)).sigmoid() - 0.5
 
@@ -123,14 +123,15 @@ class TDN(SegmentResNet):
             segments, and 0.25 for any other number, as the authors do.
         drop_rate: Dropout before the classifier.
 
-    The features are (B, 8 * embed_dim, T/5, ceil(H/32), ceil(W/32)). A clip has a multiple of 5 frames, and at least 33
-    pixels in height and width.
+    The features are (B, 8 * embed_dim, T/5, ceil(H/32), ceil(W/32)). A clip has a multiple of 5 frames, and at least 32
+    pixels in height and width; below 33 the last stage has a single place, which half the size leaves as it is.
 
     Attributes:
         conv1_temp: A second stem in the authors' files, which nothing uses and which is not trained.
     """
 
     published_as = "MCG-NJU/TDN"
+    min_clip = (FRAMES, 32, 32)
 
     def __init__(
         self,
@@ -186,7 +187,7 @@ class TDN(SegmentResNet):
 
     def encode(self, clip: Tensor, tap: Tap) -> Tensor:
         """Runs the middle frames and the differences through the first stage, then their sum through the others."""
-        self._check_clip(clip, minimum=TDN_CLIP)
+        self._check_clip(clip, minimum=self.min_clip)
         if clip.shape[2] % FRAMES:
             raise ValueError(f"TDN takes a multiple of {FRAMES} frames, {FRAMES} a segment, not {clip.shape[2]}")
         segments = to_frames(clip).unflatten(1, (-1, FRAMES))
@@ -258,7 +259,7 @@ FAMILY = Family(
     model="TDN",
     paper="Wang et al. 2021, arXiv:2012.10071",
     small_clip=(15, 64, 64),
-    min_clip=(5, 33, 33),
+    min_clip=(5, 32, 32),
     formats=("MCG-NJU/TDN",),
     tiny={"depth": (1, 2, 1, 1), "embed_dim": 64},
     slow_goldens=("tdn_r50_16f__16x64_174cls",),

@@ -84,6 +84,7 @@ class TemporalCascade(nn.Module):
         width = dim // GROUPS
         self.first = first
         self.shifts = nn.ModuleList(ChannelTimeConv(width) for _ in range(GROUPS))
+        self.width = width
         self.convs = nn.ModuleList(conv_norm(width, width, 3, stride=stride) for _ in range(GROUPS - 1))
         self.pool = nn.AvgPool2d(3, stride=stride, padding=1) if first else nn.Identity()
 
@@ -100,7 +101,8 @@ class TemporalCascade(nn.Module):
     def start(self) -> None:
         """Starts as the official code does: the last group is shifted, half of it each way, and the others stay."""
         for number, shift in enumerate(self.shifts):
-            shift.start_as_shift(shift.conv.out_channels // 2 if number == GROUPS - 1 else 0)
+            if isinstance(shift, ChannelTimeConv):
+                shift.start_as_shift(self.width // 2 if number == GROUPS - 1 else 0)
 
 
 class TEA(SegmentResNet):

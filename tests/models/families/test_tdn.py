@@ -10,6 +10,7 @@ import torch
 
 import stvid
 from stvid.config import load_config
+from stvid.engine.finetuning import resolve_config
 from stvid.engine.model import build_model
 from stvid.errors import ConfigError
 from stvid.models.families.tdn import DifferenceGate
@@ -71,3 +72,18 @@ def test_training_with_single_frames_is_refused() -> None:
     config = load_config(None, ["--model.name", "tdn_r50", "--data.train", "x", "--protocol.frames", "40"])
     with pytest.raises(ConfigError, match=r"protocol\.frames_per_segment: tdn_r50 takes 5, not 1"):
         build_model(config, 2)
+
+
+def test_a_recipe_of_another_model_gets_segments(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model.name", "tdn_r50"]
+    config = resolve_config("uniformer_xxs_motion.yaml", given)
+    assert (config.protocol.frames, config.protocol.frames_per_segment) == (15, 5)
+    assert "protocol.frames 15 instead of 16 of the config" in capsys.readouterr().err
+    assert resolve_config("uniformer_xxs_motion.yaml", [*given, "--protocol.frames", "20"]).protocol.segments == 4
+    with pytest.raises(ConfigError, match=r"protocol\.frames: 12 is no multiple of protocol\.frames_per_segment"):
+        resolve_config("uniformer_xxs_motion.yaml", [*given, "--protocol.frames", "12"])
+
+
+def test_a_single_place_is_not_halved() -> None:
+    with torch.no_grad():
+        assert tiny()(torch.randn(1, 3, 5, 32, 32)).isfinite().all()
