@@ -305,8 +305,8 @@ class Bottleneck(nn.Module):
 
     def _weigh(self, frames: Sequence[Tensor]) -> Tensor:
         """Computes `temporal` for a single frame, as a sum over it and those before: a third of the time."""
-        assert self.temporal is not None
-        conv, *rest = self.temporal
+        layers: Any = self.temporal
+        conv, *rest = layers
         weights = conv.weight.unbind(2)
         out = (
             frames[0] * weights[0]
