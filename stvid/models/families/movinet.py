@@ -574,6 +574,8 @@ def _without_axes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             own[key] = value.flatten(1)
         elif value.dim() == 5 and value.shape[2] == 1:
             own[key] = value.squeeze(2)
+        elif key.endswith((".alpha", ".pos_scale")) and value.numel() == 1:
+            own[key] = value.reshape(())  # some writers give a number an axis
     return own
 
 
