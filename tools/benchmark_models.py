@@ -118,6 +118,15 @@ def pytorchvideo(name: str) -> Callable[[], nn.Module]:
     return build
 
 
+def pytorchvideo_mvit(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        hub = importlib.import_module("pytorchvideo.models.hub")
+        network: nn.Module = getattr(hub, name)(head_num_classes=NUM_CLASSES)
+        return network
+
+    return build
+
+
 def transformers(family: str, **config: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         library = importlib.import_module("transformers")
@@ -163,6 +172,9 @@ PEERS = (
         options={"causal": True},
         own_call=call_stream,
     ),
+    Peer("mvit_b_16x4", "torchvision", torchvision("mvit_v1_b"), (16, 224, 224)),
+    Peer("mvit_b_16x4", "pytorchvideo", pytorchvideo_mvit("mvit_base_16x4"), (16, 224, 224)),
+    Peer("mvitv2_s_16x4", "torchvision", torchvision("mvit_v2_s"), (16, 224, 224)),
     Peer("swin3d_t", "torchvision", torchvision("swin3d_t"), (32, 224, 224)),
     Peer("swin3d_s", "torchvision", torchvision("swin3d_s"), (32, 224, 224)),
     Peer("swin3d_b", "torchvision", torchvision("swin3d_b"), (32, 224, 224)),
@@ -385,6 +397,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peak-memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row instead of the table")
     parser.add_argument("--side", choices=("stvid", "peer"), help=argparse.SUPPRESS)  # what --peak-memory calls
+    parser.add_argument("--library", help=argparse.SUPPRESS)  # of the peer, where a model has several
     return parser.parse_args(argv)
 
 
@@ -392,7 +405,8 @@ def measure_memory(peer: Peer, options: argparse.Namespace, *, batch: int, dtype
     """Measures the memory of both sides, each in a process of its own."""
     row: dict[str, Any] = {"model": peer.model, "peer": peer.library, "batch": batch, "dtype": dtype, "step": step}
     for side in ("stvid", "peer"):
-        command = [sys.executable, __file__, "--models", peer.model, "--batch", str(batch), "--dtype", dtype]
+        command = [sys.executable, __file__, "--models", peer.model, "--library", peer.library]
+        command += ["--batch", str(batch), "--dtype", dtype]
         command += ["--step", step, "--threads", str(options.threads), "--device", options.device, "--side", side]
         row[f"{side}_mb"] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {**row, "ratio": row["peer_mb"] / row["stvid_mb"]}
@@ -425,9 +439,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.side:
-        (peer,), (batch,), (dtype,), (step,) = (
-            find_peers(options.models), options.batch, options.dtype, options.step
-        )  # fmt: skip
+        (peer,) = (peer for peer in find_peers(options.models) if peer.library == options.library)
+        (batch,), (dtype,), (step,) = options.batch, options.dtype, options.step
         print(peak_memory(peer, options.side, batch=batch, dtype=dtype, step=step, device=device))
         return 0
     rows = []

@@ -18,8 +18,8 @@ def tool(load_tool: Callable[[str], Any]) -> Any:
 
 
 def test_every_peer_is_of_a_model_that_exists(tool: Any) -> None:
-    names = [peer.model for peer in tool.PEERS]
-    assert len(set(names)) == len(names) and set(names) <= set(stvid.list_models())
+    pairs = [(peer.model, peer.library) for peer in tool.PEERS]
+    assert len(set(pairs)) == len(pairs) and {model for model, _ in pairs} <= set(stvid.list_models())
     assert [peer.model for peer in tool.find_peers(["i3d_*", "s3d"])] == ["s3d", "i3d_r50"]
     with pytest.raises(SystemExit, match=r"nothing_\* matches none of .*r3d_18"):
         tool.find_peers(["nothing_*"])
