@@ -58,7 +58,7 @@ class Plan:
         out_dim: Channels of its output.
         num_heads: Heads of its attention.
         q_kernel: Kernel of the pooling of its queries; None takes one that suits the stride.
-        kv_kernel: Kernel of the poolings of its keys and values, likewise.
+        kv_kernel: Kernel of the poolings of its keys and values, in the same way.
         q_stride: Stride of the pooling of its queries.
         kv_stride: Stride of the pooling of its keys and values.
         grid: Cells of its input, for which its tables of relative positions are built.
