@@ -263,9 +263,8 @@ class Motionformer(VideoModel):
 
     def _train_last_trajectories(self, wanted: bool) -> None:
         """Says whether the second step of the last block is trained: the class token alone does not see its result."""
-        attention = self.blocks[-1].attn
-        attention.proj_q.requires_grad_(wanted)
-        attention.proj_kv.requires_grad_(wanted)
+        for name in ("attn.proj_q", "attn.proj_kv"):
+            self.blocks[-1].get_submodule(name).requires_grad_(wanted)
 
     def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
         """Replaces the classifier, see `VideoModel`; the attentive head sees all tokens, so that all of them train."""

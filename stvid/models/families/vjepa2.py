@@ -181,7 +181,7 @@ class VJEPA2(VideoModel):
         self.encoder_is_loaded = False
         self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=self.tubelet)
         self.pos_drop = nn.Dropout(drop_rate)
-        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
+        rates: dict[str, Any] = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -200,8 +200,8 @@ class VJEPA2(VideoModel):
         self.feature_info = [FeatureInfo(name, embed_dim, self.tubelet) for name in names]
         self.apply(init_transformer_weights)
         for number, block in enumerate(self.blocks, start=1):  # official code: _rescale_blocks
-            for layer in (block.attn.proj, block.mlp.fc2):
-                layer.weight.data.div_(math.sqrt(2.0 * number))
+            for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                block.get_parameter(name).data.div_(math.sqrt(2.0 * number))
 
     def _probe(self, num_classes: int) -> AttentivePoolHead:
         heads, eps = self.chosen["head_num_heads"], self.chosen["head_norm_eps"]

@@ -266,7 +266,7 @@ class VTN(VideoModel):
 
     def _train_last_neighbours(self, wanted: bool) -> None:
         """Says whether the last layer's view of neighbours is trained: the class token does not see it."""
-        self.temporal_blocks[-1].attn.qkv.requires_grad_(wanted)
+        self.temporal_blocks[-1].get_submodule("attn.qkv").requires_grad_(wanted)
 
     def reset_classifier(self, num_classes: int, *, head: Literal["default", "attentive"] = "default") -> None:
         """Replaces the classifier, see `VideoModel`; the attentive head sees all tokens, so that all of them train."""
