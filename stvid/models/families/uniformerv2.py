@@ -228,7 +228,7 @@ class UniFormerV2(VideoModel):
         if min(img_size) < patch_size:
             raise ValueError(f"img_size {img_size} is smaller than a patch of {patch_size} pixels")
         if global_depth is None:  # of every published configuration
-            global_depth = 2 * depth // 3 if local_blocks else min(4, depth)
+            global_depth = max(1, 2 * depth // 3) if local_blocks else min(4, depth)
         if not 0 < global_depth <= depth:
             raise ValueError(f"global_depth {global_depth}: one global block follows each of up to {depth} blocks")
         self.num_classes, self.num_features, self.in_chans = num_classes, embed_dim, in_chans
