@@ -432,8 +432,14 @@ def failed(record: dict[str, Any]) -> str:
     return ""
 
 
-def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> str:
-    """Returns the summary and the failures in Markdown; `total` is the number of networks that there are."""
+def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int, earlier: int = 0) -> str:
+    """Returns the summary and the failures in Markdown.
+
+    Args:
+        records: Of `read` and `read_table`.
+        total: The number of networks that there are.
+        earlier: How many of them an earlier run measured, whose table was given as known.
+    """
     import timm
     import torchvision
 
@@ -442,7 +448,8 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int) -> s
         "",
         f"Written by `python tools/inflation_coverage.py`, with timm {timm.__version__}, torchvision "
         f"{torchvision.__version__} and torch {torch.__version__}:",
-        f"{len({key[:2] for key in records})} of {total} networks.",
+        f"{len({key[:2] for key in records})} of {total} networks"
+        f"{f', {earlier} of them as an earlier version measured them' if earlier else ''}.",
         "",
         "| library | temporal | networks | converted, still video equal, order seen | share |",
         "|---|---|---|---|---|",
@@ -490,7 +497,8 @@ def main() -> int:
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         total = len(count_parameters(options.out / "parameters.json"))
-        options.report.write_text(report(known, total), encoding="utf-8")
+        earlier = len({key[:2] for key in known} - {key[:2] for key in read(path)})
+        options.report.write_text(report(known, total, earlier), encoding="utf-8")
         write_table(known, options.report.with_suffix(".csv"))
         return 0
     waiting = []

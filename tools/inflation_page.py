@@ -3,7 +3,7 @@
     python tools/inflation_page.py --out docs/inflation.md    # tries each network of the table; under a minute
     python tools/inflation_page.py --check docs/inflation.md  # exit code 1 if the page says something else
 
-The rows are the small networks of tests/inflation/own_networks.py, each in the style of a published one. Each is
+The rows are the small networks of tests/inflation, each in the style of a published one (`FILES`). Each is
 inflated by every mode, with the proof on a still video. The page holds what came out, not what should.
 """
 
@@ -13,12 +13,14 @@ import argparse
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).parent.parent
+SIDE = 32
 MODES = ("none", "conv", "shift", "attention", "head")
 STYLES = {
     "hornet": "HorNet: gated recursive convolutions",
@@ -38,14 +40,39 @@ STYLES = {
     "alternet": "AlterNet, CoAtNet: attention on maps",
     "t2t": "T2T-ViT: patches unfolded again",
     "clip": "CLIP's visual tower: tokens first, then images",
+    "densenet": "DenseNet: layers that take lists of maps",
+    "hrnet": "HRNet: stages that take and give lists",
+    "res2net": "Res2Net: a part of the channels after the other",
+    "sknet": "SKNet: a softmax over branches",
+    "parametrised": "Standardised weights, spectral and weight norm",
+    "reentrant": "Blocks that recompute their activations themselves",
+    "gmlp": "gMLP: gates over all places",
+    "v-moe": "V-MoE: tokens go to the experts that suit them",
+    "swin": "Swin: moved windows with masks, recomputed in training",
+    "pvt": "PVT: keys of a smaller map, blocks that are told its size",
+    "levit": "LeViT, EfficientFormer: biases kept while it evaluates",
+    "mobilevit": "MobileViT: a transformer over unfolded patches",
+    "axial": "Axial attention: rows folded into the batch",
+    "dat": "DAT: keys at places that the map chooses, a tuple returned",
+    "rev-vit": "Rev-ViT: activations found again from the outputs",
+    "remembering": "Layers that keep tables and their last scores",
+    "albert": "One block that runs three times",
+    "torch encoder": "`nn.TransformerEncoder`",
+    "torch attention": "`nn.MultiheadAttention`, a mapping returned",
+    "deit": "DeiT: two classifiers",
+    "clip resnet": "CLIP's ResNet: a pooling by attention makes the logits",
+    "experts with a capacity": "Experts that take so many tokens of the batch",
+    "a table of the batch": "A table made for the size of the batch",
 }
+FILES = ("own_networks", "author_networks")
 TOP = """# Inflating image networks
 
 `stvid.inflate(network, num_frames=16, temporal="conv")` makes a video model of any image classifier: of timm
 (`"timm:convnext_tiny"`), of torchvision, of the Hugging Face hub (`"hf-hub:timm/..."`), or a module of your own. Before
 it returns, an image repeated over time must give the image's logits. `print(model.inflation.proof)` shows the outcome,
 `model.inflation.rules` what became of every tensor. A model that fails the proof is not returned; `prove=False` leaves
-the proof out.
+the proof out. The still video of the proof is as long as the longest kernel, at least three frames; a module of your
+own is also trained for one step, on a copy.
 
 | mode | what sees other frames | what it needs |
 |---|---|---|
@@ -82,7 +109,10 @@ layer stays and a filter in time follows |
 Files of self-supervised training (MoCo, DINO, BYOL, SimCLR, lightly) and timm's training checkpoints are taken as
 `weights`; a projection head is left out, and a note says so. Weights that nobody trained are called RANDOM.
 
-A model of your own network is saved as any other; `stvid.load_model(file, network=MyNet())` reads it.
+A model of your own network is saved as any other; `stvid.load_model(file, network=MyNet())` reads it. Tensors that are
+in no file of weights (plain attributes, buffers that are not persistent) are those of the given network; a warning
+names them if they differ from the saved one's. Several threads may share a model, with clips of different lengths, also
+for `forward_intermediates`.
 
 ## Tried
 
@@ -92,14 +122,24 @@ networks in the style of others, tried when this page was written. "exact" is th
 """
 
 
-def own_networks() -> Any:
-    """Returns the module of the tests that builds the networks."""
-    path = ROOT / "tests" / "inflation" / "own_networks.py"
-    spec = importlib.util.spec_from_file_location("own_networks", path)
+def networks_of(file: str) -> Any:
+    """Returns the module of the tests that builds networks."""
+    path = ROOT / "tests" / "inflation" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(file, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def table() -> dict[str, tuple[Callable[[], Any], tuple[str, ...]]]:
+    """Returns how each network is built, and the modes in which it must be exact."""
+    rows: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {}
+    for file in FILES:
+        module = networks_of(file)
+        rows |= module.NETWORKS
+        rows |= {name: (build, ()) for name, build in getattr(module, "REFUSED", {}).items()}
+    return rows
 
 
 def outcome(network: Any, mode: Any, side: int) -> str:
@@ -111,19 +151,19 @@ def outcome(network: Any, mode: Any, side: int) -> str:
         model: Any = stvid.inflate(network, num_frames=4, img_size=side, temporal=mode)
     except StvidError as error:
         reason = str(error).split(": ", 2)[-1].split("; take")[0]
-        return f"no: it {reason.removeprefix(type(network).__name__).strip()}"
+        name = type(network).__name__
+        return f"no: it{reason.removeprefix(name)}" if reason.startswith(name) else f"no: {reason}"
     proof = model.inflation.proof
     return "exact" if proof.exact else f"approximate: {'; '.join(proof.reasons)}"
 
 
 def page() -> str:
     """Returns the whole page."""
-    networks = own_networks()
     lines = [f"| network | {' | '.join(MODES)} |", "|---" * (len(MODES) + 1) + "|"]
-    for name, (build, _) in networks.NETWORKS.items():
+    for name, (build, _) in table().items():
         torch.manual_seed(0)
         network = build().eval()
-        cells = [outcome(network, mode, networks.SIDE) for mode in MODES]
+        cells = [outcome(network, mode, SIDE) for mode in MODES]
         lines.append(f"| {STYLES.get(name, name)} | {' | '.join(cells)} |")
     return TOP + "\n".join(lines) + "\n"
 

@@ -322,13 +322,14 @@ def _changes_its_input(func: Any) -> bool:
 def _heads_of_scores(args: Any, kwargs: Any) -> int | None:
     """Returns how many heads a softmax over places has, 0 if that is not clear; None if it goes over something else.
 
-    Scores are (..., queries, keys). A softmax over experts, branches or classes has one query, or another axis.
+    Scores are (..., queries, keys), or the other way round where there are heads. A softmax over experts, branches or
+    classes has one query, or another axis: in (images, branches, channels) the branches.
     """
     scores: Tensor = args[0] if args else kwargs["input"]
     axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if scores.dim() < 3 or not isinstance(axis, int) or axis % scores.dim() < scores.dim() - 2:
         return None
-    if min(scores.shape[-2:]) < 2:
+    if min(scores.shape[-2:]) < 2 or (scores.dim() == 3 and axis % 3 == 1):
         return None
     return scores.shape[1] if scores.dim() >= 4 else 0
 

@@ -80,7 +80,7 @@ def test_networks_whose_images_depend_on_each_other_are_refused(name: str, mode:
         stvid.inflate(network, num_frames=2, img_size=SIDE, temporal=mode)
 
 
-@pytest.mark.parametrize("name", ["hornet", "vig", "coc", "lenet", "odconv"])
+@pytest.mark.parametrize("name", ["hornet", "vig", "coc", "lenet", "odconv", "sknet"])
 def test_networks_without_attention_say_so(name: str) -> None:
     with pytest.raises(ConfigError, match=r"no transformer block in which attention was seen.*; take conv or head"):
         stvid.inflate(build(name), num_frames=2, img_size=SIDE, temporal="attention")

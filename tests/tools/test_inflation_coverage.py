@@ -24,7 +24,8 @@ def test_a_table_holds_what_a_report_needs(load_tool: Callable[[str], Any], tmp_
     again = tool.read_table(tmp_path / "table.csv")
     assert again == records
     assert tool.report(again, 5) == tool.report(records, 5)
-    assert "3 of 5 networks" in tool.report(again, 5)
+    assert "3 of 5 networks." in tool.report(again, 5)
+    assert "3 of 5 networks, 2 of them as an earlier version measured them." in tool.report(again, 5, earlier=2)
     assert "| timm:b | conv | 2D network: ValueError: a, b |" in tool.report(again, 5)
     assert "| timm:a | shift | still video differs by 3.0e-03 (float32) |" in tool.report(again, 5)
 
