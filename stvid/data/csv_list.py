@@ -163,8 +163,8 @@ def read_csv_list(table: Table, path: str, root: str, *, multilabel: bool) -> Vi
             raise ManifestError(f"{path}, {where}: has no path")
         if "://" in values["path"] and not is_remote_file(values["path"]):
             raise ManifestError(
-                f"{path}, {where}: {values['path'][:200]!r} is an address that files are not read from; give a path, or "
-                "an address of a file that begins with https://, s3://, gs:// or hf://"
+                f"{path}, {where}: {values['path'][:200]!r} is an address that files are not read from; give a path, "
+                "or an address of a file that begins with https://, s3://, gs:// or hf://"
             )
         labels = _labels(values["label"], multilabel) if "label" in values else ()
         if "" in labels:
