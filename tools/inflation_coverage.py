@@ -436,7 +436,7 @@ def report(records: dict[tuple[str, str, str], dict[str, Any]], total: int, earl
     """Returns the summary and the failures in Markdown.
 
     Args:
-        records: Of `read` and `read_table`.
+        records: What `read` and `read_table` returned.
         total: The number of networks that there are.
         earlier: How many of them an earlier run measured, whose table was given as known.
     """
