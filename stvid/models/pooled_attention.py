@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ from stvid.models.attention import attend
 from stvid.models.blocks import Mlp
 from stvid.models.kernels import clip_layout
 
-__all__ = ["NORM_EPS", "STEP", "Grid", "Plan", "PooledAttention", "PooledBlock", "built", "divided", "halve"]
+__all__ = ["NORM_EPS", "STEP", "Grid", "Plan", "PooledAttention", "PooledBlock", "around", "built", "divided", "halve"]
 
 Grid = tuple[int, int, int]
 NORM_EPS = 1e-6  # epsilon of every LayerNorm (official code)
@@ -45,6 +44,12 @@ def divided(grid: Grid, stride: Grid) -> Grid:
 def built(grid: Grid, stride: Grid) -> Grid:
     """Returns the cells that the official code builds tables for, rounding down, but never none."""
     t, h, w = (max(1, size // step) for size, step in zip(grid, stride, strict=True))
+    return t, h, w
+
+
+def around(kernel: Grid) -> Grid:
+    """Returns the padding with which a kernel is centred on the first cell of each axis."""
+    t, h, w = (size // 2 for size in kernel)
     return t, h, w
 
 
@@ -93,7 +98,10 @@ def _rows_of_distances(table: Tensor, queries: int, keys: int) -> Tensor:
     if table.shape[0] != length:
         table = F.interpolate(table.t().unsqueeze(0), size=length, mode="linear").squeeze(0).t()
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    places = partial(torch.arange, dtype=torch.float32, device=table.device)
+
+    def places(number: int) -> Tensor:
+        return torch.arange(number, dtype=torch.float32, device=table.device)
+
     distances = places(queries).unsqueeze(1) * query_step - places(keys).unsqueeze(0) * key_step
     return table[(distances + (keys - 1) * key_step).long()]
 
@@ -162,8 +170,7 @@ class PooledAttention(nn.Module):
         poolings |= dict.fromkeys(("k", "v"), (plan.kv_kernel, plan.kv_stride))
         for name, (given, stride) in poolings.items():
             kernel = _kernel(given, stride)
-            padding = tuple(size // 2 for size in kernel)
-            conv = nn.Conv3d(head_dim, head_dim, kernel, stride, padding, groups=head_dim, bias=False)
+            conv = nn.Conv3d(head_dim, head_dim, kernel, stride, around(kernel), groups=head_dim, bias=False)
             pools = max(*kernel, *stride) > 1
             self.add_module(f"pool_{name}", conv if pools else None)
             self.add_module(f"norm_{name}", nn.LayerNorm(head_dim, eps=pool_norm_eps) if pools else None)
@@ -390,7 +397,7 @@ class PooledBlock(nn.Module):
             return x
         kernel = _kernel(None, self.stride)
         maps = x[:, 1:].transpose(1, 2).unflatten(2, grid)
-        pooled = F.max_pool3d(maps, kernel, self.stride, tuple(size // 2 for size in kernel))
+        pooled = F.max_pool3d(maps, kernel, self.stride, around(kernel))
         return torch.cat((x[:, :1], pooled.flatten(2).transpose(1, 2)), dim=1)
 
     def _in_pieces(self, x: Tensor, grid: Grid) -> Tensor:

@@ -32,7 +32,17 @@ from stvid.models.blocks import Tap, drop_path_rates, leave_out, rename_keys, ru
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import clip_layout
-from stvid.models.pooled_attention import NORM_EPS, STEP, Grid, Plan, PooledAttention, PooledBlock, built, divided
+from stvid.models.pooled_attention import (
+    NORM_EPS,
+    STEP,
+    Grid,
+    Plan,
+    PooledAttention,
+    PooledBlock,
+    around,
+    built,
+    divided,
+)
 from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, read_options, square_side
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
@@ -53,7 +63,7 @@ class OverlappingPatches(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, *, kernel: Grid, stride: Grid) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(in_chans, dim, kernel, stride, tuple(size // 2 for size in kernel))
+        self.proj = nn.Conv3d(in_chans, dim, kernel, stride, around(kernel))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Embeds a clip."""
@@ -195,8 +205,9 @@ class MViT(VideoModel):
         grid: Grid = (t, h, w)
         x = torch.cat((self.cls_token.expand(maps.shape[0], -1, -1), maps.flatten(2).transpose(1, 2)), dim=1)
         x = self.pos_drop(x if self.version == 2 else x + self._positions(grid))
-        blocks = []
-        for block in self.blocks:
+        blocks: list[Any] = []
+        every: Any = self.blocks
+        for block in every:
             blocks.append(partial(block, grid=grid))
             grid = divided(grid, block.stride)
         last, start = len(self.stage_ends) - 1, 0
@@ -246,7 +257,8 @@ class MViT(VideoModel):
         if eps == self.pool_norm_eps:
             return
         self.pool_norm_eps = eps
-        for block in self.blocks:
+        every: Any = self.blocks
+        for block in every:
             for norm in (block.attn.norm_q, block.attn.norm_k, block.attn.norm_v):
                 if norm is not None:
                     norm.eps = eps
