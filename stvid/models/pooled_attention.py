@@ -21,7 +21,18 @@ from stvid.models.attention import attend
 from stvid.models.blocks import Mlp
 from stvid.models.kernels import clip_layout
 
-__all__ = ["NORM_EPS", "STEP", "Grid", "Plan", "PooledAttention", "PooledBlock", "around", "built", "divided", "halve"]
+__all__ = [
+    "NORM_EPS",
+    "STEP",
+    "Grid",
+    "Plan",
+    "PooledAttention",
+    "PooledBlock",
+    "around",
+    "built_cells",
+    "divided",
+    "halve",
+]
 
 Grid = tuple[int, int, int]
 NORM_EPS = 1e-6  # epsilon of every LayerNorm (official code)
@@ -41,7 +52,7 @@ def divided(grid: Grid, stride: Grid) -> Grid:
     return t, h, w
 
 
-def built(grid: Grid, stride: Grid) -> Grid:
+def built_cells(grid: Grid, stride: Grid) -> Grid:
     """Returns the cells that the official code builds tables for, rounding down, but never none."""
     t, h, w = (max(1, size // step) for size, step in zip(grid, stride, strict=True))
     return t, h, w

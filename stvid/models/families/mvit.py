@@ -40,7 +40,7 @@ from stvid.models.pooled_attention import (
     PooledAttention,
     PooledBlock,
     around,
-    built,
+    built_cells,
     divided,
 )
 from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, read_options, square_side
@@ -143,7 +143,7 @@ class MViT(VideoModel):
         self.version = version
         self.pool_norm_eps = pool_norm_eps
         self.patch_stride = patch_stride
-        self.grid = built((num_frames, *img_size), patch_stride)
+        self.grid = built_cells((num_frames, *img_size), patch_stride)
         plans = _plans(
             depth=depth,
             starts=tuple(stage_starts),
@@ -288,7 +288,7 @@ class MViT(VideoModel):
         side = square_side(table.shape[1])
         old = (side, side) if side else None
         if "img_size" in built:
-            old = built((1, *built["img_size"]), self.patch_stride)[1:]
+            old = built_cells((1, *built["img_size"]), self.patch_stride)[1:]
         return _resize(table, old, self.grid[1:]) if old and math.prod(old) == table.shape[1] else None
 
 
@@ -315,7 +315,7 @@ def _plans(*, depth: int, starts: Sequence[int], first: Plan, widen_in_attention
         else:
             attention_dim, dim = dim, 2 * dim if number + 1 in starts else dim
         plans.append(Plan(in_dim, attention_dim, dim, heads, q_kernel, first.kv_kernel, q_stride, kv_stride, grid))
-        grid = built(grid, STEP) if begins else grid
+        grid = built_cells(grid, STEP) if begins else grid
     return plans
 
 

@@ -131,6 +131,16 @@ def test_other_clips_resize_the_positions() -> None:
         torch.testing.assert_close(model(clip), other(clip))
 
 
+def test_a_file_of_stvid_says_which_grid_its_positions_have(tmp_path: Path) -> None:
+    stvid.save_model(tiny(img_size=(64, 16)), tmp_path / "weights.pt")  # 64 cells, but no square
+    model = stvid.load_model(tmp_path / "weights.pt")
+    other = tiny(img_size=(96, 32))
+    assert [*load_checkpoint(other, tmp_path / "weights.pt").resized] == ["pos_embed_spatial"]
+    clip = torch.randn(1, 3, 4, 96, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip), other(clip), rtol=1e-4, atol=1e-5)
+
+
 def test_other_clips_resize_the_relative_positions() -> None:
     model = tiny("mvitv2_s_16x4")
     other = tiny("mvitv2_s_16x4", num_frames=8, img_size=(96, 96))
