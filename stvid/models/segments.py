@@ -26,11 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stvid.models.base import StagedModel
+from stvid.errors import StvidError
+from stvid.models.base import StagedModel, VideoModel
 from stvid.models.blocks import Tap, init_conv_weights, rename_keys
-from stvid.models.heads import LinearHead
+from stvid.models.heads import AttentivePoolHead, LinearHead
 from stvid.models.kernels import clip_layout
 from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, read_options
+from stvid.models.streaming import StreamMemory, StreamState
 
 __all__ = [
     "BasicBlock",
@@ -48,6 +50,8 @@ __all__ = [
     "conv_norm",
     "join_aggregations",
     "read_trunk",
+    "shift_next",
+    "step_frames",
     "tap_frames",
     "to_frames",
 ]
@@ -245,6 +249,57 @@ class ConsensusHead(LinearHead):
         return self.drop(features.mean((3, 4))).mean(2)
 
 
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def shift_next(shift: nn.Module, x: Tensor, memory: StreamMemory) -> Tensor:
+    """Applies what stands before a block to the next frames of a stream.
+
+    Args:
+        shift: A causal `TemporalShift`, which remembers what its last frame passes on; anything else is just applied.
+        x: (B, T, C, H, W).
+        memory: The state of the stream.
+    """
+    if not isinstance(shift, TemporalShift):
+        return shift(x)
+    part = x.shape[2] // shift.shift_div
+    shape = (x.shape[0], 1, part, *x.shape[3:])
+    past = memory.recall(shape)
+    moved, last = shift.step(x, x.new_zeros(shape) if past is None else past[0])
+    memory.keep(last)
+    return moved
+
+
+def step_frames(
+    model: VideoModel, frames: Tensor, state: StreamState, run: Callable[[Tensor, StreamMemory], Tensor]
+) -> tuple[Tensor, StreamState]:
+    """Goes on with a stream in a network whose logits are the mean of the frames'; see `VideoModel.step`.
+
+    Args:
+        model: The network.
+        frames: (B, in_chans, T, H, W).
+        state: The state before.
+        run: Computes the features (B, T, C, h, w) of frames (B, T, in_chans, H, W).
+    """
+    model.init_state(state.batch_size)  # says why not, if the model does not run over a stream
+    if isinstance(model.head, AttentivePoolHead):
+        raise StvidError(
+            f"{type(model).__name__}: a head that pools by attention sees all frames at once, so it has no stream"
+        )
+    model._check_clip(frames, minimum=MIN_CLIP)
+    if frames.shape[0] != state.batch_size:
+        raise ValueError(f"the state is for {state.batch_size} streams side by side, the frames are of {len(frames)}")
+    memory = StreamMemory(state)
+    means = run(to_frames(frames), memory).mean((3, 4))
+    total = (means.float() if means.dtype in (torch.bfloat16, torch.float16) else means).sum(1)
+    past = memory.recall(total.shape)
+    total = total if past is None else total + past[0]
+    memory.keep(total)
+    new = memory.after(frames.shape[2])
+    mean = (total / new.frames).to(means.dtype)
+    return model.forward_head(mean[:, :, None, None, None]), new
+
+
 # --- residual blocks --------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +375,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps frames (B, T, in_dim, H, W) to (B, T, dim, H', W')."""
         return self.after_moving(x, self.before(x))
+
+    def step(self, x: Tensor, memory: StreamMemory) -> Tensor:
+        """Maps the next frames of a stream."""
+        return self.after_moving(x, shift_next(self.before, x, memory))
 
     def after_moving(self, x: Tensor, moved: Tensor) -> Tensor:
         """Applies all but `before`, to the input of the block and what `before` made of it."""

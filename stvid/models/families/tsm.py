@@ -5,7 +5,8 @@ mit-han-lab/temporal-shift-module, ops/temporal_shift.py, ops/non_local.py, ops/
 name (open-mmlab/mmaction2, models/backbones/resnet_tsm.py) are the same, with other kinds of non-local blocks.
 
 With ``causal=True`` channels move on in time alone (section 4.3 of the paper, the shift for streams): the first
-1/shift_div of the channels take the previous frame, and none the next.
+1/shift_div of the channels take the previous frame, and none the next. Such a network runs over a stream: each shift
+keeps what its last frame passes on, and the logits are the mean of those so far.
 
 Shapes, for a clip (B, 3, T, H, W): stem and max pool divide space by 4, stages 2 to 4 by 2 each; time stays, but for
 `temporal_pool`. Stage i holds (B, 256 * 2^i, T, H/2^(i+2), W/2^(i+2)), with basic blocks a quarter of the channels.
@@ -28,7 +29,8 @@ from stvid.models.blocks import rename_keys
 from stvid.models.family import Family, Variant
 from stvid.models.nonlocal_block import NonLocal, NonlocalMode
 from stvid.models.published_names import read_options
-from stvid.models.segments import BlockParts, BlockPlace, SegmentResNet, TemporalShift, read_trunk
+from stvid.models.segments import BlockParts, BlockPlace, SegmentResNet, TemporalShift, read_trunk, step_frames
+from stvid.models.streaming import StreamMemory, StreamState
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["TSM", "FrameNonLocal"]
@@ -116,9 +118,23 @@ class TSM(SegmentResNet):
             drop_rate=drop_rate,
             time_pools=(1,) if temporal_pool else (),
         )
+        self.streams = causal
         for module in self.modules():
             if isinstance(module, NonLocal):
                 module.start_as_identity()
+
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Goes on with a stream; see `VideoModel.step`."""
+
+        def run(x: Tensor, memory: StreamMemory) -> Tensor:
+            x = self.stem(x)
+            for stage in self.stages().values():
+                block: Any  # knows one frame after the other, too
+                for block in stage.children():
+                    x = block.step(x, memory)
+            return x
+
+        return step_frames(self, frames, state, run)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
         """Turns the layouts of the trunk into our keys, with the non-local blocks of TSM and of mmaction2."""

@@ -9,7 +9,8 @@ Shapes, for a clip (B, 3, T, H, W): the stem divides space by 2, and so do the f
 Time stays. The stages have 16, 24, 32, 64, 96, 160 and 320 channels; a last 1x1 convolution makes 1280 of them.
 
 With ``causal=True`` channels move on in time alone, as in the authors' online_demo/mobilenet_v2_tsm.py: the first
-1/shift_div of the channels take the previous frame, and none the next.
+1/shift_div of the channels take the previous frame, and none the next. Such a network runs over a stream: each shift
+keeps what its last frame passes on, and the logits are the mean of those so far.
 
 The shift stands in front of the first convolution of every block that has a shortcut, which sees the input as it was.
 """
@@ -26,7 +27,17 @@ from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import Tap, init_conv_weights, leave_out, rename_keys, run_blocks
 from stvid.models.family import Family, Variant
 from stvid.models.published_names import from_mmaction, is_mmaction, read_options
-from stvid.models.segments import MIN_CLIP, ConsensusHead, PerFrame, TemporalShift, tap_frames, to_frames
+from stvid.models.segments import (
+    MIN_CLIP,
+    ConsensusHead,
+    PerFrame,
+    TemporalShift,
+    shift_next,
+    step_frames,
+    tap_frames,
+    to_frames,
+)
+from stvid.models.streaming import StreamMemory, StreamState
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
 __all__ = ["TSMMobileNet"]
@@ -72,6 +83,10 @@ class InvertedResidual(nn.Module):
         """Maps frames (B, T, in_dim, H, W) to (B, T, dim, H', W')."""
         return self.after_moving(x, self.before(x))
 
+    def step(self, x: Tensor, memory: StreamMemory) -> Tensor:
+        """Maps the next frames of a stream."""
+        return self.after_moving(x, shift_next(self.before, x, memory))
+
     def after_moving(self, x: Tensor, moved: Tensor) -> Tensor:
         """Applies all but the shift, to the input of the block and what the shift made of it."""
         out = self.conv(moved)
@@ -109,6 +124,7 @@ class TSMMobileNet(VideoModel):
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans = num_classes, in_chans
+        self.streams = causal
         self.num_features = _multiple_of_8(1280 * max(width, 1.0))
         self.stem = _layer(in_chans, STEM_DIM, 3, stride=2)
         self.feature_info = []
@@ -146,6 +162,19 @@ class TSMMobileNet(VideoModel):
             stage: nn.Sequential = getattr(self, f"layer{number}")
             x = inner(number - 1, run_blocks(stage, x, recompute=self.grad_checkpointing))
         return tap(last, self.tail(x).transpose(1, 2))
+
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Goes on with a stream; see `VideoModel.step`."""
+
+        def run(x: Tensor, memory: StreamMemory) -> Tensor:
+            x = self.stem(x)
+            for number in range(1, len(STAGES) + 1):
+                block: Any  # knows one frame after the other, too
+                for block in self.get_submodule(f"layer{number}").children():
+                    x = block.step(x, memory)
+            return self.tail(x)
+
+        return step_frames(self, frames, state, run)
 
     def group_matcher(self) -> dict[str, Any]:
         """Returns the layer groups: the stem, every block in order, the last convolution."""

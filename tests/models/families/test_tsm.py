@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import stvid
+from stvid.errors import StvidError
 from stvid.models.nonlocal_block import NonLocal
 from stvid.models.segments import TemporalShift
 
@@ -126,3 +127,34 @@ def test_causal_networks_see_no_later_frame(name: str) -> None:
     if name == "tsm_r18":
         with pytest.raises(ValueError, match="causal: non_local and temporal_pool see later frames"):
             tiny(causal=True, non_local=True)
+
+
+@pytest.mark.parametrize("name", ["tsm_r18", "tsm_mobilenet_v2"])
+@pytest.mark.parametrize("chunks", [[1, 1, 1, 1, 1, 1], [2, 3, 1], [6]])
+def test_a_stream_in_chunks_gives_the_logits_of_one_pass(name: str, chunks: list[int]) -> None:
+    options: dict[str, Any] = {"depth": (1, 2, 1, 1), "embed_dim": 16} if name == "tsm_r18" else {"width": 0.25}
+    torch.manual_seed(0)
+    model = stvid.create_model(name, num_classes=3, causal=True, **options).double().eval()
+    clip = torch.randn(2, 3, 6, 64, 64, dtype=torch.float64)
+    state, seen = model.init_state(2), 0
+    sizes = set()
+    with torch.no_grad():
+        for chunk in clip.split(chunks, dim=2):
+            logits, state = model.step(chunk, state)
+            seen += chunk.shape[2]
+            torch.testing.assert_close(logits, model(clip[:, :, :seen]))
+            sizes.add(sum(buffer.numel() for buffer in state.buffers))
+    assert state.frames == 6 and len(sizes) == 1  # what is kept does not grow
+
+
+def test_only_causal_networks_run_over_a_stream() -> None:
+    model = tiny()
+    assert not model.streams
+    with pytest.raises(StvidError, match="TSM does not run over a stream"):
+        model.init_state()
+    causal = stvid.create_model("tsm_r18", num_classes=3, depth=(1, 1, 1, 1), embed_dim=16, causal=True).eval()
+    with pytest.raises(ValueError, match="the state is for 2 streams side by side, the frames are of 1"):
+        causal.step(torch.randn(1, 3, 1, 32, 32), causal.init_state(2))
+    causal.reset_classifier(3, head="attentive")
+    with pytest.raises(StvidError, match="a head that pools by attention"):
+        causal.step(torch.randn(1, 3, 1, 32, 32), causal.init_state())
