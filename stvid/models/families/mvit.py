@@ -501,7 +501,7 @@ FAMILY = Family(
             params=52.9,
             gflops=236,
             params_tolerance=0.25,
-            note="The official configuration has 53.1M parameters.",
+            note="The official configuration has 53.1M parameters",
             same_as="mvit_b_16x4",
         ),
         Variant("mvitv2_s_16x4", "MViTv2-S, 16 frames.", _K400, {"version": 2}, params=34.5, gflops=64, paper=_V2),
@@ -530,7 +530,7 @@ FAMILY = Family(
             params=213.4,
             gflops=2828,
             paper=_V2,
-            note="The paper prints 217.6M parameters; the published configuration, and its file, have 213.4M.",
+            note="The paper prints 217.6M parameters; the published configuration, and its file, have 213.4M",
             same_as="mvitv2_s_16x4",
         ),
         Variant(

@@ -463,7 +463,7 @@ FAMILY = Family(
             params_tolerance=0.6,
             gflops_tolerance=0.06,
             note="The official code has 113.5 million parameters; the paper's multiply-adds seem to leave out the "
-            "products of queries, keys and values.",
+            "products of queries, keys and values",
         ),
     ),
 )
