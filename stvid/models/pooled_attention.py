@@ -273,7 +273,7 @@ class PooledAttention(nn.Module):
     def _mix_with_bias(self, q: Tensor, k: Tensor, v: Tensor, distances: Tensor, k_grid: Grid) -> Tensor:
         """Attends, with the relative positions of a few queries at a time as a bias; returns (B, 1 + N, heads, C)."""
         mixed = [attend(q[:, :, :1], k, v, scale=self.scale, source=(self, self.axes))]
-        rows = max(1, BLOCK_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+        rows = q.shape[2] if q.is_meta else max(1, BLOCK_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
         for some, part in zip(q[:, :, 1:].split(rows, 2), distances.split(rows, 2), strict=True):
             t, h, w = part.split(k_grid, dim=-1)
             bias = t[..., :, None, None] + h[..., None, :, None] + w[..., None, None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -29,6 +30,17 @@ MODELS = [
 ]
 
 
+def one_of_each_family() -> list[Any]:
+    """All models; those whose family has a smaller one are slow."""
+    smallest: dict[str, tuple[float, str]] = {}
+    for name in native_models():
+        found = (model_info(name).params or 0.0, name)
+        kind = family_of(name)[0].model
+        smallest[kind] = min(smallest.get(kind, found), found)
+    quick = {name for _, name in smallest.values()}
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in native_models()]
+
+
 # Parameters that change the features alone, not the logits: MViT's head reads the class token, which the last block
 # neither pools nor knows a position of. VideoMamba's class token comes first: in the last block there is nothing before
 # it that decays.
@@ -42,10 +54,25 @@ def golden(case: str) -> dict[str, Any]:
     return json.loads((GOLDENS / f"{case}.json").read_text())
 
 
+@functools.cache
+def declared_goldens() -> dict[str, dict[str, Any]]:
+    """The options of the models of all cases whose record does not name them."""
+    return {key: call for name in native_models() for key, call in family_of(name)[0].golden_options.items()}
+
+
 def golden_cases() -> list[Any]:
-    cases = sorted(path.stem for path in GOLDENS.glob("*.json"))
+    """All cases. Slow are those that a family calls so, and all but the cheapest of each family."""
+    cheapest: dict[str, tuple[float, str]] = {}
+    for case in sorted(path.stem for path in GOLDENS.glob("*.json")):
+        record = golden(case)
+        name = record["create"]["name"] if record.get("create") else declared_goldens()[case]["name"]
+        found = (record["params"] * math.prod(record["input_shape"] or record["full_input_shape"]), case)
+        kind = family_of(name)[0].model
+        cheapest[kind] = min(cheapest.get(kind, found), found)
     slow = {case for name in native_models() for case in family_of(name)[0].slow_goldens}
-    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
+    quick = {case for _, case in cheapest.values()} - slow
+    cases = sorted(path.stem for path in GOLDENS.glob("*.json"))
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def counted(case: Any) -> bool:
@@ -60,9 +87,8 @@ def golden_call(case: str) -> tuple[str, dict[str, Any]]:
         size = call["img_size"]
         call["img_size"] = size if isinstance(size, int) else tuple(size)
         return record["create"]["name"], call
-    declared = {key: call for name in native_models() for key, call in family_of(name)[0].golden_options.items()}
     call = {
-        **declared[case],
+        **declared_goldens()[case],
         "num_classes": record["num_classes"],
         "num_frames": clip_shape(record, "input_shape")[2],
     }
@@ -222,7 +248,7 @@ def test_methods_that_training_relies_on(name: str) -> None:
     assert scales[0] == 1.0 and len(scales) > 2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_other_channels_and_no_classifier(name: str) -> None:
     model, clip = small_model(name, num_classes=0, in_chans=2)
     model.eval()
@@ -235,7 +261,7 @@ def test_other_channels_and_no_classifier(name: str) -> None:
         torch.testing.assert_close(model(clip[:, :2]), model.get_classifier()(pooled))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -260,7 +286,7 @@ def test_export(name: str) -> None:
             torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_bf16_autocast_and_channels_last(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -309,7 +335,7 @@ def test_features_and_head_are_the_model(name: str) -> None:
         assert features.shape[1] == model.num_prefix_tokens + math.prod(cells)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_intermediate_results(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -338,7 +364,7 @@ def test_intermediate_results(name: str) -> None:
         model.forward_intermediates(clip, output="NCHW")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_a_head_that_pools_by_attention(name: str, tmp_path: Path) -> None:
     model, clip = small_model(name, head="attentive")
     model.eval()
