@@ -484,7 +484,6 @@ def test_help_names_the_checkpoint(command: str, capsys: pytest.CaptureFixture[s
         (["export", "--checkpoint", "x"], "--out: missing"),
         (["compare", "a"], "SECOND: missing"),
         (["compare", __file__, "a"], "test_cli.py: neither a result.json nor a folder that holds one"),
-        (["predict", "http://host/some.mp4", "--checkpoint", "x"], "give the length of a --window"),
         (["benchmark", "uniformer_xxs", "--img_size", "5"], "uniformer_xxs: UniFormer takes clips of at least"),
         (["benchmark", "uniformer_xxs", "--threads", "0"], "--threads: 0 is not"),
         (["benchmark", "uniformer_xxs", "--seconds", "0"], "--seconds: 0 is not"),

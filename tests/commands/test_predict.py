@@ -14,6 +14,7 @@ import stvid
 from stvid.classes import class_list
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
+from tests.loopback import Route, Server
 
 Call = Callable[..., tuple[int, str, str]]
 PROTOCOL = Protocol(frames=4, stride=2, short_side=40, crop=32)
@@ -57,6 +58,16 @@ def test_several_sources_have_folders_of_their_own(checkpoint: str, video: str, 
 def test_predict_over_time_bad_calls(checkpoint: str, video: str, options: list[str], words: str, call: Call) -> None:
     code, _, err = call("predict", video, "--checkpoint", checkpoint, *options)
     assert code == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_an_address_of_a_file_is_read_and_that_of_a_camera_refused(checkpoint: str, video: str, call: Call) -> None:
+    with Server() as server:
+        server.routes["/a.mp4"] = Route(Path(video).read_bytes())
+        code, out, _ = call("predict", f"{server.url}/a.mp4", "--checkpoint", checkpoint, "--json")
+    _, expected, _ = call("predict", video, "--checkpoint", checkpoint, "--json")
+    assert code == 0 and json.loads(out)[0]["probabilities"] == json.loads(expected)[0]["probabilities"]
+    code, _, err = call("predict", "rtsp://host/1", "--checkpoint", checkpoint)
+    assert code == 2 and "give the length of a --window" in err and len(err.splitlines()) == 1
 
 
 @pytest.fixture(scope="session")

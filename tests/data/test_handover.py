@@ -72,6 +72,7 @@ def run(make_video: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system")
 def test_little_shared_memory_is_said_and_does_not_matter(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     flags = "-m" if os.getuid() == 0 else "-rm"

@@ -296,8 +296,9 @@ def test_gradcam_on_the_tokens_of_an_inflated_vit(temporal: Any, video: str) -> 
     image = model.network
     frames = model._fold(clip)
     tokens = image.blocks[0](image.norm_pre(image._pos_embed(image.patch_embed(frames))))
-    for hook in image.blocks[1]._forward_pre_hooks.values():
-        (tokens,), _ = hook(image.blocks[1], (tokens,), {})
+    for number, hook in image.blocks[1]._forward_pre_hooks.items():
+        if number in image.blocks[1]._forward_pre_hooks_with_kwargs:  # the others only look at the input
+            (tokens,), _ = hook(image.blocks[1], (tokens,), {})
     tokens = tokens.detach().requires_grad_()
     with torch.no_grad():
         torch.testing.assert_close(model(clip)[0], logits)

@@ -107,6 +107,7 @@ def test_a_good_file_must_be_readable(load_tool: Callable[[str], Any], tmp_path:
         outcome(load_tool("fuzz"), load_tool("fuzz_damage"), tmp_path, never)
 
 
+@pytest.mark.slow
 def test_every_mode_has_seeds_that_are_read(load_tool: Callable[[str], Any], tmp_path: Path) -> None:
     fuzz = load_tool("fuzz")
     done = fuzz.main(["--mutations", "5", "--scratch", str(tmp_path), "--json", str(tmp_path / "found.json")])

@@ -471,6 +471,7 @@ FAMILY = Family(
         "mvit_b_16x4__16x224",
         "mvit_b_32x3__32x224",
         "mvitv2_b_32x3__16x96",
+        "mvitv2_l_40x3__8x64",
         "mvitv2_s_16x4__16x224",
         "ptv_mvit_b_16x4__16x224",
         "ptv_mvit_b_32x3__32x224",
