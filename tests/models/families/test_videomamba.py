@@ -56,7 +56,7 @@ def test_the_scan_is_its_definition_and_so_is_its_gradient(
 
 
 def test_training_keeps_the_states_of_one_chunk_alone() -> None:
-    """Of N = 4 states for each channel, the backward pass keeps those at the ends of chunks."""
+    """Each channel has N = 4 states; the backward pass keeps those at the ends of chunks."""
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
