@@ -419,7 +419,8 @@ class AvSource:
                     raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
         scanned = np.array(rows, _SCANNED)
         if references is not None:  # a damaged header may name a frame that calls itself unreferenced
-            scanned["skippable"] &= [not references.must_stay(number) for number in range(len(rows))]
+            free = (not references.must_stay(number) for number in range(len(rows)))
+            scanned["skippable"] &= np.fromiter(free, bool, len(rows))  # also when there is no packet at all
         order = np.argsort(scanned["pts"], kind="stable")
         in_order = scanned["pts"][order]
         if len(np.unique(in_order)) == len(rows) > 0 and (taken := in_order - clock.all_presented(in_order)).any():

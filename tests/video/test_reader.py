@@ -592,6 +592,15 @@ def test_missing_and_empty_files_and_folders(tmp_path: Path, make_video: MakeVid
             VideoReader(tmp_path / "pipe.mp4")
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_header_that_counts_no_samples(codec: str, make_video: MakeVideo) -> None:
+    data = bytearray(make_video(f"{codec}.mp4", codec=codec).read_bytes())
+    place = data.index(b"stsz") + 12  # type, version and flags, the size that all have in common, the count
+    data[place : place + 4] = bytes(4)
+    with pytest.raises(VideoError, match="it holds no frames"):
+        VideoReader(bytes(data))
+
+
 def test_files_that_are_no_videos(tmp_path: Path, make_audio: Callable[[], Path], make_video: MakeVideo) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("This is not a video.\n" * 100)
