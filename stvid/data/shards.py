@@ -19,6 +19,7 @@ import numpy as np
 
 from stvid.data.labels import order_labels
 from stvid.data.members import Members
+from stvid.data.text_files import check_letters
 from stvid.data.video_table import Manifest, VideoEntry
 from stvid.errors import ManifestError, StvidError
 from stvid.video.remote import file_system, reason_of
@@ -66,6 +67,7 @@ def read_shards(source: str, *, class_names: Sequence[str] | None = None) -> Man
         _check(names, column, sizes)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ManifestError(f"{place}: is no list of shards; make it with: stvid prep shard") from error
+    check_letters(about, text.decode(), place)
     if version != VERSION:
         raise ManifestError(f"{place}: was written by another version of stvid; make the shards again")
     if not rows:

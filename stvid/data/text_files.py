@@ -13,7 +13,7 @@ from typing import Any
 
 from stvid.errors import ManifestError
 
-__all__ = ["Table", "parse_json", "parse_table", "read_lines", "read_text"]
+__all__ = ["Table", "check_letters", "parse_json", "parse_table", "read_lines", "read_text"]
 
 Table = list[tuple[int, list[str]]]
 """The lines of a CSV that are not blank: number of the line, and its cells."""
@@ -87,7 +87,7 @@ def parse_json(text: str, path: str | os.PathLike[str], *, unique_keys: bool = F
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=table if unique_keys else None)
+        value = json.loads(text, object_pairs_hook=table if unique_keys else None)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from error
     except ManifestError:
@@ -96,6 +96,32 @@ def parse_json(text: str, path: str | os.PathLike[str], *, unique_keys: bool = F
         raise ManifestError(f"{path}: is JSON within JSON too many times") from error
     except ValueError as error:  # Python refuses numbers of thousands of digits
         raise ManifestError(f"{path}: is not JSON that can be read ({str(error)[:60]})") from error
+    check_letters(value, text, path)
+    return value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def check_letters(value: Any, text: str, path: str | os.PathLike[str]) -> None:
+    """Refuses JSON whose escapes name half of a letter, which no file and no terminal can hold.
+
+    The bytes of names of files that are not UTF-8 stand as such halves too, U+DC80 to U+DCFF; they are kept.
+
+    Args:
+        value: The value of the text.
+        text: The text; without an escape of that kind nothing is looked at.
+        path: Where it is from, for messages.
+
+    Raises:
+        ManifestError: If there is such a half; the message begins with `path`.
+    """
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ManifestError(f"{path}: holds {half}, which is half of a letter; save it as UTF-8") from error
 
 
 def parse_table(text: str, path: str | os.PathLike[str], *, delimiter: str = ",") -> Table:

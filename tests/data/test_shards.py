@@ -322,6 +322,9 @@ def test_what_cannot_be_used_is_one_line(shards: Path, tmp_path: Path, monkeypat
         (tmp_path / "shards.json").write_text(text)
         with pytest.raises(ManifestError, match="is no list of shards"):
             read_manifest(tmp_path)
+    (tmp_path / "shards.json").write_text(json.dumps(about).replace(about["shards"][0]["file"], r"\ud800", 1))
+    with pytest.raises(ManifestError, match=r"shards\.json: holds \\ud800, which is half of a letter"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["missing", "cut"])

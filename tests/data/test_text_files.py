@@ -25,3 +25,10 @@ def test_tables_and_json_say_which_line_is_wrong() -> None:
     assert parse_json("[1]", "l.json") == [1]
     with pytest.raises(ManifestError, match=r"l\.json, line 2: is not JSON"):
         parse_json("[\n]]", "l.json")
+
+
+def test_half_of_a_letter_is_refused_but_bytes_of_names_are_kept() -> None:
+    assert parse_json(r'["caf\udce9.mp4", "\ud83d\ude00"]', "l.json") == ["caf\udce9.mp4", "\U0001f600"]
+    for half in (r"\ud83d", r"\uDFFF"):
+        with pytest.raises(ManifestError, match=rf"l\.json: holds \{half.lower()}, which is half of a letter"):
+            parse_json(f'{{"{half}": 1}}', "l.json")
