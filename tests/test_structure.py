@@ -40,7 +40,10 @@ LEVELS: list[tuple[set[str], str]] = [
         "Small things that everything else may use: errors, the protocol, atomic writes, downloads, the typed config.",
     ),
     ({"video"}, "Turns files into frames; knows neither clips nor labels nor torch modules."),
-    ({"data"}, "Turns frames into batches: lists of videos, shards, sampling, transforms, data sets, loaders."),
+    (
+        {"data", "data_prep"},
+        "Turns frames into batches: lists of videos, shards, sampling, transforms, data sets, loaders.",
+    ),
     ({"models"}, "The networks, their building blocks, and the table of their names."),
     ({"sources"}, "Finds weights, whatever names them, and fetches those that are published."),
     ({"checkpoints"}, "Recognises and converts published weights, and saves a model's own."),
