@@ -287,13 +287,17 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
     return config
 
 
-def _build(kind: type, values: Mapping[str, Any]) -> Any:
+def _build(kind: type, values: Mapping[str, Any], start: str = "") -> Any:
     hints = typing.get_type_hints(kind)
     built = {}
     for item in dataclasses.fields(kind):
         value = values[item.name]
         hint = hints[item.name]
-        built[item.name] = _build(hint, value) if dataclasses.is_dataclass(hint) and isinstance(hint, type) else value
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            value = _build(hint, value, f"{start}{item.name}.")
+        elif value is None and typing.get_origin(hint) is list:  # jsonargparse lets it through
+            raise ConfigError(f"{start}{item.name}: null is no list; leave the key out, or give []")
+        built[item.name] = value
     return kind(**built)
 
 

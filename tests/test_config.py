@@ -479,6 +479,7 @@ ODD_FILES_REFUSED: dict[str, tuple[str | bytes, str]] = {
     "base 60": ("seed: 0\ntrainer: {max_epochs: 1:30}\n", "line 2: .*1:30 is a number of base 60 in YAML"),
     "base 60 with a point": ("optim: {lr: 1:30.5}\n", "1:30.5 is a number of base 60 in YAML"),
     "list for a text": ("data: {train: [a, b]}\n", r"data\.train: expected str or null, got"),
+    "nothing for a list": ("optim: {milestones: }\n", r"optim\.milestones: null is no list; leave the key out"),
     "text for a list": ("protocol: {class_names: abc}\n", r"protocol\.class_names: expected a list"),
     "short list": ("protocol: {mean: [0.5, 0.5]}\n", r"protocol\.mean: expected tuple with 3 elements"),
     "deep": ("a: " + "[" * 3000, "not valid YAML: maximum recursion depth"),
