@@ -19,8 +19,9 @@ again (`stvid.video.direct`), if that gives the same first frame. If the decoder
 they are read through the container first, and the reader counts only if that does not help.
 
 What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
-counted. It is found when the decoder comes to it. The reader then has fewer frames than it had when it was opened, and
-says so if one of those is asked for; the next reader of that file in this process has the true number from the start.
+counted. It is found when the decoder comes to it. The numbers of the others must not change then, since they may have
+been read already, here or in another process: a frame that cannot be decoded is shown as the one before it, as a player
+does. A file of which decoding gives less than half of the frames is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from stvid.video.direct import EXPLODE, DirectDecoder, decoder_facts, find_packe
 from stvid.video.frame_index import DEFAULT_FPS, DecoderFacts, Index, MismatchError, Packets, average_rate, index_cache
 from stvid.video.hevc_references import HevcReferences
 from stvid.video.packets import PARSERS, Units, nal_length_size
-from stvid.video.pixels import Box, RgbConverter, display_turn, stored_box, turned
+from stvid.video.pixels import Box, RgbConverter, display_turn, ends_early, stored_box, turned
 from stvid.video.remote import HollowFile, NoPartsError, RemoteError, RemoteFile
 from stvid.video.stored_index import StoredIndex
 from stvid.video.whitelists import options_for, refusal
@@ -477,6 +478,30 @@ class AvSource:
         index_cache.put(self.key, index)
         return index
 
+    def _index_of_damaged(self, known: Index, reason: str) -> Index:
+        """Decodes the whole file, whose packets promised other frames; the frames keep their numbers if possible.
+
+        Raises:
+            VideoError: If less than half of the promised frames can be decoded, or they have another size.
+        """
+        counted = self._index_by_counting(reason)
+        promised, found = known.timestamps, counted.timestamps
+        refused = ""
+        if (counted.height, counted.width) != (known.height, known.width):
+            refused = "its frames have another size than the first one promised"
+        elif len(np.unique(found)) < len(found) or not np.isin(found, promised).all():
+            return counted  # the packets told times that no frame has: it was no damage
+        elif 2 * len(found) < len(promised):
+            refused = f"is damaged: only {len(found)} of its {len(promised)} frames can be decoded"
+        if refused:  # what lies before the damage is still read by the packets
+            index_cache.put(self.key, known)
+            self._open(known.stream)
+            raise VideoError(self.name, refused)
+        given = np.maximum(np.searchsorted(found, promised, side="right") - 1, 0).astype(np.int32)
+        held = dataclasses.replace(counted, timestamps=promised, fps=known.fps, given=given)
+        index_cache.put(self.key, held)
+        return held
+
     def _take_shape(self, index: Index, frame: Any) -> None:
         check_size(self.name, frame.height, frame.width)
         index.coded = (frame.height, frame.width)
@@ -569,6 +594,8 @@ class AvSource:
                     raise MismatchError("the decoder does not give the frames that the packets promise")
                 if holds:
                     held.append(frame)
+                    if ends_early(frame):  # what is skipped would show in the frames that refer to it
+                        raise MismatchError("a picture ends early")
                 if number in wanted:
                     yield number, frame
         except self.av.error.FFmpegError as error:
@@ -679,17 +706,13 @@ class AvSource:
                     self.facts = self.index.decoder = None
                     self._open(self.index.stream)
                     return self.read(indices, box)  # by the same packets, through the container and its own decoder
-                known = self.index
-                self.index = self._index_by_counting(str(reason))
-                count = len(self.index.timestamps)
-                if max(indices, default=0) >= count:
+                self.index = self._index_of_damaged(self.index, str(reason))
+                if max(indices, default=0) >= len(self.index.timestamps):
                     raise VideoError(
                         self.name,
-                        f"only {count} frames can be decoded, fewer than its packets promise; open it again for the "
-                        "true number",
+                        f"has {len(self.index.timestamps)} frames, fewer than its packets promise; open it again for "
+                        "the true number",
                     ) from reason
-                if (self.index.height, self.index.width) != (known.height, known.width):
-                    raise VideoError(self.name, "its frames have another size than the first one promised") from reason
         return self._read_by_counting(indices, box)
 
     def _fetch_whole(self, remote: RemoteFile, reason: str) -> None:
@@ -740,8 +763,9 @@ class AvSource:
     def _read_by_counting(self, indices: Sequence[int], box: Box | None) -> np.ndarray:
         out = self._empty(len(indices), box)
         places: dict[int, list[int]] = {}
+        given = self.index.given
         for place, index in enumerate(indices):
-            places.setdefault(index, []).append(place)
+            places.setdefault(index if given is None else int(given[index]), []).append(place)
         left = len(places)
         frames: Iterable[Any] = self.kept or self._decode_and_hold([], [])
         for number, frame in enumerate(frames):

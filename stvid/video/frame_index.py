@@ -89,6 +89,8 @@ class Index:
     coded: tuple[int, int] = (0, 0)  # height and width before rotation, of the first frame
     turn: tuple[bool, bool, bool] = (False, False, False)  # transpose, flip vertically, flip horizontally
     decoder: DecoderFacts | None = None  # None: only the container's own decoder gives the right frames
+    # int32: which of the frames that decoding gives, counted, is shown as each frame; None: one is shown as each.
+    given: np.ndarray | None = None
 
     @property
     def height(self) -> int:
@@ -103,7 +105,7 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Roughly the memory that it takes."""
-        total = self.timestamps.nbytes + 1024
+        total = self.timestamps.nbytes + 1024 + (0 if self.given is None else self.given.nbytes)
         if self.packets is not None:
             total += len(self.packets.pts) * (8 + 8 + 4 + 8 + 4 + 3 + 4 + 8)
         return total

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Box", "RgbConverter", "display_turn", "stored_box", "turned"]
+__all__ = ["Box", "RgbConverter", "display_turn", "ends_early", "stored_box", "turned"]
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width of a part of a frame, in pixels."""
@@ -120,6 +120,24 @@ def display_turn(frame: Any) -> tuple[bool, bool, bool]:
             if abs(b) == abs(c) == 1 and a == d == 0:
                 return True, b < 0, c < 0
     return False, False, False
+
+
+def ends_early(frame: Any) -> bool:
+    """Tells whether the last corner of a decoded picture was never written, in a buffer that held no picture before.
+
+    FFmpeg's HEVC decoder ends a damaged slice early without an error. What is left then holds zeros, or the middle of
+    the range, with which it fills the references that are missing before a cut (libavcodec/hevc/refs.c). A picture may
+    truly end in such a corner of grey, which is rare, and no harm: it is decoded in another, slower way.
+    """
+    if frame.format.is_rgb or len(frame.planes) < 3:  # zeros are black there
+        return False
+    bits = frame.format.components[0].bits
+    corners = []
+    for plane in frame.planes[:3]:
+        kind = np.dtype(np.uint8 if bits == 8 else np.uint16)
+        rows = np.frombuffer(plane, kind).reshape(-1, plane.line_size // kind.itemsize)
+        corners.append(rows[max(plane.height - 4, 0) : plane.height, max(plane.width - 4, 0) : plane.width])
+    return any(all((corner == value).all() for corner in corners) for value in (0, 1 << (bits - 1)))
 
 
 def turned(image: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
