@@ -58,6 +58,9 @@ class _Type:
         offset: Whether the preprocessor subtracts 1 after it has scaled the pixels, unless its file says otherwise.
         preprocessor: Values of keys that a file leaves out.
         video: Key of the part that describes the video side; empty if the whole config does.
+        head: End of the name of a class with a classifier.
+        alone: Whether the library's other classes of this type are encoders of the same network; else they are other
+            networks.
     """
 
     module: str
@@ -67,6 +70,8 @@ class _Type:
     offset: bool = False
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     video: str = ""
+    head: str = _HEAD
+    alone: bool = True
 
 
 def known_types() -> list[str]:
@@ -103,7 +108,12 @@ def recipe_of(
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         reason = str(error) if isinstance(error, _Unsupported) else f"cannot be read ({type(error).__name__}: {error})"
         raise CheckpointError(f"{where}: {reason}") from error
-    if not any(str(name).endswith(_HEAD) for name in config.get("architectures") or (_HEAD,)):
+    if not any(str(name).endswith(known.head) for name in config.get("architectures") or (known.head,)):
+        if not known.alone:
+            raise CheckpointError(
+                f"{where}: is of {', '.join(map(str, config['architectures']))}; of the type {kind} stvid has "
+                f"{known.head} alone"
+            )
         count, names = 0, ()  # an encoder alone
     name, hyperparameters = _nearest(known, options, frames, size)
     crop = min(size)
@@ -169,6 +179,9 @@ def _clip_of(config: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
         return frames, (height, width)
     if "frames_per_clip" in config:  # V-JEPA 2
         return int(config["frames_per_clip"]), _pair(config.get("crop_size", 256))
+    if config["model_type"] == "perceiver":  # whose image_size counts patches
+        _, frames, height, width = (int(number) for number in config.get("output_shape", (1, 16, 224, 224)))
+        return frames, (height, width)
     return int(config["num_frames"]), _pair(config.get("image_size", 224))
 
 
@@ -342,6 +355,38 @@ def _vjepa2(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _perceiver(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads Perceiver's, with the defaults of the library; the epsilon of the norms is not read there either."""
+    _require(config, "hidden_act", ("gelu",))
+    _require(config, "qk_channels", (None,))
+    _require(config, "v_channels", (None,))
+    _require(config, "cross_attention_shape_for_attention", ("kv",))
+    _require(config, "cross_attention_widening_factor", (1,))
+    _require(config, "use_query_residual", (True,))
+    frames, size = _clip_of(config)
+    _require(config, "num_frames", (frames,))
+    if any(side != 4 * int(config.get("image_size", 56)) for side in size):
+        raise _Unsupported(
+            f"image_size is {config.get('image_size', 56)!r}, but stvid's model has a fourth of the sides of "
+            "output_shape, the patches"
+        )
+    return {
+        "depth": int(config.get("num_self_attends_per_block", 26)),
+        "repeats": int(config.get("num_blocks", 1)),
+        "embed_dim": int(config.get("d_latents", 1280)),
+        "num_heads": int(config.get("num_self_attention_heads", 8)),
+        "mlp_ratio": float(config.get("self_attention_widening_factor", 1)),
+        "num_latents": int(config.get("num_latents", 256)),
+        "cross_num_heads": int(config.get("num_cross_attention_heads", 8)),
+        "label_dim": len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2)),
+        "audio_samples_per_frame": int(config.get("audio_samples_per_frame", 1920)),
+        "samples_per_patch": int(config.get("samples_per_patch", 16)),
+        "query_dim": int(config.get("_label_trainable_num_channels", 1024)),
+        "output_dim": int(config.get("output_num_channels", 512)),
+        "attn_drop_rate": float(config.get("attention_probs_dropout_prob", 0.1)),
+    }
+
+
 def _vivit(config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the paper's model 1; transformers has no other."""
     _require(config, "hidden_act", _TANH_GELU)
@@ -384,6 +429,15 @@ def _xclip(config: Mapping[str, Any]) -> dict[str, Any]:
 _PLAIN = _Type("", "", (), _transformer_options)  # of a type that stvid does not know: nothing is left to be guessed
 _HALF = (0.5, 0.5, 0.5)
 _TYPES: dict[str, _Type] = {
+    "perceiver": _Type(
+        "stvid.models.families.perceiver",
+        "Perceiver",
+        ("perceiver_io_video",),
+        _perceiver,
+        preprocessor={"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+        head="PerceiverForMultimodalAutoencoding",
+        alone=False,
+    ),
     "timesformer": _Type(
         "stvid.models.families.timesformer",
         "TimeSformer",

@@ -149,8 +149,11 @@ def test_golden_logits(case: str) -> None:
         assert params + sum(map(math.prod, beside)) == record["params"]
     given = torch.from_numpy(fill.make_input(record["input_shape"])).double()
     clip = (given.flatten(1, 2) if given.dim() == 6 else given).permute(clip_axes(record))
+    sound = {}
+    if "audio_shape" in record:  # Perceiver's
+        sound["audio"] = torch.from_numpy(fill.make_input(record["audio_shape"], seed=7)).double()
     with torch.no_grad():
-        logits = model.double().eval()(clip).reshape(-1).numpy()
+        logits = model.double().eval()(clip, **sound).reshape(-1).numpy()
     # The attention weights of transformers' ViViT and Longformer are rounded to float32; so are constants of MoViNet.
     tolerance = 1e-6 if re.match(r"hf_vivit|vtn|movinet_.*_tf__", case) else 1e-7
     assert np.abs(logits - np.array(record["logits"])).max() < tolerance * record["logits_std"]

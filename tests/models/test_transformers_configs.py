@@ -157,7 +157,7 @@ def test_the_task_and_an_encoder_alone() -> None:
     [
         (
             {"model_type": "bert"},
-            "model_type 'bert' is no video model that stvid has; it reads timesformer, vid",
+            "model_type 'bert' is no video model that stvid has; it reads perceiver, timesformer, vid",
         ),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', but stvid's model has 'gelu'"),
@@ -177,7 +177,7 @@ def test_what_stvid_does_not_compute_is_an_error(changes: dict[str, Any], words:
     with pytest.raises(CheckpointError, match=words) as error:
         recipe_of({**BASE, **changes}, where="here/config.json")
     assert str(error.value).startswith("here/config.json: ") and "\n" not in str(error.value)
-    assert known_types() == ["timesformer", "videomae", "vivit", "vjepa2", "xclip"]
+    assert known_types() == ["perceiver", "timesformer", "videomae", "vivit", "vjepa2", "xclip"]
 
 
 # --- preprocessing ----------------------------------------------------------------------------------------------------
