@@ -65,6 +65,8 @@ def _inflate(source: str, options: Any) -> Any:
     if options.init is not None:
         arguments["init"] = options.init
     given = {name: value for name in GENERIC if (value := getattr(options, name)) is not None}
+    if options.causal:
+        given["causal"] = True
     try:
         if options.to is None:
             from stvid.inflation.inflate import inflate_with_report
@@ -114,7 +116,9 @@ def _parser() -> ArgumentParser:
         help="How frames see each other: their mean (TSN), moved channels (TSM), kernels in time (I3D; the default), "
         "attention over time (TimeSformer), or a transformer over the frames' features (VTN).",
     )
-    parser.add_argument("--kernel_size", type=int | None, help="Frames that a kernel sees (conv); default 3.")
+    parser.add_argument(
+        "--kernel_size", type=int | None, help="Frames that a kernel sees (conv), odd unless --causal; default 3."
+    )
     parser.add_argument(
         "--init",
         type=Init | None,
@@ -127,6 +131,11 @@ def _parser() -> ArgumentParser:
         "--padding",
         type=Padding | None,
         help="Beyond the ends of a clip: its first and last frame (the default), or zeros, as I3D and TSM have it.",
+    )
+    parser.add_argument(
+        "--causal",
+        action="store_true",
+        help="No frame sees a later one (none, shift, conv), so that stvid predict runs the model over a stream.",
     )
     parser.add_argument(
         "--hyperparameters",

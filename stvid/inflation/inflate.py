@@ -111,7 +111,8 @@ def inflate(
         pretrained: Whether to take the library's published weights, from the network or its cache.
         prove: Whether to compare the two networks; False returns the model unproved.
         **hyperparameters: Further options of `InflationOptions` (``kernel_size``, ``init``, ``layers``, ``padding``,
-            ...), ``in_chans``, and for a named source those of the library's function (``drop_path_rate``, ...).
+            ``causal``, ...), ``in_chans``, and for a named source those of the library's function (``drop_path_rate``,
+            ...).
 
     Returns:
         The model, in evaluation mode.
@@ -302,7 +303,7 @@ def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int, new_hea
 def _describe(model: InflatedModel, image: _Image, hyperparameters: Mapping[str, Any]) -> None:
     """Sets the protocol at the model's frames and size, and the arguments that make it again."""
     origin, frames, crop = image.origin, model.num_frames, min(image.img_size)
-    published = _published(origin, model.options.temporal)
+    published = _published(origin, model.options.temporal, causal=model.options.causal)
     short_side = max(crop, round(crop * published.short_side / published.crop))
     model.default_protocol = published.replace(
         frames=frames, stride=max(1, SPAN // frames), crop=crop, short_side=short_side
@@ -399,9 +400,10 @@ def _check_complete(rules: Sequence[TensorRule], source: Mapping[str, Tensor], m
         raise AssertionError(f"tensors without a rule: {wrong}")
 
 
-def _published(origin: ImageOrigin | None, temporal: Temporal) -> Protocol:
+def _published(origin: ImageOrigin | None, temporal: Temporal, *, causal: bool = False) -> Protocol:
+    """Returns the protocol: frames that follow each other where layers count on their distance, as in a stream."""
     settings = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if origin is None else origin.settings()
-    sampling: Any = "dense" if temporal in ("conv", "attention") else "segment"
+    sampling: Any = "dense" if causal or temporal in ("conv", "attention") else "segment"
     return Protocol(frames=8, stride=SPAN // 8, sampling=sampling, **settings)
 
 

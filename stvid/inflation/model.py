@@ -12,6 +12,9 @@ see other frames; which and how is said by `InflationOptions`, first of all by i
   attention layer (TimeSformer's ``divided_space_time`` and ``joint_space_time``).
 - ``head``: a transformer over the frames' features (VTN).
 
+With ``causal`` no frame sees a later one (``none``, ``shift`` and ``conv``): kernels end with the current frame, and
+channels move on in time alone. Such a model runs over a stream; the logits are those of the mean of all frames so far.
+
 Which layers these are is found in placement.py, what they become is in temporal.py. At the start the model computes for
 a still video what the 2D network computes for its frame: `stvid.inflation.proof`.
 """
@@ -39,13 +42,15 @@ from stvid.inflation.temporal import (
     ClipTime,
     JointTime,
     TemporalFilter,
-    describe_taps,
+    describe_kernels,
+    kernels,
 )
 from stvid.models.base import FeatureInfo, VideoModel, leave
-from stvid.models.blocks import Tap, taps
+from stvid.models.blocks import Tap
 from stvid.models.following import follow_norms
 from stvid.models.heads import LinearHead
 from stvid.models.kernels import channels_last
+from stvid.models.streaming import StreamMemory, StreamState
 
 __all__ = ["InflatedModel"]
 _log = logging.getLogger(__name__)
@@ -119,6 +124,7 @@ class InflatedModel(VideoModel):
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
             raise ConfigError(f"num_frames {num_frames!r}: must be a positive whole number")
         self.options = InflationOptions() if options is None else options
+        self.streams = self.options.causal
         self.in_chans = in_chans
         self.num_frames = num_frames
         self.source_name = source_name
@@ -305,6 +311,25 @@ class InflatedModel(VideoModel):
         """Returns logits (B, num_classes), as `forward_head` of `forward_features` does, with fewer copies."""
         return self._classify(self._run(self._fold(clip)))
 
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Tensor, StreamState]:
+        """Goes on with a stream; see `VideoModel.step`."""
+        self.init_state(state.batch_size)  # says why not, if the model does not run over a stream
+        folded = self._fold(frames)
+        if len(frames) != state.batch_size:
+            raise ValueError(
+                f"the state is for {state.batch_size} streams side by side, the frames are of {len(frames)}"
+            )
+        memory = StreamMemory(state)
+        with self.time.streaming(memory):
+            vectors = self._unfold(self._run(folded))
+        wide = vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors
+        total = wide.sum(1)
+        past = memory.recall(total.shape)
+        total = total if past is None else total + past[0]
+        memory.keep(total)
+        new = memory.after(frames.shape[2])
+        return self.head((total / new.frames).to(vectors.dtype)), new
+
     def norm_pairs(self, clip: Tensor | None = None) -> list[tuple[str, str]]:
         """Returns which batch norm stands beside which convolution, found by following one forward pass.
 
@@ -456,8 +481,9 @@ class InflatedModel(VideoModel):
                 target = f"network.{key}"
                 if target in own and own[target].dim() == value.dim() + 1 == 5:
                     frames = own[target].shape[2]
-                    kernel = taps(value, frames, init=self.options.init)
-                    book(key, target, "derived", describe_taps(frames, self.options.init), kernel, shape)
+                    made: dict[str, Any] = {"init": self.options.init, "causal": self.options.causal}
+                    kernel = kernels(value, frames, **made)
+                    book(key, target, "derived", describe_kernels(frames, **made), kernel, shape)
                 else:
                     book(key, target, "copied", COPIED, value, shape)
         if merged and not new_head:

@@ -25,9 +25,9 @@ _CHOICES: dict[str, Any] = {
 }
 # The options that have a meaning in each mode.
 _MODE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "shift": ("layers", "padding", "shift_div", "shift_place"),
-    "conv": ("layers", "padding", "kernel_size", "init", "temporal_strides", "factorized"),
+    "none": ("causal",),
+    "shift": ("layers", "padding", "shift_div", "shift_place", "causal"),
+    "conv": ("layers", "padding", "kernel_size", "init", "temporal_strides", "factorized", "causal"),
     "attention": ("layers", "attention_type"),
     "head": ("head_depth", "head_num_heads"),
 }
@@ -41,8 +41,8 @@ class InflationOptions:
         temporal: The mode: ``none``, ``shift``, ``conv``, ``attention`` or ``head``.
         layers: Regular expression that is searched in the names of the layers (with ``attention`` and ``in_place``: of
             the blocks), or their names; None takes the mode's default.
-        kernel_size: Frames that a kernel sees, odd; or a mapping from patterns of names to it.
-        init: ``center`` or ``average``; see `stvid.inflation.temporal.taps`.
+        kernel_size: Frames that a kernel sees, odd unless `causal`; or a mapping from patterns of names to it.
+        init: ``center`` or ``average``; see `stvid.inflation.temporal.kernels`.
         padding: The values beyond the ends of a clip, ``replicate`` or ``zeros``. With ``zeros``, which I3D and TSM
             use, a shift, and a kernel that starts as an average, change the first and last frames of a still video.
         temporal_strides: Mapping from patterns of names to a step in time: convolutions that are inflated take it;
@@ -50,6 +50,9 @@ class InflationOptions:
         factorized: Whether the 2D convolutions stay and a convolution over time, which starts as the identity, follows
             each (R(2+1)D). That is always done behind convolutions of classes that do more than convolve, such as those
             that standardise their weights.
+        causal: Whether no frame sees a later one, so that the model runs over a stream: kernels end with the current
+            frame, which is their center then, and a shift moves channels on in time alone. Strides in time, attention
+            and a transformer over frames see later frames.
         shift_div: One part in so many of the channels moves each way.
         shift_place: ``residual`` shifts what the first layer of a block sees, ``in_place`` what the block sees.
         attention_type: ``divided_space_time`` or ``joint_space_time``.
@@ -67,6 +70,7 @@ class InflationOptions:
     padding: Padding = "replicate"
     temporal_strides: Mapping[str, int] | None = None
     factorized: bool = False
+    causal: bool = False
     shift_div: int = 8
     shift_place: ShiftPlace = "residual"
     attention_type: AttentionType = "divided_space_time"
@@ -77,6 +81,9 @@ class InflationOptions:
         for option, choices in _CHOICES.items():
             if (value := getattr(self, option)) not in get_args(choices):
                 raise ConfigError(f"{option} {value!r}: choose one of {', '.join(get_args(choices))}")
+        if not isinstance(self.causal, bool):
+            raise ConfigError(f"causal {self.causal!r}: must be true or false")
+        self._check_causal()
         for field in fields(self):
             option, value = field.name, getattr(self, field.name)
             if option == "temporal" or option in _MODE_OPTIONS[self.temporal] or value in (field.default, {}):
@@ -93,6 +100,19 @@ class InflationOptions:
         for option, number, least in numbers:
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ConfigError(f"{option} {number!r}: must be a whole number of at least {least}")
+
+    def _check_causal(self) -> None:
+        """Raises ConfigError if frames would see later ones although they must not."""
+        if self.causal and "causal" not in _MODE_OPTIONS[self.temporal]:
+            modes = [mode for mode, options in _MODE_OPTIONS.items() if "causal" in options]
+            raise ConfigError(
+                f"causal: with temporal={self.temporal} frames see later ones, so it does not run over a stream; "
+                f"take {', '.join(modes)}"
+            )
+        if self.causal and self.temporal_strides:
+            raise ConfigError(
+                "causal: temporal_strides join frames with later ones, so it does not run over a stream; leave them out"
+            )
 
     @property
     def strides(self) -> Mapping[str, int]:

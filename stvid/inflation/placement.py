@@ -163,7 +163,11 @@ def _add_shifts(guest: Guest) -> None:
         )
     for site in chosen:
         shift = TemporalShift(
-            guest.time, channels_first=site.channels_first, shift_div=options.shift_div, padding=options.padding
+            guest.time,
+            channels_first=site.channels_first,
+            shift_div=options.shift_div,
+            padding=options.padding,
+            causal=options.causal,
         )
         attach(_at(guest, site), site, guest.time, before=shift)
         guest.inflated.append(site.name)
@@ -222,8 +226,10 @@ def _add_convs(guest: Guest) -> None:
             raise ConfigError(f"kernel_size {pattern!r}: matches no chosen convolution{_examples(chosen)}")
     for site in chosen:
         size = _looked_up(sizes, site.name, default=3)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0:
-            raise ConfigError(f"kernel_size {size!r}: must be an odd positive number of frames")
+        even = isinstance(size, int) and size % 2 == 0
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1 or (even and not options.causal):
+            kind = "a positive whole" if options.causal else "an odd positive"
+            raise ConfigError(f"kernel_size {size!r}: must be {kind} number of frames")
         _inflate_conv(guest, site, size, time_stride=_looked_up(options.strides, site.name, default=1))
     _add_pools(guest, chosen)
 
@@ -235,6 +241,7 @@ def _inflate_conv(guest: Guest, site: Site, kernel_size: int, *, time_stride: in
         "init": guest.options.init,
         "padding": guest.options.padding,
         "time_stride": time_stride,
+        "causal": guest.options.causal,
     }
     conv: Any = _at(guest, site)
     if TemporalConv.accepts(conv) and not guest.options.factorized and not site.read and site.batch_axis == 0:

@@ -239,9 +239,8 @@ def prove(
         observed: What `observe` saw of the 2D network; None runs it.
     """
     if model.options.spoils_ends:
-        report.reasons = [
-            "zeros beyond the ends of the clip reach its first and last frames (padding=replicate avoids it)"
-        ]
+        where = "first" if model.options.causal else "first and last"
+        report.reasons = [f"zeros beyond the ends of the clip reach its {where} frames (padding=replicate avoids it)"]
     report.filters = filter_pairs(network, model)
     seen = observe(network, model) if observed is None else observed
     images = seen.images

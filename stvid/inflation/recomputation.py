@@ -52,7 +52,7 @@ class Recomputed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Does what the block does."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or self.time.memory is not None:  # what a stream keeps is not kept twice
             return self.block(*args, **kwargs)
         time, frames, norms = self.time, self.time.frames, _batch_norms(self.block)
 

@@ -12,14 +12,18 @@ arXiv:2102.05095).
 
 At the ends of a clip the first and the last frame are repeated (``replicate``): a still video then gives what its frame
 gives in the 2D network. ``zeros`` is the padding of the published networks, which spoils that.
+
+A causal layer sees no later frame, so it has an end at the first frame alone. Over a stream it keeps the last frames
+that it needs (`TemporalLayer.look_back`), in the `StreamMemory` that `ClipTime` holds during a step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +34,7 @@ from torch.utils.flop_counter import register_flop_formula
 from stvid.inflation.anatomy import Site
 from stvid.inflation.options import Init, Padding
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
+from stvid.models.streaming import StreamMemory
 
 __all__ = [
     "ClipTime",
@@ -42,16 +47,18 @@ __all__ = [
     "TemporalShift",
     "TemporalTransformer",
     "attach",
-    "describe_taps",
+    "describe_kernels",
+    "kernels",
 ]
 
 FOCUS = 2.0  # what a score loses at the start for each frame beside the one that a head looks at
 
 
 class _Current(threading.local):
-    """The frames of the clips that this thread is working on; 0 before the first."""
+    """The frames of the clips that this thread is working on, 0 before the first; and its stream, during a step."""
 
     frames = 0
+    memory: StreamMemory | None = None
 
 
 class ClipTime:
@@ -85,6 +92,20 @@ class ClipTime:
     @frames.setter
     def frames(self, frames: int) -> None:
         self._current.frames = frames
+
+    @property
+    def memory(self) -> StreamMemory | None:
+        """The memory of the stream that this thread is working on; None for a clip."""
+        return self._current.memory
+
+    @contextlib.contextmanager
+    def streaming(self, memory: StreamMemory) -> Iterator[None]:
+        """Hands a stream's memory to the layers that run in this thread."""
+        before, self._current.memory = self._current.memory, memory
+        try:
+            yield
+        finally:
+            self._current.memory = before
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_current"}
@@ -125,19 +146,76 @@ class TemporalLayer(nn.Module):
         """Maps (B*T, ...) to (B, T, ...)."""
         return x.unflatten(0, (-1, self.time.at(self)))
 
+    def look_back(self, clip: Tensor, frames: int, padding: Padding) -> Tensor:
+        """Returns (B, frames + T, ...): a clip, or the next frames of a stream, behind those that came before.
 
-def describe_taps(frames: int, init: Init) -> str:
-    """Returns in words what `taps` makes of a kernel."""
+        At the start nothing came before: `padding` says what stands there.
+        """
+        if not frames:
+            return clip
+        memory, first = self.time.memory, clip[:, :1]
+        past = None if memory is None else memory.recall((clip.shape[0], frames, *clip.shape[2:]))
+        if past is not None:
+            before = past[0]
+        else:
+            before = (first if padding == "replicate" else torch.zeros_like(first)).expand(-1, frames, *first.shape[2:])
+        clip = torch.cat((before, clip), dim=1)
+        if memory is not None:
+            memory.keep(clip[:, -frames:].clone())  # a view would hold on to all frames
+        return clip
+
+
+def kernels(weight: Tensor, frames: int, *, init: Init, causal: bool) -> Tensor:
+    """Gives a 2D kernel an axis of time, as `stvid.models.blocks.taps` does.
+
+    Args:
+        weight: (out, in, kh, kw).
+        frames: Frames that the new kernel sees.
+        init: ``center`` or ``average``.
+        causal: Whether the kernel ends with the current frame; its center is the last tap then.
+    """
+    inflated = taps(weight, frames, init=init)
+    return inflated.roll(frames - 1 - frames // 2, dims=2) if causal and init == "center" else inflated
+
+
+def describe_kernels(frames: int, *, init: Init, causal: bool) -> str:
+    """Returns in words what `kernels` makes of a kernel."""
     if frames == 1:
         return "copied, with an axis of one frame"
     if init == "average":
         return f"repeated {frames} times in time, divided by {frames}"
-    return f"in the central one of {frames} frames, zeros elsewhere"
+    return f"in the {'last' if causal else 'central one'} of {frames} frames, zeros elsewhere"
 
 
 def _repeat_ends(x: Tensor, amount: int) -> Tensor:
     """Repeats the first and last frame of (B, T, ...)."""
     return torch.cat((*[x[:, :1]] * amount, x, *[x[:, -1:]] * amount), dim=1) if amount else x
+
+
+class _Ends:
+    """The frames beyond the ends of a clip that a kernel in time sees.
+
+    Args:
+        kernel_size: Frames that the kernel sees.
+        padding: Their values.
+        causal: Whether all of them come before the clip.
+
+    Attributes:
+        padding: Their values.
+        before: Frames that a causal kernel sees before the current one; else 0.
+        repeated: How often the first and last frame are repeated, for other kernels.
+        zeros: Zeros at both ends that the convolution itself adds, for other kernels.
+    """
+
+    def __init__(self, kernel_size: int, padding: Padding, causal: bool) -> None:
+        beside = 0 if causal else kernel_size // 2
+        self.padding: Padding = padding
+        self.before = kernel_size - 1 if causal else 0
+        self.repeated, self.zeros = (0, beside) if padding == "zeros" else (beside, 0)
+
+    def add(self, layer: TemporalLayer, clip: Tensor) -> Tensor:
+        """Adds them to the clip (B, T, ...) that a layer sees, but for zeros at both ends."""
+        return _repeat_ends(layer.look_back(clip, self.before, self.padding), self.repeated)
 
 
 _Steps = tuple[int, ...]
@@ -191,6 +269,7 @@ class TemporalConv(nn.Conv2d, TemporalLayer):
         init: As in `taps`.
         padding: At the ends of the clip.
         time_stride: Step in time.
+        causal: Whether it sees no later frame.
     """
 
     def __init__(
@@ -202,6 +281,7 @@ class TemporalConv(nn.Conv2d, TemporalLayer):
         init: Init,
         padding: Padding,
         time_stride: int = 1,
+        causal: bool = False,
     ) -> None:
         from timm.layers import Conv2dSame
 
@@ -211,9 +291,9 @@ class TemporalConv(nn.Conv2d, TemporalLayer):
         self.pads_same = isinstance(conv, Conv2dSame)
         self.time = time
         self.time_stride = time_stride
-        self.repeated = 0 if padding == "zeros" else kernel_size // 2
-        self.zeros = kernel_size // 2 if padding == "zeros" else 0
-        self.weight = nn.Parameter(taps(conv.weight.detach(), kernel_size, init=init).contiguous())
+        self.ends = _Ends(kernel_size, padding, causal)
+        weight = kernels(conv.weight.detach(), kernel_size, init=init, causal=causal)
+        self.weight = nn.Parameter(weight.contiguous())
         self.weight.requires_grad = conv.weight.requires_grad
 
     @staticmethod
@@ -236,14 +316,14 @@ class TemporalConv(nn.Conv2d, TemporalLayer):
             from timm.layers import pad_same
 
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        clip = _repeat_ends(self.unfold(x.permute(0, 2, 3, 1)), self.repeated).permute(0, 4, 1, 2, 3)
-        stride, padding = (self.time_stride, *self.stride), (self.zeros, *self.padding)
+        clip = self.ends.add(self, self.unfold(x.permute(0, 2, 3, 1))).permute(0, 4, 1, 2, 3)
+        stride, padding = (self.time_stride, *self.stride), (self.ends.zeros, *self.padding)
         out = _conv3d(clip, self.weight, self.bias, (stride, padding, (1, *self.dilation)), self.groups)
         return self.time.laid_out(out.transpose(1, 2).flatten(0, 1))
 
     def extra_repr(self) -> str:
-        """Returns the 2D settings and the frames that it sees."""
-        return f"{super().extra_repr()}, frames={self.weight.shape[2]}"
+        """Returns the 2D settings, the frames that it sees, and whether they are earlier ones alone."""
+        return f"{super().extra_repr()}, frames={self.weight.shape[2]}{', causal' * (self.ends.before > 0)}"
 
 
 class TemporalFilter(TemporalLayer):
@@ -257,6 +337,7 @@ class TemporalFilter(TemporalLayer):
         padding: At the ends of the clip.
         groups: 1, or `dim` for a filter per channel.
         time_stride: Step in time.
+        causal: Whether it sees no later frame.
         channels_first: Whether the layer's output is (B*T, dim, ...); else it is (B*T, ..., dim).
     """
 
@@ -270,6 +351,7 @@ class TemporalFilter(TemporalLayer):
         padding: Padding,
         groups: int = 1,
         time_stride: int = 1,
+        causal: bool = False,
         channels_first: bool = True,
     ) -> None:
         super().__init__()
@@ -277,18 +359,18 @@ class TemporalFilter(TemporalLayer):
         self.time_stride = time_stride
         self.groups = groups
         self.channels_first = channels_first
-        self.padding = kernel_size // 2 if padding == "zeros" else 0
-        self.repeated = 0 if padding == "zeros" else kernel_size // 2
+        self.ends = _Ends(kernel_size, padding, causal)
         identity = torch.eye(dim) if groups == 1 else torch.ones(dim, 1)
-        self.weight = nn.Parameter(taps(identity[:, :, None, None], kernel_size, init=init).contiguous())
+        weight = kernels(identity[:, :, None, None], kernel_size, init=init, causal=causal)
+        self.weight = nn.Parameter(weight.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters over time."""
         if not self.channels_first:
             x = x.movedim(-1, 1)
-        clip = _repeat_ends(self.unfold(x.flatten(2).transpose(1, 2)), self.repeated)  # (B, T, pixels, dim)
+        clip = self.ends.add(self, self.unfold(x.flatten(2).transpose(1, 2)))  # (B, T, pixels, dim)
         clip = clip.permute(0, 3, 1, 2).unsqueeze(4)
-        stride, padding = (self.time_stride, 1, 1), (self.padding, 0, 0)
+        stride, padding = (self.time_stride, 1, 1), (self.ends.zeros, 0, 0)
         y = _conv3d(clip, self.weight, None, (stride, padding, (1, 1, 1)), self.groups)
         y = y.squeeze(4).transpose(1, 2).flatten(0, 1).unflatten(2, x.shape[2:])
         return y if self.channels_first else y.movedim(1, -1)
@@ -302,27 +384,35 @@ class TemporalShift(TemporalLayer):
         channels_first: Whether the input is (B*T, C, ...); else it is (B*T, ..., C).
         shift_div: One part in so many goes each way; TSM takes 8.
         padding: The values that enter at the ends of the clip; TSM takes zeros.
+        causal: Whether no channels move to the previous frame: TSM's shift for streams.
     """
 
-    def __init__(self, time: ClipTime, *, channels_first: bool, shift_div: int, padding: Padding) -> None:
+    def __init__(
+        self, time: ClipTime, *, channels_first: bool, shift_div: int, padding: Padding, causal: bool = False
+    ) -> None:
         super().__init__()
         self.time = time
         self.channel_axis = 1 if channels_first else -1
         self.shift_div = shift_div
-        self.padding = padding
+        self.padding: Padding = padding
+        self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
         """Shifts; the shape stays."""
         part = max(1, x.shape[self.channel_axis] // self.shift_div)
         axis = self.channel_axis + 1 if self.channel_axis > 0 else self.channel_axis
         clip = self.unfold(x)
+        if self.causal:
+            moved = self.look_back(clip.narrow(axis, 0, part), 1, self.padding)[:, :-1]
+            rest = clip.narrow(axis, part, x.shape[self.channel_axis] - part)
+            return torch.cat((moved, rest), dim=axis).flatten(0, 1)
         ahead, behind = clip.narrow(axis, 0, part), clip.narrow(axis, part, part)
         rest = clip.narrow(axis, 2 * part, x.shape[self.channel_axis] - 2 * part)
         first, last = behind[:, :1], ahead[:, -1:]
         if self.padding == "zeros":
             first, last = torch.zeros_like(first), torch.zeros_like(last)
-        moved = (torch.cat((ahead[:, 1:], last), dim=1), torch.cat((first, behind[:, :-1]), dim=1), rest)
-        return torch.cat(moved, dim=axis).flatten(0, 1)
+        parts = (torch.cat((ahead[:, 1:], last), dim=1), torch.cat((first, behind[:, :-1]), dim=1), rest)
+        return torch.cat(parts, dim=axis).flatten(0, 1)
 
 
 class TemporalPool(TemporalLayer):

@@ -14,7 +14,7 @@ from stvid.errors import CheckpointError
 from stvid.inflation.image_networks import ImageNetwork
 from stvid.inflation.options import Init
 from stvid.inflation.report import COPIED, RuleKind, TensorRule
-from stvid.inflation.temporal import describe_taps
+from stvid.inflation.temporal import describe_kernels
 from stvid.models.base import VideoModel
 from stvid.models.blocks import taps
 
@@ -127,7 +127,7 @@ class Transfer:
         if own.dim() == 5 and value.dim() == 4:
             frames = own.shape[2]
             image, value = value, taps(value, frames, init=self.init)
-            kind, rule = "derived", describe_taps(frames, self.init)
+            kind, rule = "derived", describe_kernels(frames, init=self.init, causal=False)
             if frames > 1:
                 self.filters.append((key, image, value))
                 if self.init == "average":

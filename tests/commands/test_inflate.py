@@ -34,3 +34,19 @@ def test_a_projection_head_is_said_to_be_left_out(tmp_path: Path, capsys: pytest
     assert main([*arguments, "--weights", str(tmp_path / "moco.pth"), "--num_classes", "3"]) == 0
     printed = capsys.readouterr().out
     assert "what stands beside it is left out (queue)" in printed and "a new classifier" in printed
+
+
+def test_causal_networks_and_those_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["inflate", "--from", "timm:test_resnet", "--frames", "3", "--img_size", "64", "--causal"]
+    assert main([*arguments, "--kernel_size", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "in the last of 2 frames, zeros elsewhere" in printed and printed.rstrip().endswith("exact")
+    for wrong, message in (
+        (["--temporal", "head"], "causal: with temporal=head frames see later ones"),
+        (["--hyperparameters", '{"temporal_strides": {"stem": 2}}'], "causal: temporal_strides join frames"),
+        (["--hyperparameters", '{"causal": true}'], "causal has an option of its own, --causal"),
+        (["--from", "torchvision:resnet50", "--to", "i3d_r50"], "--causal has no meaning with --to: i3d_r50"),
+    ):
+        assert main([*arguments, *wrong]) == 2
+        errors = capsys.readouterr().err
+        assert message in errors and len(errors.splitlines()) == 1

@@ -146,3 +146,22 @@ def test_classes_of_unknown_order_are_numbers(unnamed: str, video: str, call: Ca
     assert code == 1 and "no packaged list of class names" in err and "hmdb51" in err
     code, out, err = call(*common, "--data.class_names", "hmdb51")
     assert code == 0 and not err and "class " not in out
+
+
+def test_a_causal_inflated_network_runs_as_a_stream(video: str, tmp_path: Path, call: Call) -> None:
+    made = ["--from", "timm:test_resnet", "--temporal", "shift", "--frames", "4", "--img_size", "32", "--causal"]
+    code, out, _ = call("inflate", *made, "--num_classes", 3, "--out", tmp_path / "inflated.ckpt")
+    assert code == 0 and "exact" in out
+    (tmp_path / "names.txt").write_text("left\nright\nturn\n")
+    arguments = ["predict", video, "--checkpoint", tmp_path / "inflated.ckpt", "--device", "cpu"]
+    arguments += ["--class_names", tmp_path / "names.txt"]
+    code, out, err = call(*arguments)
+    assert code == 0 and not err
+    # every 16th of 50 frames, as a dense clip of 4 frames has them
+    assert re.search(r"4 frames as one stream: \d+\.\d ms a frame in the median", out.splitlines()[-1])
+    code, out, _ = call(*arguments, "--json", "--topk", 3)
+    streamed = json.loads(out.splitlines()[-1])
+    code, out, _ = call(*arguments, "--stream", "false", "--json", "--topk", 3)
+    clip = json.loads(out)[0]
+    assert streamed["classes"] == clip["classes"]
+    assert streamed["probabilities"] == pytest.approx(clip["probabilities"], abs=1e-5)
