@@ -181,11 +181,33 @@ class CrossBlock(FeedForward):
 
     def forward(self, x: Tensor, *, others: Tensor) -> Tensor:
         """Maps (B, N, dim) and (B, M, other_dim) to (B, N, dim)."""
-        q = self.q(self.norm_q(x)).unflatten(-1, (self.num_heads, -1))
-        k, v = self.kv(self.norm_kv(others)).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
-        seen = attend(q, k, v, drop_rate=self.attn_drop_rate if self.training else 0.0, layout="BMHK")
-        seen = self.proj(seen.flatten(-2))
+        q, others = self.q(self.norm_q(x)), self.norm_kv(others)
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        if self.num_heads == 1 and not drop_rate and x.shape[1] < others.shape[1] and _is_plain(self.kv):
+            seen = self._see_unprojected(q, others)
+        else:
+            k, v = self.kv(others).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)
+            seen = attend(q.unflatten(-1, (self.num_heads, -1)), k, v, drop_rate=drop_rate, layout="BMHK").flatten(-2)
+        seen = self.proj(seen)
         return self.feed_forward(x + seen if self.residual else seen)
+
+    def _see_unprojected(self, q: Tensor, others: Tensor) -> Tensor:
+        """Attends with one head, and projects the few queries and results instead of the many keys and values.
+
+        ``q (others Wk + bk)^T`` is ``(q Wk^T) others^T`` and a number for each query, which a softmax does not see; and
+        since the weights of a query sum to 1, ``weights (others Wv + bv)`` is ``(weights others) Wv + bv``.
+        """
+        key_weight, value_weight = self.kv.weight.chunk(2)
+        value_bias = self.kv.bias.chunk(2)[1]
+        queries = (q @ key_weight)[:, None]
+        given = others.to(queries.dtype)[:, None]  # autocast leaves the results of norms in float32
+        seen = attend(queries, given, given, scale=q.shape[-1] ** -0.5)[:, 0]
+        return F.linear(seen, value_weight, value_bias)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Returns whether a layer is torch's own and nobody listens to it, so that its weights may be used without it."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class _Output(nn.Module):

@@ -204,3 +204,27 @@ def test_explained_by_the_patches_that_the_latents_look_at() -> None:
     protocol = model.default_protocol.replace(frames=4, fps=None, short_side=16, crop=16, views="1x1")
     shown = stvid.explain(model, frames, protocol=protocol)
     assert shown.method == "gradcam-tokens" and shown.heat.shape == (4, 16, 16) and shown.heat.std() > 0
+
+
+def test_few_queries_are_projected_instead_of_many_keys_unless_somebody_listens() -> None:
+    model = tiny(drop_path_rate=0.0).double()
+    for parameter in model.parameters():  # biases start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    clip = torch.randn(2, 3, 4, 16, 24, dtype=torch.float64)
+    seen: list[str] = []
+
+    def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        logits = model(clip)
+        logits.square().sum().backward()
+        found = {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
+        return logits.detach(), found
+
+    quick, quick_gradients = gradients()
+    for name, block in (("latents", model.cross), ("head", model.head.cross)):
+        block.kv.register_forward_hook(lambda layer, inputs, output, name=name: seen.append(name))
+    plain, plain_gradients = gradients()
+    assert seen == ["latents", "head"]
+    torch.testing.assert_close(quick, plain, rtol=1e-10, atol=1e-12)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(quick_gradients[name], gradient, rtol=1e-8, atol=1e-10)
