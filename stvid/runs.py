@@ -82,6 +82,11 @@ def stored_run(checkpoint: str | os.PathLike[str]) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{checkpoint}: holds no run that could be continued; use --init to start from its weights"
         )
+    protocol = stored.get("protocol")
+    if not isinstance(protocol, Mapping) or "class_names" not in protocol:
+        raise CheckpointError(
+            f"{checkpoint}: what it tells of its run is damaged; use --init to start from its weights"
+        )
     return stored
 
 
@@ -93,7 +98,14 @@ RESUMABLE = {
     *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.compile", "trainer.channels_last", "trainer.val_every", "trainer.save_every"),
-    *("trainer.patience", "trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
+    *(
+        "trainer.patience",
+        "trainer.keep",
+        "trainer.log_every_n_steps",
+        "trainer.loggers",
+        "trainer.deterministic",
+        "trainer.progress",
+    ),
 }
 
 

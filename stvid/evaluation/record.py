@@ -7,7 +7,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -418,6 +418,39 @@ def _has(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     return isinstance(record, dict) and all(_is(record.get(name), kind) for name, kind in fields.items())
 
 
+def _is_text(values: Iterable[str]) -> bool:
+    """Whether all can be written: JSON can name half of a letter, which no file and no terminal can hold."""
+    try:
+        "".join(values).encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_numbers(result: EvaluationResult) -> None:
+    """Raises ValueError unless every class with videos has its numbers, and every protocol the same metrics."""
+    measures = ("ap",) if result.task == "multilabel" else ("recall", "precision")
+    main = measures[0]
+    for record in result.per_class:
+        if not _has(record, dict.fromkeys(measures, float)) or not {*measures} <= {*record}:
+            raise ValueError(f"per_class does not hold {', '.join(measures)}")
+        if (record[main] is None) != (record["support"] == 0) or record["support"] < 0:
+            raise ValueError(f"per_class has {record['support']} videos and {main} {record[main]} of one class")
+    names: dict[str, set[str]] = {}
+    for key, value in result.metrics.items():
+        name, _, views = key.partition("@")
+        names.setdefault(views.partition("_")[0], set()).add(name + views.partition("_")[2])
+        if value is None:
+            raise ValueError(f"{key} is no number")
+    if {*names} != {result.views, *result.also} or len({frozenset(of) for of in names.values()}) > 1:
+        raise ValueError("metrics are not those of its views")
+    main_names = names[result.views]
+    if ("mAP" if result.task == "multilabel" else "top1") not in main_names:
+        raise ValueError("metrics lack the one that counts")
+    if any((name + "low" in main_names) != (name + "high" in main_names) for name in main_names):
+        raise ValueError("metrics have one bound and not the other")
+
+
 def _check(result: EvaluationResult) -> None:
     """Raises ValueError unless what was read has the types and shapes that `EvaluationResult` promises."""
     for name, kind in _PLAIN.items():
@@ -430,9 +463,11 @@ def _check(result: EvaluationResult) -> None:
         raise ValueError("published holds other values than it should")
     if not all(_has(record, {"class": str, "support": int}) for record in result.per_class):
         raise ValueError("per_class holds other values than it should")
-    measures = ("ap",) if result.task == "multilabel" else ("recall", "precision")
-    if not all(_has(record, dict.fromkeys(measures, float)) for record in result.per_class):
-        raise ValueError(f"per_class does not hold {', '.join(measures)}")
+    _check_numbers(result)
+    texts = [*result.class_names, *result.arithmetic, *result.versions, *result.versions.values(), *result.paths]
+    texts += [part for failure in result.failures for part in failure]
+    if not _is_text([*texts, result.command, json.dumps(result.published, ensure_ascii=False)]):
+        raise ValueError("it holds half of a letter")
     videos, classes = len(result.logits), len(result.class_names)
     layout = view_layout([result.views, *result.also], result.protocol.sampling)
     views = ViewPlan.parse(result.views).num_views

@@ -179,7 +179,8 @@ def _checked_index(about: dict[str, Any], table: bytes) -> Index:
         coded=(coded[0], coded[1]),
         turn=(turn[0], turn[1], turn[2]),
         decoder=None if about["decoder"] is None else _checked_facts(about["decoder"]),
-        **numbers,
+        time_base=numbers["time_base"],
+        fps=numbers["fps"],
     )
 
 

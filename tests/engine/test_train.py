@@ -25,7 +25,7 @@ from stvid.engine.task import VideoTask
 from stvid.engine.train import TrainResult, _note_on_span, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError
 from stvid.evaluation.evaluate import evaluate
-from stvid.runs import claim_output, newest_checkpoint, read_test_videos, resume_config
+from stvid.runs import claim_output, newest_checkpoint, read_test_videos, resume_config, stored_run
 
 MODEL = "{depth: [1, 1, 1, 1], embed_dim: [8, 8, 16, 16], head_dim: 8}"
 
@@ -648,6 +648,11 @@ def test_resume_from_weights_alone_is_refused(configure: Callable[..., TrainConf
     stvid.save_model(stvid.load_model(first.last), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match=r"holds no run that could be continued; use --init"):
         train(configure(f"resume={tmp_path / 'weights.pt'}", output="other"))
+    content = torch.load(first.last, weights_only=True)
+    del content["stvid"]["protocol"]
+    torch.save(content, tmp_path / "damaged.ckpt")
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt: what it tells of its run is damaged; use --init"):
+        stored_run(tmp_path / "damaged.ckpt")
 
 
 def test_kept_checkpoints_do_not_pile_up(configure: Callable[..., TrainConfig]) -> None:

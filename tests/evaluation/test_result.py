@@ -286,6 +286,35 @@ def test_damaged_files_are_one_clear_line(tmp_path, damage):
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("per_class", 0, "recall"), None),
+        (("per_class", 0, "support"), 0),
+        (("per_class", 0, "recall"), ...),
+        (("metrics", "top1@2x3"), ...),
+        (("metrics", "top1@2x3"), None),
+        (("metrics", "top1@2x3_low"), 0.5),
+        (("also",), ["1x1"]),
+        (("classes", 0), "\ud800"),
+        (("command",), "\udfff"),
+    ],
+)
+def test_one_wrong_value_is_one_clear_line(tmp_path, keys, value):
+    path = filled().result().save(tmp_path)
+    record = json.loads(path.read_text())
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    path.write_text(json.dumps(record))
+    with pytest.raises(StvidError, match=r"not an evaluation saved by stvid, or damaged \(.*\); run stvid test again"):
+        EvaluationResult.load(tmp_path)
+
+
 def test_a_full_disk_leaves_the_earlier_files(tmp_path, monkeypatch):
     filled().result().save(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
