@@ -135,7 +135,10 @@ class DataConfig:
     val_fraction: float = 0.0
     test: str | None = None
     root: str | None = None
-    format: Literal["auto", "csv", "folder", "kinetics", "ssv2", "shards"] = "auto"
+    format: Literal[
+        "auto", "csv", "folder", "kinetics", "ssv2", "shards",
+        "label-studio", "cvat", "via", "fiftyone", "hugging-face", "parquet", "json",
+    ] = "auto"  # fmt: skip
     class_names: str | None = None
     backend: Literal["av", "decord", "torchcodec", "frames"] = "av"
     batch_size: int = 8

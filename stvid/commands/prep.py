@@ -23,6 +23,7 @@ from stvid.files import TEMPORARY, write_lines, write_table
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from stvid.data.conversion import Annotated
     from stvid.data.manifest import Manifest
 
 __all__ = ["COMMANDS", "main", "run"]
@@ -68,30 +69,73 @@ def _report_failures(outcomes: Sequence[Outcome], place: Path) -> int:
     return 1
 
 
-def manifest(argv: Sequence[str]) -> int:
-    """Write the list of videos of a data set from its official annotation."""
-    from stvid.data.conversion import CLASSES, DATASETS, convert, write_class_names, write_list
+def _manifest_parser() -> ArgumentParser:
+    from stvid.data.conversion import DATASETS
+    from stvid.data.exchange.formats import EXCHANGE
 
     parser = parser_for(
         "prep manifest",
-        "Write a list of videos (path,label[,start,end]) and its class names from an official annotation. Videos that "
-        "are annotated but not there are listed beside it.",
+        "Write a list of videos (path,label[,start,end]) and its class names from an official annotation, or from what "
+        "a tool wrote that people label with. Videos that are annotated but not there are listed beside it.",
     )
-    parser.add_argument("dataset", type=str, help=", ".join(DATASETS))
-    parser.add_argument("annotation", type=str, help="Official file (HMDB51: folder of the split files).")
+    parser.add_argument("dataset", type=str, help=f"{', '.join(DATASETS)}; or the tool: {', '.join(EXCHANGE)}")
+    parser.add_argument(
+        "annotation", type=str, help="Official file (HMDB51: folder of the split files), or the file of the tool."
+    )
     parser.add_argument("--root", type=str | None, help="Folder of the videos; default that of the annotation.")
     parser.add_argument("--out", type=str, required=True, help="The CSV to write.")
     parser.add_argument("--part", type=Literal["train", "test"] | None, help="HMDB51: which part; default train.")
     parser.add_argument("--split", type=Literal[1, 2, 3] | None, help="HMDB51: which split; default 1.")
-    options = parse(parser, argv)
+    parser.add_argument(
+        "--field",
+        type=str | None,
+        help="Tools: where the labels stand, if in several places (a control, an attribute, a field, a column).",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float | None,
+        help="Tools: frames a second by which the file counts frames; default what it says, else the times of the "
+        "videos.",
+    )
+    return parser
+
+
+def _converted(options: Any) -> Annotated:
+    """Returns the list that the options name.
+
+    Raises:
+        ConfigError: If an option does not belong to this data set.
+        ManifestError: If the annotation cannot be read, or none of its videos is there.
+    """
+    from stvid.data.conversion import convert, convert_export
+    from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions
+
+    annotation = Path(options.annotation)
+    root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
     for option in ("part", "split"):
         if options.dataset != "hmdb51" and getattr(options, option) is not None:
             raise ConfigError(f"--{option}: only for hmdb51; {options.dataset} has a file for each")
+    if options.dataset in EXCHANGE:
+        if options.fps is not None and not 0 < options.fps <= 1000:
+            raise ConfigError(f"--fps {options.fps:g}: is not a number above 0 and up to 1000")
+        out = Path(options.out)
+        videos = out.with_name(f"{out.stem}_videos") if options.dataset == "hugging-face" else None
+        settings = ExchangeOptions(field=options.field, fps=options.fps, multilabel=None, videos=videos)
+        return convert_export(options.dataset, annotation, root, settings)
+    for option in ("field", "fps"):
+        if getattr(options, option) is not None:
+            raise ConfigError(f"--{option}: only for {', '.join(EXCHANGE)}")
     if options.dataset == "folder" and options.root:
         raise ConfigError("--root: has no meaning for a folder per class; leave it out")
-    annotation = Path(options.annotation)
-    root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
-    found = convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
+    return convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
+
+
+def manifest(argv: Sequence[str]) -> int:
+    """Write the list of videos of a data set from its official annotation, or from what a labelling tool wrote."""
+    from stvid.data.conversion import CLASSES, write_class_names, write_list
+
+    options = parse(_manifest_parser(), argv)
+    found = _converted(options)
     out = Path(options.out)
     names = out.with_name(f"{out.stem}_classes.txt")
     write_list(out, found)

@@ -23,13 +23,14 @@ from stvid.data.annotations import (
     read_ucf101,
 )
 from stvid.data.class_names import read_class_names
+from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions, read_exchange
 from stvid.data.labels import composed, order_labels
 from stvid.data.manifest import read_manifest
 from stvid.data.video_folder import VideoFolder, counted_kinds
 from stvid.errors import ConfigError, ManifestError, nearest
 from stvid.files import write_lines, write_table
 
-__all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "write_class_names", "write_list"]
+__all__ = ["CLASSES", "DATASETS", "Annotated", "convert", "convert_export", "write_class_names", "write_list"]
 
 
 @dataclass
@@ -37,12 +38,14 @@ class Annotated:
     """The list that an annotation file and a folder of videos give together.
 
     Attributes:
-        rows: Path, label, start and end in seconds (None: the whole video) of each video that is there.
+        rows: Path, label, start and end in seconds (None: the whole video) of each video that is there; several labels
+            are joined by ``|``.
         missing: Names of annotated videos that are not there.
         unexpected: Files in the folder that no annotation names.
         class_names: All classes of the annotation, in their official order where there is one.
         repeated: Rows of the annotation that were there before, and were left out.
         notes: What a user should know of the folder, a line each.
+        splits: The split of each row; empty if there are none.
     """
 
     rows: list[tuple[str, str, float | None, float | None]] = field(default_factory=list)
@@ -51,6 +54,7 @@ class Annotated:
     class_names: list[str] = field(default_factory=list)
     repeated: int = 0
     notes: tuple[str, ...] = ()
+    splits: list[str] = field(default_factory=list)
 
 
 def _match(annotations: Annotations, videos: VideoFolder) -> Annotated:
@@ -120,7 +124,8 @@ def convert(dataset: str, annotation: Path, root: Path, *, part: str = "train", 
         ManifestError: If the annotation cannot be read, or none of its videos is there.
     """
     if dataset not in DATASETS:
-        raise ConfigError(f"{dataset}: no such data set{nearest(dataset, DATASETS)} ({', '.join(DATASETS)})")
+        known = (*DATASETS, *EXCHANGE)
+        raise ConfigError(f"{dataset}: no such data set{nearest(dataset, known)} ({', '.join(known)})")
     for path in (annotation, root):
         if not path.exists():
             raise ManifestError(f"{path}: no such file or folder")
@@ -136,6 +141,41 @@ def convert(dataset: str, annotation: Path, root: Path, *, part: str = "train", 
         example = f", such as {found.missing[0]}" if found.missing else ""
         raise ManifestError(f"{root}: holds none of the {len(found.missing)} videos of {annotation}{example}")
     _leave_out_repeated(found, annotation)
+    return found
+
+
+def convert_export(format: str, path: Path, root: Path, options: ExchangeOptions) -> Annotated:
+    """Reads a list of videos that another program has written, and finds its videos.
+
+    Args:
+        format: One of `stvid.data.exchange.formats.EXCHANGE`.
+        path: The file or folder.
+        root: The folder of the videos.
+        options: What the file may leave open.
+
+    Raises:
+        ManifestError: If the file cannot be read, none of its videos is there, or a label cannot be joined to others.
+    """
+    for place in (path, root):
+        if not place.exists():
+            raise ManifestError(f"{place}: no such file or folder")
+    listed = read_exchange(os.fspath(path), format, os.fspath(root), options)
+    labels = order_labels((label for row in listed.rows for label in row.labels), os.fspath(path))
+    found = Annotated(notes=listed.notes, class_names=list(listed.class_names or labels))
+    for number, row in enumerate(listed.rows):
+        video = row.path if "://" in row.path else os.path.join(root, row.path)
+        if "://" not in video and not os.path.lexists(video):
+            found.missing.append(row.path)
+            continue
+        if len(row.labels) > 1 and any("|" in label for label in row.labels):
+            raise ManifestError(f"{path}, {row.where}: a label holds |, which joins the labels of a list; rename it")
+        found.rows.append((video, "|".join(composed(label) for label in row.labels), row.start, row.end))
+        found.splits += listed.splits[number : number + 1]
+    if not found.rows:
+        raise ManifestError(
+            f"{root}: holds none of the {len(found.missing)} videos of {path}, such as {found.missing[0]}; give their "
+            "folder with --root"
+        )
     return found
 
 
@@ -165,6 +205,11 @@ def _unwritable(video: str) -> bool:
     return video != video.strip()
 
 
+def _seconds(value: float) -> str:
+    """Returns seconds to the microsecond, which tells all frames of any video from each other."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
 def write_list(path: Path, found: Annotated) -> None:
     """Writes a CSV that `read_manifest` reads; paths below its folder are written relative to it.
 
@@ -176,14 +221,16 @@ def write_list(path: Path, found: Annotated) -> None:
     timed = any(start is not None or end is not None for _, _, start, end in found.rows)
     labelled = any(label for _, label, _, _ in found.rows)
     header = ["path", *(["label"] if labelled else []), *(["start", "end"] if timed else [])]
+    header += ["split"] if found.splits else []
     rows = []
-    for video, label, start, end in found.rows:
-        video = os.path.abspath(video)
+    for number, (video, label, start, end) in enumerate(found.rows):
+        video = video if "://" in video else os.path.abspath(video)
         if _unwritable(video):
             raise ManifestError(f"{video!r}: its name is not UTF-8 text or has an odd end; rename it")
         shown = os.path.relpath(video, base) if Path(video).is_relative_to(base) else video
-        times = ["" if value is None else f"{value:g}" for value in (start, end)]
-        rows.append([shown, *([label] if labelled else []), *(times if timed else [])])
+        times = ["" if value is None else _seconds(value) for value in (start, end)]
+        cells = [shown, *([label] if labelled else []), *(times if timed else [])]
+        rows.append([*cells, *found.splits[number : number + 1]])
     write_table(path, header, rows, errors="strict", formulas=True)
 
 

@@ -38,12 +38,14 @@ class VideoList:
         sparse: Whether rows without labels may stand beside labelled ones.
         splits: The split of each row; empty if no column names it.
         notes: What a user should know of it.
+        class_names: All classes in their order, if the list itself says it.
     """
 
     rows: list[Row]
     sparse: bool = False
     splits: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def of_split(self, splits: Sequence[str], path: str) -> VideoList:
         """Returns the same list with the rows of the first of these splits that it has."""
@@ -53,7 +55,7 @@ class VideoList:
             raise ManifestError(f"{path}: no row is of the split {splits[0]!r}; its column split has {there}")
         rows = [row for row, own in zip(self.rows, self.splits, strict=True) if own == chosen]
         note = f"{path}: {len(rows)} of {len(self.rows)} rows, those whose column split says {chosen}"
-        return VideoList(rows, self.sparse, self.splits, (*self.notes, note))
+        return VideoList(rows, self.sparse, self.splits, (*self.notes, note), self.class_names)
 
 
 def list_table(text: str, path: str) -> tuple[Table, tuple[str, ...]]:

@@ -1,9 +1,10 @@
 """Manifests: which videos there are, and what they show.
 
-Five forms are read: a CSV of one's own, a folder per class, the official CSV of Kinetics, the official JSON of
-Something-Something v2, and the tar shards of `stvid prep shard`. Labels are class *names*; their numbers come from the
-list of class names, which is given or made of the names that occur, sorted. Labels that are whole numbers are the
-places of the classes (`stvid.data.labels`); without a list of names the classes are called "0", "1", ...
+Read are a CSV of one's own, a folder per class, the official CSV of Kinetics, the official JSON of Something-Something
+v2, the tar shards of `stvid prep shard`, and what the tools write that people label with (`stvid.data.exchange`).
+Labels are class *names*; their numbers come from the list of class names, which is given or made of the names that
+occur, sorted. Labels that are whole numbers are the places of the classes (`stvid.data.labels`); without a list of
+names the classes are called "0", "1", ...
 
 That a video file is missing is no error here: it is reported when the video is read.
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from stvid.data.annotations import Annotations, locate, read_class_names, read_kinetics, read_ssv2
 from stvid.data.class_folders import read_class_folders
 from stvid.data.csv_list import VideoList, list_table, read_csv_list
+from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions, format_of, read_exchange, read_if_via
 from stvid.data.labels import label_notes
 from stvid.data.shards import is_shards, read_shards
 from stvid.data.text_files import read_text
@@ -26,7 +28,7 @@ from stvid.files import expand_home
 
 __all__ = ["FORMATS", "VIDEO_EXTENSIONS", "Manifest", "VideoEntry", "read_class_names", "read_manifest"]
 
-FORMATS = ("auto", "csv", "folder", "kinetics", "ssv2", "shards")
+FORMATS = ("auto", "csv", "folder", "kinetics", "ssv2", "shards", *EXCHANGE)
 
 
 def read_manifest(
@@ -57,12 +59,20 @@ def read_manifest(
             in the root.
         shards: A folder or URL (``s3://``, ``https://``, whatever fsspec opens) with the ``shards.json`` and the tar
             files of `stvid prep shard`.
+        label-studio: JSON or JSON-MIN of Label Studio: choices, and ranges of ``TimelineLabels``.
+        cvat: XML of CVAT 1.1, or the ZIP with it: tags of frames, or the times of objects.
+        via: A project or CSV of VIA 3: segments of time.
+        fiftyone: A folder that FiftyOne exported, or its ``labels.json`` or ``samples.json``.
+        hugging-face: A folder that ``save_to_disk`` of the package datasets has written, with a column of videos.
+        parquet, json: A table with the columns of a CSV.
+
+    In the last six the videos are looked for below the root by the ends of their paths, and what is left out is counted
+    in the manifest's `notes`.
 
     Args:
         source: The file, or for ``folder`` and ``shards`` the folder.
         root: Folder that relative paths start from; None is the folder of the manifest.
-        format: One of the above, or ``auto``: shards (a URL, or a folder with ``shards.json``), a folder, a .json file,
-            a CSV with a column ``youtube_id``, or a CSV.
+        format: One of the above, or ``auto``, which recognises it by the content.
         class_names: The classes in order; None takes the labels that occur, sorted (numbers as numbers).
         multilabel: Whether the labels of a CSV are lists joined by ``|``. An empty one then means that the video shows
             none of the classes.
@@ -84,10 +94,11 @@ def read_manifest(
         return read_shards(path, class_names=class_names)
     if not os.path.exists(path):
         raise ManifestError(f"{path}: no such file or folder")
-    if format == "auto" and os.path.isdir(path):
-        format = "folder"
+    is_folder = os.path.isdir(path)
+    if format == "auto" and (is_folder or not is_video(path)):
+        format = format_of(path, is_folder=is_folder) or ("folder" if is_folder else "auto")
     if format == "folder":
-        if not os.path.isdir(path):
+        if not is_folder:
             raise ManifestError(f"{path}: format 'folder' needs a folder that holds a folder per class")
         if root is not None:
             raise ManifestError(f"{path}: root has no meaning for a folder per class; leave it out")
@@ -95,26 +106,33 @@ def read_manifest(
         manifest = build_manifest(rows, root=path, class_names=class_names, source=path)
         manifest.notes = (*notes, *label_notes(manifest.used_classes, path))
         return manifest
-    if os.path.isdir(path):
+    if is_folder and format not in EXCHANGE:
         raise ManifestError(f"{path}: is a folder, but format {format!r} needs a file")
     if is_video(path):
         raise ManifestError(
             f"{path}: is a video, not a list of videos; give a CSV (path,label), a JSON or a folder per class"
         )
-    base = expand_home(os.fspath(root)) if root is not None else os.path.dirname(path) or "."
+    folder = path if is_folder else os.path.dirname(path) or "."
+    base = expand_home(os.fspath(root)) if root is not None else folder
     found = _read_file(path, base, format, multilabel)
     if splits and len({*found.splits}) > 1:
         found = found.of_split(splits, path)
-    manifest = build_manifest(found.rows, root=base, class_names=class_names, source=path, multilabel=found.sparse)
+    names = class_names if class_names is not None else found.class_names or None
+    manifest = build_manifest(found.rows, root=base, class_names=names, source=path, multilabel=found.sparse)
     manifest.notes = (*found.notes, *label_notes(manifest.used_classes, path))
     manifest.splits = tuple(sorted({*found.splits}))
     return manifest
 
 
 def _read_file(path: str, root: str, format: str, multilabel: bool) -> VideoList:
+    if format in EXCHANGE:
+        return read_exchange(path, format, root, ExchangeOptions(multilabel=multilabel))
     if format == "ssv2" or (format == "auto" and path.lower().endswith(".json")):
         return VideoList(_annotated(read_ssv2(path), VideoFolder(root, depth=0), ".webm"))
-    table, notes = list_table(read_text(path), path)
+    text = read_text(path)
+    if format == "auto" and (found := read_if_via(text, path, root, multilabel=multilabel)) is not None:
+        return found
+    table, notes = list_table(text, path)
     header = [cell.strip().lower() for cell in table[0][1]]
     if format == "kinetics" or (format == "auto" and "youtube_id" in header):
         return VideoList(_annotated(read_kinetics(path, table), VideoFolder(root, depth=1), ".mp4"), notes=notes)

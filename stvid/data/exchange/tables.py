@@ -1,0 +1,295 @@
+"""Lists of videos as Parquet, as JSON, and as data sets of Hugging Face with a column of videos.
+
+Parquet and JSON have the columns of a CSV: ``path,label[,start,end][,split][,group]``; labels may be lists. A column of
+type ``datasets.Video`` holds for each video its path, or its bytes. Bytes are no file, which a list needs, so that
+`write_videos` puts them into a folder; ``stvid prep manifest hugging-face`` does that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stvid.data.csv_list import VideoList, read_csv_list
+from stvid.data.exchange.rows import Export, Item, as_manifest, label_of, list_of, table_of
+from stvid.data.text_files import Table
+from stvid.data.video_table import Manifest
+from stvid.errors import ManifestError, StvidError, nearest
+from stvid.files import write_atomically
+
+__all__ = [
+    "is_hub_folder",
+    "is_records",
+    "read_hub_dataset",
+    "read_hub_folder",
+    "read_parquet",
+    "read_records",
+    "write_videos",
+]
+
+_COLUMNS = ("path", "label", "start", "end", "split", "group")
+_PATH_WORDS = ("video", "path", "file", "file_name", "filename")
+_LABEL_WORDS = ("label", "labels", "class", "class_name", "category")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def is_records(content: Any) -> bool:
+    """Tells whether the value of a JSON file is a list of tables with the columns of a CSV."""
+    first = next((row for row in content if isinstance(row, dict)), {}) if isinstance(content, list) else {}
+    return "path" in first
+
+
+def read_records(content: Any, source: str, root: str, *, multilabel: bool) -> VideoList:
+    """Reads a list of tables with the keys ``path``, ``label`` and so on, as ``stvid predict --to json`` writes it.
+
+    Raises:
+        ManifestError: If it is damaged; the message names the row.
+    """
+    rows = [table_of(row, f"{source}, row {number}") for number, row in enumerate(list_of(content, source), start=1)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return _of_columns(columns, source, root, multilabel=multilabel)
+
+
+def read_parquet(source: str, root: str, *, multilabel: bool) -> VideoList:
+    """Reads a Parquet file with the columns ``path``, ``label`` and so on.
+
+    Raises:
+        ManifestError: If it is damaged, or has no column of paths.
+        StvidError: If pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise StvidError(f"{error}; Parquet needs: pip install 'stvid[parquet]'") from error
+    try:
+        table = pyarrow.parquet.read_table(source)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ManifestError(f"{source}: is no Parquet file that can be read ({_one_line(error)})") from error
+    kinds = {name: table.schema.field(name).type for name in table.column_names}
+    videos = [
+        name for name, kind in kinds.items() if pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0
+    ]
+    if "path" not in kinds and videos:
+        raise ManifestError(
+            f"{source}: its column {videos[0]!r} holds videos, not paths; write a list of it: "
+            "stvid prep manifest hugging-face"
+        )
+    plain = {"path": table.column("path")} if "path" in kinds else {}
+    plain |= {name: table.column(name) for name in table.column_names if not pyarrow.types.is_nested(kinds[name])}
+    plain |= {name: table.column(name) for name in table.column_names if name in _COLUMNS}
+    columns = {name: column.to_pylist() for name, column in plain.items()}
+    return _of_columns(columns, source, root, multilabel=multilabel)
+
+
+def _of_columns(columns: dict[str, list[Any]], source: str, root: str, *, multilabel: bool) -> VideoList:
+    header = [name for name in columns if name.strip().lower() in _COLUMNS]
+    if "path" not in {name.strip().lower() for name in header}:
+        raise ManifestError(f"{source}: has no column 'path' ({', '.join(columns)[:200] or 'it has none'})")
+    others = [name for name in columns if name not in header]
+    several = any(isinstance(value, (list, tuple)) for value in columns.get("label", ()))
+    table: Table = [(0, [name.strip() for name in header])]
+    for number, values in enumerate(zip(*(columns[name] for name in header), strict=True), start=1):
+        where = f"{source}, row {number}"
+        cells = [_cell(value, f"{where}: {name}") for name, value in zip(header, values, strict=True)]
+        table.append((number, cells))
+    if len(table) == 1:
+        raise ManifestError(f"{source}: has no rows")
+    found = read_csv_list(table, source, root, multilabel=multilabel or several)
+    found.sparse = multilabel
+    if others:
+        found.notes = (f"{source}: ignored columns: {', '.join(others)[:500]}", *found.notes)
+    return found
+
+
+def _cell(value: Any, where: str) -> str:
+    """Returns a value as a CSV would have it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (list, tuple)):
+        names = [label_of(one, where) for one in value]
+        if any("|" in name for name in names):
+            raise ManifestError(f"{where}: has a label with |, which joins labels")
+        return "|".join(names)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ManifestError(f"{where}: is {str(value)[:60]}, not a text or a number")
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, str) and ("\0" in value or any(0xD800 <= ord(letter) < 0xE000 for letter in value)):
+        raise ManifestError(f"{where}: is {value[:60]!r}, which is no text")
+    return str(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- data sets of Hugging Face ----------------------------------------------------------------------------------------
+
+
+def is_hub_folder(folder: str) -> bool:
+    """Tells whether a folder is what ``save_to_disk`` of a data set of Hugging Face has written."""
+    names = ("dataset_dict.json",), ("state.json", "dataset_info.json")
+    return any(all(os.path.isfile(os.path.join(folder, name)) for name in group) for group in names)
+
+
+def read_hub_folder(source: str, *, field: str | None = None, videos: Path | None = None) -> Export:
+    """Reads a data set of Hugging Face: a folder of ``save_to_disk``, or a Parquet file with a column of videos.
+
+    Args:
+        source: The folder or file.
+        field: The column of the labels; None takes one that is called so.
+        videos: Folder that videos are written to which lie in the data set as bytes; None refuses these.
+
+    Raises:
+        ManifestError: If it is damaged, or has no videos.
+        StvidError: If the package ``datasets`` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise StvidError(f"{error}; data sets of Hugging Face need: pip install datasets") from error
+    try:
+        if os.path.isdir(source):
+            found = datasets.load_from_disk(source)
+        else:
+            import pyarrow.parquet
+
+            found = datasets.Dataset(pyarrow.parquet.read_table(source))
+    except Exception as error:  # pyarrow, fsspec and datasets have errors of their own
+        raise ManifestError(f"{source}: is no data set that datasets can read ({_one_line(error)})") from error
+    return _hub_export(found, source, field, videos)
+
+
+def read_hub_dataset(
+    dataset: Any,
+    *,
+    label: str | None = None,
+    videos: str | os.PathLike[str] | None = None,
+    root: str | None = None,
+    multilabel: bool = False,
+) -> Manifest:
+    """Makes a list of videos of a data set of Hugging Face that is open, with a column of videos.
+
+    Args:
+        dataset: A ``datasets.Dataset`` or ``DatasetDict``; the parts of the latter are the splits.
+        label: The column of the labels; None takes one that is called so. A ``ClassLabel`` gives the order of classes.
+        videos: Folder that videos are written to which lie in the data set as bytes; None refuses these.
+        root: Folder that relative paths start from.
+        multilabel: Whether a video without labels shows none of the classes; otherwise it is left out.
+
+    Raises:
+        ManifestError: If it has no column of videos, or a value is none.
+    """
+    name = "data set of Hugging Face"
+    export = _hub_export(dataset, name, label, None if videos is None else Path(videos))
+    return as_manifest(export, name, root=root, multilabel=multilabel)
+
+
+def _hub_export(dataset: Any, source: str, field: str | None, videos: Path | None) -> Export:
+    export = Export()
+    parts = dict(dataset) if isinstance(dataset, dict) else {"": dataset}
+    for split, part in parts.items():
+        column, labels = _video_column(part, source), _label_column(part, source, field)
+        names = _class_names(part.features[labels]) if labels else ()
+        if export.class_names and names != export.class_names:
+            raise ManifestError(f"{source}: split {split!r} has other classes than the splits before")
+        export.class_names = names
+        for number, row in enumerate(_plain(part, column, labels), start=1):
+            where = f"{split} row {number}".strip()
+            path = _path_of(row[column], videos, f"{source}, {where}")
+            given = _given_labels(row[labels], names, f"{source}, {where}: {labels}") if labels else ()
+            start, end = (row.get(name) for name in ("start", "end"))
+            export.items.append(Item(path, given, where, start, end, split=split))
+    if export.items and not any(item.labels for item in export.items):
+        export.remarks.append("has no column of labels")
+    return export
+
+
+def _video_column(part: Any, source: str) -> str:
+    kinds = {name: type(feature).__name__ for name, feature in part.features.items()}
+    found = [name for name, kind in kinds.items() if kind == "Video"]
+    structs = [name for name, kind in part.features.items() if isinstance(kind, dict) and {"bytes", "path"} <= {*kind}]
+    found = found or structs or [name for name in _PATH_WORDS if name in kinds]
+    if not found:
+        raise ManifestError(f"{source}: has no column of videos ({', '.join(kinds)[:200]})")
+    return found[0]
+
+
+def _label_column(part: Any, source: str, field: str | None) -> str | None:
+    names = list(part.features)
+    if field is not None and field not in names:
+        raise ManifestError(f"{source}: has no column {field!r}{nearest(field, names)} ({', '.join(names)[:200]})")
+    return field or next((name for name in _LABEL_WORDS if name in names), None)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return tuple(getattr(inner, "names", None) or ())
+
+
+def _plain(part: Any, column: str, labels: str | None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a data set, with videos that are not decoded."""
+    wanted = [name for name in (column, labels, "start", "end") if name is not None and name in part.features]
+    chosen = part.with_format(None).select_columns(wanted)
+    if type(part.features[column]).__name__ == "Video":
+        chosen = chosen.cast_column(column, type(part.features[column])(decode=False))
+    yield from chosen
+
+
+def _given_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    found = []
+    for one in values:
+        if names and isinstance(one, int):
+            if one == -1:  # how ClassLabel writes that there is none
+                continue
+            if not 0 <= one < len(names):
+                raise ManifestError(f"{where}: class {one} is none of the {len(names)}")
+            one = names[one]
+        found.append(label_of(one, where))
+    return tuple(found)
+
+
+def _path_of(value: Any, videos: Path | None, where: str) -> str:
+    path, content = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, None)
+    if content is not None:
+        if videos is None:
+            raise ManifestError(
+                f"{where}: the video lies in the data set as bytes; write files and a list of them: "
+                "stvid prep manifest hugging-face ... --out list.csv"
+            )
+        return str(write_videos(videos, path, content))
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise ManifestError(f"{where}: has neither path nor bytes of a video")
+    return path
+
+
+def write_videos(folder: Path, name: str | None, content: bytes) -> Path:
+    """Writes the bytes of a video into a folder, under its name and what tells it from others of this name.
+
+    Args:
+        folder: The folder, which is made.
+        name: Name of the file in the data set; only its last part counts. None is a number.
+        content: The bytes.
+
+    Raises:
+        StvidError: If it cannot be written.
+    """
+    base = Path(str(name or "video.mp4").replace("\\", "/")).name or "video.mp4"
+    stem, suffix = os.path.splitext(base)
+    place = folder.absolute() / f"{stem[:100]}-{hashlib.sha256(content).hexdigest()[:12]}{suffix or '.mp4'}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not place.is_file() or place.stat().st_size != len(content):
+            write_atomically(place, lambda file: file.write_bytes(content))
+    except OSError as error:
+        raise StvidError(f"{place}: cannot be written ({error.strerror or error})") from error
+    return place
