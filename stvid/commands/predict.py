@@ -22,6 +22,7 @@ from stvid.commands.common import (
     say_unnamed,
     split_config_options,
 )
+from stvid.commands.preannotate import add_exchange_options, check_exchange_options, expand_lists, run_exchange
 from stvid.console import printable
 from stvid.errors import ConfigError, VideoError
 
@@ -48,7 +49,11 @@ def _parser() -> ArgumentParser:
         "how long a frame took.",
     )
     parser.add_argument(
-        "files", type=str, nargs="+", help="Video files; with --window or as a stream also cameras, URLs and -."
+        "files",
+        type=str,
+        nargs="+",
+        help="Video files, or lists of whole videos (CSV, JSON, ...); with --window or as a stream also cameras, URLs "
+        "and -.",
     )
     add_model_options(parser)
     add_text_option(parser)
@@ -71,9 +76,13 @@ def _parser() -> ArgumentParser:
         "--window_stride", type=str | None, help="Time from one window to the next, as 500ms; default half a window."
     )
     parser.add_argument(
-        "--out", type=str | None, help="Folder for timeline.csv, .json and .svg; one in it for each of several files."
+        "--out",
+        type=str | None,
+        help="Folder for timeline.csv, .json and .svg; one in it for each of several files. With --to the file to "
+        "write (fiftyone: the folder); default standard output.",
     )
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
+    add_exchange_options(parser)
     return parser
 
 
@@ -81,9 +90,11 @@ def run(argv: Sequence[str]) -> int:
     """Classify video files, as a whole or over time."""
     own, dotted = split_config_options(argv)
     options = parse(_parser(), own)
+    check_exchange_options(options)
+    options.files = expand_lists(options.files)
     if options.window is None:
         for name in ("window_stride", "out"):
-            if getattr(options, name) is not None:
+            if getattr(options, name) is not None and (name != "out" or options.to is None):
                 raise ConfigError(f"--{name}: belongs to --window, which is missing")
     elif options.stream:
         raise ConfigError("--stream: one pass over the whole source, which has no --window")
@@ -94,6 +105,8 @@ def run(argv: Sequence[str]) -> int:
     if options.stream and not model.streams:
         raise ConfigError(f"--stream: {type(model).__name__} sees later frames, too, so it takes clips or a --window")
     model = optimized(model, options)
+    if options.to is not None:
+        return run_exchange(model, options, backend=options.backend or config.data.backend)
     if options.window is not None:
         return _run_timelines(model, options)
     if model.streams and options.stream is not False:

@@ -1,0 +1,186 @@
+"""``stvid predict --to``: predictions as files for the tools that people label with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from stvid.commands.common import pick_device
+from stvid.console import printable
+from stvid.errors import ConfigError, VideoError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from stvid.evaluation.predicted import ExchangeSettings, Predicted
+    from stvid.models.base import VideoModel
+
+__all__ = ["add_exchange_options", "check_exchange_options", "expand_lists", "run_exchange"]
+
+_LISTS = (".csv", ".tsv", ".json", ".xml", ".zip", ".parquet")
+_OF_LABEL_STUDIO = ("root", "from_name", "to_name")
+
+
+def add_exchange_options(parser: ArgumentParser) -> None:
+    """Adds the options of ``--to``."""
+    parser.add_argument(
+        "--to",
+        type=Literal["label-studio", "fiftyone", "csv", "json"] | None,
+        help="Write the predictions for a tool in which people correct them: tasks of Label Studio with the labelling "
+        "configuration beside them, a data set of FiftyOne, or a list of videos (CSV, JSON) with the predicted classes "
+        "as labels. With --window they are parts of the videos.",
+    )
+    parser.add_argument(
+        "--root",
+        type=str | None,
+        help="Label Studio: the folder that it serves files from (LOCAL_FILES_DOCUMENT_ROOT); default the folder of "
+        "--out if all videos are below it, else the one that is above all of them.",
+    )
+    parser.add_argument(
+        "--from_name", type=str | None, help="Label Studio: name of the control; default choice, or timeline for parts."
+    )
+    parser.add_argument("--to_name", type=str | None, help="Label Studio: name of the video tag; default video.")
+
+
+def check_exchange_options(options: Any) -> None:
+    """Raises ConfigError if options of ``--to`` stand without it, or against others."""
+    for name in _OF_LABEL_STUDIO:
+        if options.to != "label-studio" and getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: belongs to --to label-studio")
+    if options.to is None:
+        return
+    if options.json:
+        raise ConfigError("--json: prints; with --to give --to json")
+    if options.stream:
+        raise ConfigError("--stream: says what was seen so far, which is no label; --to takes clips or a --window")
+    if options.to == "fiftyone" and options.out is None:
+        raise ConfigError("--to fiftyone: writes a folder: give its name with --out")
+
+
+def expand_lists(files: Sequence[str]) -> list[str]:
+    """Returns videos with the videos of a list in the place of the list; its notes are printed.
+
+    Raises:
+        ConfigError: If a list has parts of videos, or lies in shards.
+        ManifestError: If a list cannot be read.
+    """
+    found: list[str] = []
+    for file in files:
+        if not (file.lower().endswith(_LISTS) and os.path.isfile(file)):
+            found.append(file)
+            continue
+        from stvid.data.manifest import read_manifest
+
+        manifest = read_manifest(file)
+        for note in manifest.notes:
+            print(printable(note), file=sys.stderr)
+        if manifest.members is not None:
+            raise ConfigError(f"{file}: lies in shards; give the list of files that they were made of")
+        entries = [manifest[number] for number in range(len(manifest))]
+        if any(entry.start is not None or entry.end is not None for entry in entries):
+            raise ConfigError(f"{file}: lists parts of videos; stvid predict takes whole ones: list each once, alone")
+        found += dict.fromkeys(entry.path for entry in entries)
+    return found
+
+
+def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
+    """Predicts, and writes or prints the file; returns the exit code."""
+    from stvid.evaluation.classes import name_classes
+    from stvid.evaluation.exchange import label_studio_config, to_text, write_predictions
+    from stvid.evaluation.predicted import ExchangeSettings
+    from stvid.video.remote import is_remote_file
+    from stvid.video.streaming import is_live
+
+    for file in options.files:
+        if is_live(file) and not is_remote_file(file):
+            raise ConfigError(f"{file}: a stream, of which no file stays that people could label")
+    settings = ExchangeSettings(
+        class_names=name_classes(model.default_protocol.class_names, model.num_classes),
+        task=model.task,
+        model_version=os.path.basename(os.path.normpath(options.checkpoint)),
+        root=_root(options),
+        from_name=options.from_name,
+        to_name=options.to_name or "video",
+        topk=options.topk,
+        formulas=options.csv_formulas,
+    )
+    options.files = list(dict.fromkeys(options.files))
+    predicted, failed = _over_time(model, options, settings) if options.window else _whole(model, options, backend)
+    for error in failed:
+        print(printable(f"stvid: error: {error}"), file=sys.stderr)
+    if not predicted:
+        return 1
+    if options.out is None:
+        sys.stdout.write(to_text(predicted, options.to, settings))
+        if options.to == "label-studio":
+            print(printable(_hint(settings)), file=sys.stderr)
+            print(label_studio_config(predicted, settings), file=sys.stderr)
+    else:
+        written = write_predictions(predicted, options.to, options.out, settings)
+        print(printable(f"{len(predicted)} of {len(options.files)} videos: {', '.join(map(str, written))}"))
+        if options.to == "label-studio":
+            print(printable(_hint(settings)))
+    return 1 if failed else 0
+
+
+def _hint(settings: ExchangeSettings) -> str:
+    return f"Label Studio serves the videos with LOCAL_FILES_DOCUMENT_ROOT={os.path.abspath(settings.root)}"
+
+
+def _root(options: Any) -> str:
+    """Returns the folder that Label Studio serves files from."""
+    if options.root is not None:
+        return str(options.root)
+    folder = os.path.dirname(os.path.abspath(options.out)) if options.out else os.getcwd()
+    folders = [os.path.dirname(os.path.abspath(file)) for file in options.files if "://" not in file]
+    return os.path.commonpath(folders) if folders and os.path.commonpath([folder, *folders]) != folder else folder
+
+
+def _whole(model: VideoModel, options: Any, backend: str) -> tuple[list[Predicted], list[str]]:
+    from stvid.evaluation.predict import predict
+    from stvid.evaluation.predicted import predicted_whole
+
+    predictions = predict(
+        model,
+        options.files,
+        topk=model.num_classes,
+        device=pick_device(options.device),
+        precision=options.precision,
+        backend=backend,
+    )
+    found = (predicted_whole(prediction, model.task) for prediction in predictions)
+    failed = [f"{prediction.path}: {prediction.error}" for prediction in predictions if prediction.error is not None]
+    return [video for video in found if video is not None], failed
+
+
+def _over_time(
+    model: VideoModel, options: Any, settings: ExchangeSettings
+) -> tuple[list[Predicted], list[str | VideoError]]:
+    from stvid.evaluation.predicted import predicted_over_time
+    from stvid.evaluation.timeline import parse_seconds, timeline
+
+    window = parse_seconds(options.window, name="--window")
+    given = options.window_stride
+    stride = window / 2 if given is None else parse_seconds(given, name="--window_stride")
+    if options.backend not in (None, "av"):
+        raise ConfigError(f"--backend: {options.backend} reads no streams; --window uses av")
+    found: list[Predicted] = []
+    failed: list[str | VideoError] = []
+    for file in options.files:
+        windows = timeline(
+            model,
+            file,
+            window=window,
+            stride=stride,
+            topk=1,
+            views=options.views or "1x1",
+            device=pick_device(options.device),
+            precision=options.precision,
+        )
+        try:
+            found.append(predicted_over_time(file, windows, stride, settings.task))
+        except VideoError as error:
+            failed.append(error)
+    return found, failed
