@@ -88,6 +88,7 @@ def expand_lists(files: Sequence[str]) -> list[str]:
 def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
     """Predicts, and writes or prints the file; returns the exit code."""
     from stvid.evaluation.classes import name_classes
+    from stvid.evaluation.evaluate import model_task
     from stvid.evaluation.exchange import label_studio_config, to_text, write_predictions
     from stvid.evaluation.predicted import ExchangeSettings
     from stvid.video.remote import is_remote_file
@@ -98,7 +99,7 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
             raise ConfigError(f"{file}: a stream, of which no file stays that people could label")
     settings = ExchangeSettings(
         class_names=name_classes(model.default_protocol.class_names, model.num_classes),
-        task=model.task,
+        task=model_task(model, None),
         model_version=os.path.basename(os.path.normpath(options.checkpoint)),
         root=_root(options),
         from_name=options.from_name,
@@ -107,7 +108,9 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
         formulas=options.csv_formulas,
     )
     options.files = list(dict.fromkeys(options.files))
-    predicted, failed = _over_time(model, options, settings) if options.window else _whole(model, options, backend)
+    predicted, failed = (
+        _over_time(model, options, settings) if options.window else _whole(model, options, settings, backend)
+    )
     for error in failed:
         print(printable(f"stvid: error: {error}"), file=sys.stderr)
     if not predicted:
@@ -126,7 +129,7 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
 
 
 def _hint(settings: ExchangeSettings) -> str:
-    return f"Label Studio serves the videos with LOCAL_FILES_DOCUMENT_ROOT={os.path.abspath(settings.root)}"
+    return f"Label Studio serves the videos with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={os.path.abspath(settings.root)}"
 
 
 def _root(options: Any) -> str:
@@ -138,7 +141,9 @@ def _root(options: Any) -> str:
     return os.path.commonpath(folders) if folders and os.path.commonpath([folder, *folders]) != folder else folder
 
 
-def _whole(model: VideoModel, options: Any, backend: str) -> tuple[list[Predicted], list[str]]:
+def _whole(
+    model: VideoModel, options: Any, settings: ExchangeSettings, backend: str
+) -> tuple[list[Predicted], list[str | VideoError]]:
     from stvid.evaluation.predict import predict
     from stvid.evaluation.predicted import predicted_whole
 
@@ -150,8 +155,10 @@ def _whole(model: VideoModel, options: Any, backend: str) -> tuple[list[Predicte
         precision=options.precision,
         backend=backend,
     )
-    found = (predicted_whole(prediction, model.task) for prediction in predictions)
-    failed = [f"{prediction.path}: {prediction.error}" for prediction in predictions if prediction.error is not None]
+    found = (predicted_whole(prediction, settings.task) for prediction in predictions)
+    failed: list[str | VideoError] = [
+        f"{prediction.path}: {prediction.error}" for prediction in predictions if prediction.error is not None
+    ]
     return [video for video in found if video is not None], failed
 
 

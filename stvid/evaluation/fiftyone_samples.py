@@ -84,7 +84,13 @@ def write_fiftyone_folder(predicted: Sequence[Predicted], folder: Path, settings
     samples = []
     for video in predicted:
         path = video.path if "://" in video.path else os.path.abspath(video.path)
-        sample = {"filepath": path, "_media_type": "video", "tags": [], "metadata": None, "frames": frames}
+        sample: dict[str, Any] = {
+            "filepath": path,
+            "_media_type": "video",
+            "tags": [],
+            "metadata": None,
+            "frames": frames,
+        }
         samples.append({**sample, FIELD: _label(video, settings)})
 
     def write(place: Path) -> None:

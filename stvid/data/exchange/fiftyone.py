@@ -114,7 +114,7 @@ def _media(place: str) -> dict[str, str]:
     if os.path.isfile(table):
         given = table_of(parse_json(read_text(table), table), table)
         return {key: text_of(path, f"{table}: {key[:80]!r}") for key, path in given.items()}
-    found = {}
+    found: dict[str, str] = {}
     for below, _, names in os.walk(os.path.join(folder, "data")):
         for name in sorted(names):
             path = os.path.relpath(os.path.join(below, name), folder)

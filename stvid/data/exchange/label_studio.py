@@ -151,11 +151,11 @@ def _answers(annotation: dict[str, Any], where: str, export: Export) -> Iterator
         return
     for result in list_of(annotation.get("result") or [], f"{where}: result"):
         entry = table_of(result, f"{where}: result")
-        name = entry.get("from_name")
+        control = str(entry.get("from_name"))[:80]
         if "value" not in entry:  # a relation of two regions
             export.left_out[f"results of type {str(entry.get('type'))[:40]}"] += 1
             continue
-        yield from _answer(str(name)[:80], entry["value"], where, export, kind=str(entry.get("type"))[:40])
+        yield from _answer(control, entry["value"], where, export, kind=str(entry.get("type"))[:40])
 
 
 def _answer(name: str, given: Any, where: str, export: Export, *, kind: str = "") -> Iterator[_Answer]:
