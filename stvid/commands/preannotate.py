@@ -129,7 +129,9 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
 
 
 def _hint(settings: ExchangeSettings) -> str:
-    return f"Label Studio serves the videos with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={os.path.abspath(settings.root)}"
+    return (
+        f"Label Studio serves the videos with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={os.path.abspath(settings.root)}"
+    )
 
 
 def _root(options: Any) -> str:

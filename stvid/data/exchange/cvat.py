@@ -65,7 +65,7 @@ def read_cvat(path: str) -> Export:
         step = steps.get(task, 1)
         for first, last in _runs(sorted(frames), step):
             where = f"label {label!r}, frames {first} to {last}"
-            export.items.append(Item(videos[task], (label,), where, frames=(first, last)))
+            export.items.append(Item(videos[task], (label,), where, frames=(first, last), spare=step - 1))
     labelled = {task for task, _ in parts}
     export.items += [Item(name, (), f"task {task}") for task, name in videos.items() if task not in labelled]
     return export

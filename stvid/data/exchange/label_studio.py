@@ -195,7 +195,7 @@ def _items(
         if answer.frames is not None:
             fps = _rate_of(data, rate, f"{source}, {where}")
         start, end = answer.seconds or (None, None)
-        yield Item(video, answer.labels, where, start, end, answer.frames, fps, tuple(also))
+        yield Item(video, answer.labels, where, start, end, answer.frames, fps, also=tuple(also))
 
 
 def _names_video(value: Any) -> bool:

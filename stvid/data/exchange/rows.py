@@ -52,6 +52,7 @@ class Item:
         end: Where it ends; None is the end of the video.
         frames: First and last frame of the part, counted from 0, if the file has frames instead of seconds.
         fps: Frames a second by which the file counts these; None if they are the frames that the video has.
+        spare: How many of the last frames may be beyond the end of the video.
         also: Other names under which the video may lie.
         split: The split that the file names; may be empty.
     """
@@ -63,6 +64,7 @@ class Item:
     end: float | None = None
     frames: tuple[int, int] | None = None
     fps: float | None = None
+    spare: int = 0
     also: tuple[str, ...] = ()
     split: str = ""
 
@@ -232,6 +234,7 @@ class _FrameTimes:
         if rate is not None:
             return first / rate, (last + 1) / rate
         edges = self._edges(path, item)
+        last = min(last, max(last - item.spare, len(edges) - 2))
         if last + 1 >= len(edges):
             raise ManifestError(
                 f"{self.source}, {item.where}: frame {last} (counted from 0) is beyond the {len(edges) - 1} frames of "

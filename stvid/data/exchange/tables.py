@@ -28,6 +28,7 @@ __all__ = [
     "read_hub_folder",
     "read_parquet",
     "read_records",
+    "to_hub_dataset",
     "write_videos",
 ]
 
@@ -82,30 +83,29 @@ def read_parquet(source: str, root: str, *, multilabel: bool) -> VideoList:
             f"{source}: its column {videos[0]!r} holds videos, not paths; write a list of it: "
             "stvid prep manifest hugging-face"
         )
-    plain = {"path": table.column("path")} if "path" in kinds else {}
-    plain |= {name: table.column(name) for name in table.column_names if not pyarrow.types.is_nested(kinds[name])}
-    plain |= {name: table.column(name) for name in table.column_names if name in _COLUMNS}
-    columns = {name: column.to_pylist() for name, column in plain.items()}
+    columns = {
+        name: table.column(name).to_pylist() if name.strip().lower() in _COLUMNS else [None] * len(table)
+        for name in table.column_names
+    }
     return _of_columns(columns, source, root, multilabel=multilabel)
 
 
 def _of_columns(columns: dict[str, list[Any]], source: str, root: str, *, multilabel: bool) -> VideoList:
-    header = [name for name in columns if name.strip().lower() in _COLUMNS]
-    if "path" not in {name.strip().lower() for name in header}:
+    known = {name.strip().lower(): name for name in columns}
+    if "path" not in known:
         raise ManifestError(f"{source}: has no column 'path' ({', '.join(columns)[:200] or 'it has none'})")
-    others = [name for name in columns if name not in header]
-    several = any(isinstance(value, (list, tuple)) for value in columns.get("label", ()))
-    table: Table = [(0, [name.strip() for name in header])]
-    for number, values in enumerate(zip(*(columns[name] for name in header), strict=True), start=1):
-        where = f"{source}, row {number}"
-        cells = [_cell(value, f"{where}: {name}") for name, value in zip(header, values, strict=True)]
+    several = any(isinstance(value, (list, tuple)) for value in columns[known["label"]]) if "label" in known else False
+    table: Table = [(0, [name.strip() for name in columns])]
+    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        cells = [
+            _cell(value, f"{source}, row {number}: {name}") if name.strip().lower() in _COLUMNS else ""
+            for name, value in zip(columns, values, strict=True)
+        ]
         table.append((number, cells))
     if len(table) == 1:
         raise ManifestError(f"{source}: has no rows")
     found = read_csv_list(table, source, root, multilabel=multilabel or several)
     found.sparse = multilabel
-    if others:
-        found.notes = (f"{source}: ignored columns: {', '.join(others)[:500]}", *found.notes)
     return found
 
 
@@ -191,6 +191,41 @@ def read_hub_dataset(
     name = "data set of Hugging Face"
     export = _hub_export(dataset, name, label, None if videos is None else Path(videos))
     return as_manifest(export, name, root=root, multilabel=multilabel)
+
+
+def to_hub_dataset(manifest: Manifest) -> Any:
+    """Makes a data set of Hugging Face of a list of videos, to save it or to push it to the hub.
+
+    Args:
+        manifest: The list, of files or addresses.
+
+    Returns:
+        A ``datasets.Dataset`` with the columns ``video`` (a ``Video``), ``label`` (a ``ClassLabel``, or a list of these
+        if a video has several labels or none; not there without labels), and ``start`` and ``end`` if there are parts.
+
+    Raises:
+        ManifestError: If the videos lie in shards.
+        StvidError: If the package ``datasets`` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise StvidError(f"{error}; data sets of Hugging Face need: pip install datasets") from error
+    if manifest.members is not None:
+        raise ManifestError(f"{manifest.source}: lies in shards; give the list of files that they were made of")
+    entries = [manifest[number] for number in range(len(manifest))]
+    columns: dict[str, list[Any]] = {"video": [entry.path for entry in entries]}
+    features: dict[str, Any] = {"video": datasets.Video()}
+    if manifest.has_labels:
+        several = any(len(entry.labels) != 1 for entry in entries)
+        names = datasets.ClassLabel(names=list(manifest.class_names))
+        features["label"] = [names] if several else names
+        columns["label"] = [list(entry.labels) if several else entry.labels[0] for entry in entries]
+    for name in ("start", "end"):
+        if any(getattr(entry, name) is not None for entry in entries):
+            features[name] = datasets.Value("float64")
+            columns[name] = [getattr(entry, name) for entry in entries]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def _hub_export(dataset: Any, source: str, field: str | None, videos: Path | None) -> Export:

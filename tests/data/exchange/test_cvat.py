@@ -83,6 +83,11 @@ def test_every_fifth_frame(tmp_path: Path, video: Path) -> None:
     """A frame stands for those up to the next one that was shown."""
     (tmp_path / "a.xml").write_text(xml(image(0, "run") + image(5, "run") + image(20, "run"), filter="step=5"))
     assert [(round(a or 0, 6), round(b or 0, 6)) for _, a, b in parts(tmp_path / "a.xml")] == [(0, 0.5), (1, 1.25)]
+    (tmp_path / "a.xml").write_text(xml(image(37, "run"), filter="step=5"))  # there are three frames left
+    assert [(round(a or 0, 6), round(b or 0, 6)) for _, a, b in parts(tmp_path / "a.xml")] == [(1.85, 2)]
+    (tmp_path / "a.xml").write_text(xml(image(40, "run"), filter="step=5"))
+    with pytest.raises(ManifestError, match=r"frame 40 \(counted from 0\) is beyond the 40 frames"):
+        read_manifest(tmp_path / "a.xml")
 
 
 def test_tracks_are_times_without_tags(tmp_path: Path, video: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stvid.commands.prep import main
-from stvid.data.exchange.tables import read_hub_dataset, write_videos
-from stvid.data.manifest import read_manifest
+from stvid.data.exchange.tables import read_hub_dataset, to_hub_dataset, write_videos
+from stvid.data.manifest import Manifest, VideoEntry, read_manifest
 from stvid.errors import ManifestError
 
 ROWS: list[dict[str, Any]] = [
@@ -54,6 +54,7 @@ def test_json(tmp_path: Path) -> None:
         ([{"path": "a.mp4", "label": ["a|b"]}], "holds|has a label with |"),
         ([{"path": "a.mp4", "label": "x", "start": "soon"}], "line 1: start is 'soon'"),
         ([{"path": None, "label": "x"}], "line 1: has no path"),
+        ([{"path": "a.mp4", "labels": "x"}], "unknown column 'labels'; use path,label,start,end; nearest: label"),
     ],
 )
 def test_one_line_says_what_is_wrong(content: Any, words: str, tmp_path: Path) -> None:
@@ -138,6 +139,30 @@ def test_a_data_set_of_hugging_face(videos: list[str], tmp_path: Path) -> None:
     assert [e.labels for e in read_hub_dataset(several, multilabel=True)] == [("run", "sit"), ()]
     with pytest.raises(ManifestError, match="has no column 'lable'; nearest: label"):
         read_hub_dataset(made, label="lable")
+
+
+def test_a_list_goes_to_hugging_face_and_back(videos: list[str], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = [
+        VideoEntry(videos[0], ("run",), 0.5, 1.0),
+        VideoEntry(videos[0], ("sit",), 1.0),
+        VideoEntry(videos[1], ("run",)),
+    ]
+    several = [VideoEntry(videos[0], ("sit", "run")), VideoEntry(videos[1])]
+    for entries, multilabel in ((parts, False), (several, True), ([VideoEntry(path) for path in videos], False)):
+        names = ["sit", "run"] if entries[0].labels else None
+        made = Manifest.from_entries(entries, class_names=names, multilabel=multilabel)
+        hub = to_hub_dataset(made)
+        assert isinstance(hub.features["video"], datasets.Video)
+        again = read_hub_dataset(hub, multilabel=multilabel)
+        assert list(again) == list(made) and again.class_names == made.class_names
+        hub.to_parquet(str(tmp_path / "list.parquet"))
+        out = tmp_path / "list.csv"
+        assert main(["manifest", "hugging-face", str(tmp_path / "list.parquet"), "--out", str(out)]) == 0
+        listed = read_manifest(out, multilabel=multilabel)
+        assert [({*e.labels}, e.start or 0, e.end) for e in listed] == [
+            ({*e.labels}, e.start or 0, e.end) for e in made
+        ]
 
 
 def test_videos_that_lie_in_the_data_set(videos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
