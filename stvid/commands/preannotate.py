@@ -89,7 +89,7 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
     """Predicts, and writes or prints the file; returns the exit code."""
     from stvid.evaluation.classes import name_classes
     from stvid.evaluation.evaluate import model_task
-    from stvid.evaluation.exchange import label_studio_config, to_text, write_predictions
+    from stvid.evaluation.exchange import check_target, label_studio_config, to_text, write_predictions
     from stvid.evaluation.predicted import ExchangeSettings
     from stvid.video.remote import is_remote_file
     from stvid.video.streaming import is_live
@@ -108,6 +108,7 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
         formulas=options.csv_formulas,
     )
     options.files = list(dict.fromkeys(options.files))
+    check_target(options.files, options.to, options.out, settings)
     predicted, failed = (
         _over_time(model, options, settings) if options.window else _whole(model, options, settings, backend)
     )

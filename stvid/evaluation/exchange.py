@@ -24,13 +24,14 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from stvid.errors import ConfigError, StvidError
-from stvid.evaluation.fiftyone_samples import write_fiftyone_folder
+from stvid.evaluation.fiftyone_samples import check_folder, write_fiftyone_folder
 from stvid.evaluation.predicted import ExchangeSettings, Predicted, check_names, frame_times
 from stvid.files import csv_cell, write_table, write_together
 
 __all__ = [
     "TARGETS",
     "Target",
+    "check_target",
     "label_studio_config",
     "label_studio_tasks",
     "list_rows",
@@ -192,6 +193,29 @@ def to_text(predicted: Sequence[Predicted], target: Target, settings: ExchangeSe
     return stream.getvalue()
 
 
+def check_target(
+    paths: Sequence[str], target: Target, out: str | os.PathLike[str] | None, settings: ExchangeSettings
+) -> None:
+    """Checks what `write_predictions` needs, before anything is predicted.
+
+    Args:
+        paths: The videos.
+        target: One of `TARGETS`.
+        out: The file or folder; None is standard output.
+        settings: Settings of the files.
+
+    Raises:
+        ConfigError: If a video is not below the root of Label Studio, or there is another folder in the place.
+    """
+    if target == "label-studio":
+        if out is not None and Path(out).suffix == ".xml":
+            raise ConfigError(f"{out}: is where the labelling configuration would go; give a name with .json")
+        for path in paths:
+            _served(path, settings.root)
+    if target == "fiftyone" and out is not None:
+        check_folder(Path(out))
+
+
 def write_predictions(
     predicted: Sequence[Predicted], target: Target, out: str | os.PathLike[str], settings: ExchangeSettings
 ) -> list[Path]:
@@ -211,6 +235,7 @@ def write_predictions(
         StvidError: If a file cannot be written, or a video cannot be read.
     """
     place = Path(out)
+    check_target([video.path for video in predicted], target, place, settings)
     check_names(predicted)
     folder = os.path.dirname(place.absolute())
     contents: dict[Path, str] = {}
@@ -221,8 +246,6 @@ def write_predictions(
     if target == "json":
         contents[place] = _json(list_rows(predicted, settings, folder=folder))
     elif target == "label-studio":
-        if place.suffix == ".xml":
-            raise ConfigError(f"{place}: is where the labelling configuration would go; give a name with .json")
         contents[place] = _json(label_studio_tasks(predicted, settings))
         contents[place.with_suffix(".xml")] = label_studio_config(predicted, settings)
     try:

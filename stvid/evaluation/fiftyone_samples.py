@@ -24,7 +24,7 @@ from stvid.evaluation.predicted import ExchangeSettings, Predicted, frame_times
 from stvid.files import write_folder_atomically
 from stvid.protocol import Task
 
-__all__ = ["write_fiftyone_folder", "write_to_fiftyone"]
+__all__ = ["check_folder", "write_fiftyone_folder", "write_to_fiftyone"]
 
 _LEAST = 1e-12
 """The smallest probability of which a logit is written; that of 0 would be infinite."""
@@ -66,6 +66,13 @@ def _label(video: Predicted, settings: ExchangeSettings) -> dict[str, Any]:
     return {**found[0], "logits": logits}
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError if something is in the place of a folder that `write_fiftyone_folder` has not written."""
+    ours = {"frames", "metadata.json", "samples.json"}
+    if folder.exists() and not (folder.is_dir() and {*os.listdir(folder)} <= ours):
+        raise ConfigError(f"{folder}: is there already and is no data set of FiftyOne by stvid; give another --out")
+
+
 def write_fiftyone_folder(predicted: Sequence[Predicted], folder: Path, settings: ExchangeSettings) -> None:
     """Writes a data set that ``fiftyone.Dataset.from_dir(FOLDER, fiftyone.types.FiftyOneDataset)`` opens.
 
@@ -104,10 +111,7 @@ def write_fiftyone_folder(predicted: Sequence[Predicted], folder: Path, settings
                 json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
             )
 
-    if folder.exists() and not (
-        folder.is_dir() and {*os.listdir(folder)} <= {"frames", "metadata.json", "samples.json"}
-    ):
-        raise ConfigError(f"{folder}: is there already and is no data set of FiftyOne by stvid; give another --out")
+    check_folder(folder)
     write_folder_atomically(folder, write, replace=True)
 
 

@@ -99,9 +99,15 @@ def test_videos_that_cannot_be_read_are_left_out(
         (["--to", "label-studio", "--from_name", "video"], "both 'video'"),
         (["--to", "csv", "--window", "2h"], "--window: '2h'"),
         (["--to", "label-studio", "--root", "/proc"], "is not below the root /proc"),
+        (["--to", "label-studio", "--out", "a.xml"], "a.xml: is where the labelling configuration would go"),
+        (["--to", "fiftyone", "--out", "/proc"], "/proc: is there already and is no data set of FiftyOne"),
     ],
 )
-def test_bad_calls(options: list[str], words: str, checkpoint: str, video: str, call: Call) -> None:
+def test_bad_calls(
+    options: list[str], words: str, checkpoint: str, video: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before anything is predicted."""
+    monkeypatch.setattr("stvid.evaluation.predict.predict", None)
     code, _, err = call("predict", video, "--checkpoint", checkpoint, *options)
     assert code == 2 and words in err and len(err.splitlines()) == 1
 
