@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stvid.errors import ConfigError
+from stvid.errors import ConfigError, nearest
 from stvid.protocol import Protocol, parse_views
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "TrainerConfig",
 ]
 
+
+_LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "comet")
 
 # --- ranges -----------------------------------------------------------------------------------------------------------
 
@@ -355,8 +357,13 @@ class TrainerConfig:
         val_every: Number of epochs from one validation to the next; the last epoch is always validated.
         patience: Number of validations in a row without a better result after which the run ends; null trains to the
             end. The best checkpoint is kept in both cases.
+        min_delta: How much better a result must be to count as better for `patience`.
+        monitor: Number of the validation that says which result is better, such as ``val_mean_class@1x1``; null takes
+            the accuracy (top-1, or mAP with several labels) of `data.val_views`.
         save_every: Number of epochs from one checkpoint to the next; the last epoch is always saved.
         keep: Number of these checkpoints that are kept, the newest; the best one by validation is kept, too.
+        loggers: Where the numbers are written: ``csv`` (metrics.csv, always), ``tensorboard``, and the services
+            ``wandb``, ``mlflow`` and ``comet``, which also get the config and the report of `stvid test`.
         log_every_n_steps: Number of steps from one line of the logs to the next.
         deterministic: Whether only deterministic kernels are used, which is slower and repeatable bit for bit on a GPU.
         progress: Whether the progress bar is shown.
@@ -377,8 +384,11 @@ class TrainerConfig:
     sync_batchnorm: bool = False
     val_every: int = 1
     patience: int | None = None
+    min_delta: float = 0.0
+    monitor: str | None = None
     save_every: int = 1
     keep: int = 1
+    loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     log_every_n_steps: int = 10
     deterministic: bool = False
     progress: bool = True
@@ -389,6 +399,11 @@ class TrainerConfig:
             _check_whole(f"trainer.{name}", getattr(self, name), 1)
         for name in ("max_steps", "patience"):
             _check_whole(f"trainer.{name}", getattr(self, name), 1, optional=True)
+        _check_number("trainer.min_delta", self.min_delta, least=0)
+        for name in self.loggers:
+            if name not in _LOGGERS:
+                hint = nearest(str(name), _LOGGERS) or f"; there are {', '.join(_LOGGERS)}"
+                raise ConfigError(f"trainer.loggers: {name!r} is unknown{hint}")
         _check_number("trainer.gradient_clip_val", self.gradient_clip_val, above=0, optional=True)
         _check_number("trainer.ema_decay", self.ema_decay, above=0, below=1, optional=True)
 

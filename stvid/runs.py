@@ -28,6 +28,7 @@ from stvid.sources import newest_checkpoint
 
 __all__ = [
     "RUN_DIR_VARIABLE",
+    "SERVICES_FILE",
     "check_resumable",
     "claim_output",
     "default_test_output",
@@ -43,6 +44,7 @@ __all__ = [
     "stored_run",
 ]
 
+SERVICES_FILE = "loggers.json"  # names the runs of services (MLflow and others) that a run folder belongs to
 RUN_DIR_VARIABLE = "STVID_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
@@ -98,14 +100,8 @@ RESUMABLE = {
     *("data.max_failures", "data.limit_val", "optim.schedule_epochs", "protocol.views"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.compile", "trainer.channels_last", "trainer.val_every", "trainer.save_every"),
-    *(
-        "trainer.patience",
-        "trainer.keep",
-        "trainer.log_every_n_steps",
-        "trainer.loggers",
-        "trainer.deterministic",
-        "trainer.progress",
-    ),
+    *("trainer.patience", "trainer.min_delta", "trainer.monitor", "trainer.loggers"),
+    *("trainer.keep", "trainer.log_every_n_steps", "trainer.deterministic", "trainer.progress"),
 }
 
 

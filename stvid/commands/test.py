@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +114,7 @@ def run(argv: Sequence[str]) -> int:
         result = _measure(model, videos, measured, options, folder)
         written = result.save(folder)
         _write_report(model, result, videos, folder, backend=options.backend, seed=config.seed)
+    _report_to_services(options.checkpoint, folder)
     if options.json:
         print(written.read_text(encoding="utf-8"))
     else:
@@ -201,6 +203,19 @@ def _write_report(
     seen = EvalDataset(videos, protocol, views=protocol.views, backend=backend, multilabel=result.task == "multilabel")
     examples = find_examples(result, seen, seed=seed)
     write_report(result, folder, examples=examples, title=f"{model.recipe['name']} on {Path(videos.source).name}")
+
+
+def _report_to_services(checkpoint: str, folder: Path) -> None:
+    """Sends the report to the services that the training of these weights reported to, if there are any."""
+    from stvid.runs import SERVICES_FILE, newest_checkpoint, run_folder
+
+    if not os.path.lexists(checkpoint):  # a name
+        return
+    run = run_folder(newest_checkpoint(checkpoint, prefer="best.ckpt"))
+    if run is not None and (run / SERVICES_FILE).is_file():
+        from stvid.engine.loggers import attach_report
+
+        attach_report(folder, run)
 
 
 def _further_views(text: str, protocol: Protocol) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from stvid.config import TrainConfig
 from stvid.console import command_line, printable
@@ -26,9 +25,10 @@ from stvid.data.dataset import EvalDataset, TrainDataset
 from stvid.data.manifest import Manifest
 from stvid.data.mirroring import mirrored_classes
 from stvid.data.sampling import clip_span
-from stvid.engine.callbacks import EpochLines, EpochMeans, FailureLimit, MetricsCsv, StopOnSignal, Throughput, TrainBar
+from stvid.engine.callbacks import EpochLines, EpochMeans, FailureLimit, StopOnSignal, Throughput, TrainBar
 from stvid.engine.course import HeadFirst, Patience, TimeEstimate
 from stvid.engine.loaders import VideoData
+from stvid.engine.loggers import Services, check_installed, make_loggers
 from stvid.engine.model import (
     InitialWeights,
     build_model,
@@ -142,10 +142,7 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
         enable_progress_bar=any(isinstance(callback, TrainBar) for callback in callbacks),
         num_sanity_val_steps=0,
         default_root_dir=output,
-        logger=[
-            MetricsCsv(output, resumed=config.resume is not None),
-            TensorBoardLogger(save_dir=output, name="", version=""),
-        ],
+        logger=make_loggers(config, output),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
@@ -191,6 +188,7 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
         StvidError: If the loss is not finite, or too many videos cannot be read.
     """
     quiet_lightning()
+    check_installed(config.trainer.loggers)
     _share_cores(config)
     if config.resume is not None:
         config = dataclasses.replace(config, resume=str(newest_checkpoint(config.resume)))
@@ -230,6 +228,7 @@ class _Run:
         data: The loaders.
         stop: Hears the signals.
         begun: Knows whether there was anything left to train.
+        services: The connections to services such as MLflow.
     """
 
     config: TrainConfig
@@ -239,6 +238,7 @@ class _Run:
     data: VideoData
     stop: StopOnSignal
     begun: RunConfig
+    services: Services
 
     def say(self, line: str) -> None:
         """Prints a line, once for all ranks."""
@@ -271,8 +271,10 @@ class _Run:
         """Trains to the end, and returns what there is then."""
         if self.trainer.is_global_zero:
             os.environ[RUN_DIR_VARIABLE] = str(self.output.resolve())
+        failed = True
         try:
             self.describe()
+            self.services.open(self.trainer)
             with _explained(self.config, self.output, ranks=self.trainer.world_size):
                 self._fit()
                 failures = self.task.gathered_failures()
@@ -280,7 +282,9 @@ class _Run:
                     self.say(
                         "resume    nothing is left to do: give more trainer.max_epochs, or trainer.max_steps, to go on"
                     )
+            failed = False
         finally:
+            self.services.close(failed=failed)
             self.data.close()
             os.environ.pop(RUN_DIR_VARIABLE, None)
         return self._result(failures)
@@ -337,7 +341,8 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     stop = StopOnSignal(output / "checkpoints")
     has_val = val_videos is not None
     counts = {"videos": len(train_videos), "val_videos": 0 if val_videos is None else len(val_videos)}
-    callbacks = [begun, *_callbacks(config, output, **counts), stop]
+    services = Services(dataclasses.replace(config, resume=None), output, resumed=config.resume is not None)
+    callbacks = [begun, services, *_callbacks(config, output, **counts), stop]
     trainer = _build_trainer(config, output, callbacks, has_val=has_val)
     check_precision(trainer, model)
     lines = initialise(model, config, train_videos.class_names, weights)
@@ -362,7 +367,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
         val_paths=lambda index: "" if val_videos is None else val_videos[index].path,
         stop_requested=stop.stop_requested,
     )
-    return _Run(config, output, trainer, task, data, stop, begun)
+    return _Run(config, output, trainer, task, data, stop, begun, services)
 
 
 def _notes(
