@@ -331,6 +331,7 @@ OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
     "trainer.val_every": ("0",),
     "trainer.save_every": ("0",),
     "trainer.keep": ("0",),
+    "trainer.min_delta": ("-1", ".inf"),
     "trainer.log_every_n_steps": ("0",),
 }
 

@@ -64,11 +64,17 @@ class Patience(EarlyStopping):
     Args:
         monitor: The number that is to grow.
         patience: Validations in a row without a better one.
+        min_delta: How much better one must be to count.
     """
 
-    def __init__(self, monitor: str, patience: int) -> None:
+    def __init__(self, monitor: str, patience: int, *, min_delta: float = 0.0) -> None:
         # A validation that a signal cut short has no number; it does not count.
-        super().__init__(monitor, mode="max", patience=patience, strict=False, check_on_train_epoch_end=False)
+        rules: dict[str, Any] = {"mode": "max", "patience": patience, "min_delta": min_delta}
+        super().__init__(monitor, **rules, strict=False, check_on_train_epoch_end=False)
+
+    @property
+    def _better(self) -> str:
+        return "better" if not self.min_delta else f"{abs(self.min_delta):g} better"
 
     @property
     def outcome(self) -> str:
@@ -76,7 +82,7 @@ class Patience(EarlyStopping):
         if self.wait_count < self.patience:
             return ""
         return (
-            f"stopped after epoch {self.stopped_epoch + 1}: {self.monitor} was not better than "
+            f"stopped after epoch {self.stopped_epoch + 1}: {self.monitor} was not {self._better} than "
             f"{float(self.best_score):.4f} in {self.patience} validations"
         )
 

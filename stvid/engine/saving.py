@@ -7,16 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from stvid.config import TrainConfig, dump_config
-from stvid.errors import CheckpointError
+from stvid.errors import CheckpointError, ConfigError, nearest
+from stvid.evaluation.result import ViewAccumulator
 from stvid.files import write_atomically
 
-__all__ = ["AtomicCheckpointIO", "LastEpoch", "RunConfig", "checkpoint_callbacks", "monitored"]
+__all__ = ["AtomicCheckpointIO", "LastEpoch", "RunConfig", "check_monitor", "checkpoint_callbacks", "monitored"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -109,6 +111,31 @@ class RunConfig(Callback):
             write_atomically(self.path, lambda path: path.write_text(dump_config(self.config), encoding="utf-8"))
 
 
+def check_monitor(config: TrainConfig, *, has_val: bool) -> None:
+    """Refuses a number that the validation will not have, before anything is trained.
+
+    Args:
+        config: The complete config, with the names of the classes.
+        has_val: Whether there is a validation.
+
+    Raises:
+        ConfigError: Names the nearest numbers.
+    """
+    monitor = config.trainer.monitor
+    if monitor is None:
+        return
+    if not has_val:
+        raise ConfigError(f"trainer.monitor: {monitor} is a number of the validation, and there is none; set data.val")
+    classes, views = len(config.protocol.class_names), config.data.val_views
+    tried = ViewAccumulator(config.protocol, views=views, task=config.task)
+    label = np.eye(1, classes, dtype=np.int64)[0] if config.task == "multilabel" else 0
+    tried.add(0, np.zeros((tried.plan.num_views, classes), np.float32), label)
+    names = [f"val_{name}" for name in tried.result().metrics]
+    if monitor not in names:
+        hint = nearest(monitor, names) or f"; there are {', '.join(names)}"
+        raise ConfigError(f"trainer.monitor: the validation has no number {monitor}{hint}")
+
+
 class _BestCheckpoint(ModelCheckpoint):
     """Knows its best score again when the folder of the run was moved; Lightning's forgets it then."""
 
@@ -126,6 +153,8 @@ class _BestCheckpoint(ModelCheckpoint):
 
 def monitored(config: TrainConfig) -> str:
     """Returns the name of the logged number that says which checkpoint is the best; larger is better."""
+    if config.trainer.monitor is not None:
+        return config.trainer.monitor
     number = "mAP" if config.task == "multilabel" else "top1"
     return f"val_{number}@{config.data.val_views}"
 

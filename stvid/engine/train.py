@@ -37,7 +37,7 @@ from stvid.engine.model import (
     protocol_differences,
 )
 from stvid.engine.optim import scaled_learning_rate
-from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, checkpoint_callbacks, monitored
+from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, check_monitor, checkpoint_callbacks, monitored
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, VideoError
@@ -96,7 +96,11 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, val_videos: in
     callbacks: list[Callback] = [
         EpochMeans(),
         *([HeadFirst(config.optim.frozen_epochs)] if config.optim.frozen_epochs else []),
-        *([Patience(monitored(config), trainer.patience)] if trainer.patience and has_val else []),
+        *(
+            [Patience(monitored(config), trainer.patience, min_delta=trainer.min_delta)]
+            if trainer.patience and has_val
+            else []
+        ),
         TimeEstimate(validated=val_videos * clips * crops, val_every=trainer.val_every),
         Throughput(),
         EpochLines(),
@@ -340,6 +344,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     begun = RunConfig(output / "config.yaml", dataclasses.replace(config, resume=None))
     stop = StopOnSignal(output / "checkpoints")
     has_val = val_videos is not None
+    check_monitor(config, has_val=has_val)
     counts = {"videos": len(train_videos), "val_videos": 0 if val_videos is None else len(val_videos)}
     services = Services(dataclasses.replace(config, resume=None), output, resumed=config.resume is not None)
     callbacks = [begun, services, *_callbacks(config, output, **counts), stop]

@@ -111,6 +111,50 @@ def test_a_training_that_gets_no_better_ends(
         configure("trainer.patience=0")
 
 
+def test_a_training_that_gets_too_little_better_ends(
+    configure: Callable[..., TrainConfig],
+    videos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another number than the accuracy decides, and so does how much better it is."""
+    course = iter([0.1, 0.4, 0.45, 0.49, 0.6])
+    log_dict = VideoTask.log_dict
+
+    def rigged(self: VideoTask, values: dict[str, float], **more: object) -> None:
+        if "val_mean_class@1x1" in values:
+            values = {**values, "val_mean_class@1x1": next(course)}
+        log_dict(self, values, **more)
+
+    monkeypatch.setattr(VideoTask, "log_dict", rigged)
+    options = [f"data.val={videos}", "trainer.monitor=val_mean_class@1x1", "trainer.min_delta=0.1"]
+    result = train(configure(*options, "trainer.patience=2", "trainer.max_epochs=9"))
+    said = "stopped after epoch 4: val_mean_class@1x1 was not 0.1 better than 0.4000 in 2 validations"
+    assert said in capsys.readouterr().out
+    assert result.best is not None and torch.load(result.best, weights_only=True)["epoch"] == 3  # the best of all
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (("trainer.monitor=val_top1@4x3",), r"the validation has no number val_top1@4x3; nearest: val_top1@1x1"),
+        (("trainer.monitor=loss",), r"the validation has no number loss; there are val_top1@1x1, val_mean_class@1x1"),
+        (("trainer.monitor=val_top1@1x1", "data.val=null"), r"val_top1@1x1 is a number of the validation, and there"),
+        (
+            ("trainer.monitor=val_top1@1x1", "task=multilabel"),
+            r"the validation has no number val_top1@1x1; nearest: val_mAP@1x1",
+        ),
+    ],
+)
+def test_a_number_that_the_validation_has_not(
+    configure: Callable[..., TrainConfig], videos: Path, options: tuple[str, ...], message: str
+) -> None:
+    made = configure(f"data.val={videos}", *options)
+    with pytest.raises(ConfigError, match=rf"^trainer\.monitor: {message}"):
+        train(made)
+    assert not list(Path(made.output or "").rglob("*.ckpt"))
+
+
 def test_the_time_is_estimated(configure: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
     train(configure("trainer.max_epochs=3", "optim.frozen_epochs=1"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
