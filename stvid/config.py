@@ -173,6 +173,12 @@ def train_parser() -> ArgumentParser:
         action=ActionConfigFile,
         help="YAML file; a bare name is looked up here, then among the packaged configs.",
     )
+    # `stvid train` itself takes these, which are no part of a config.
+    parser.add_argument(
+        "--find_lr",
+        action="store_true",
+        help="Do not train: raise the learning rate step by step, print the one to take, and write the curve.",
+    )
     parser.add_class_arguments(TrainConfig)
     for action in parser._actions:
         if action.dest in _section_types():  # options of jsonargparse that `parse_config` does not take

@@ -393,7 +393,7 @@ def test_help_lists_only_options_that_exist() -> None:
     assert text.startswith("usage: stvid train --config NAME.yaml [--any.key value]\n")
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
     keys = ["out" if key == "output" else key for key in config_keys()]
-    assert sorted(listed) == sorted(["--config", "--print_config", *(f"--{key}" for key in keys)])
+    assert sorted(listed) == sorted(["--config", "--print_config", "--find_lr", *(f"--{key}" for key in keys)])
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stvid.commands.common import take_option, use_new_names
 from stvid.console import command_line
 from stvid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stvid.config import TrainConfig
 
 __all__ = ["run"]
 
@@ -21,10 +25,12 @@ def run(argv: Sequence[str]) -> int:
         train_parser().print_help()
         return 0
     argv = use_new_names("train", argv)
-    only_print = "--print_config" in argv
-    name, options = take_option([word for word in argv if word != "--print_config"], "--config")
+    only_print, find_rate = "--print_config" in argv, "--find_lr" in argv
+    name, options = take_option([word for word in argv if word not in ("--print_config", "--find_lr")], "--config")
     resume, rest = take_option(options, "--resume")
     init, _ = take_option(rest, "--init")
+    if resume is not None and find_rate:
+        raise ConfigError("--find_lr: a continued run keeps its learning rate; leave out --resume")
     if resume is not None:
         from stvid.runs import resume_config
 
@@ -42,6 +48,9 @@ def run(argv: Sequence[str]) -> int:
         print(dump_config(config), end="")
         return 0
 
+    if find_rate:
+        return _find_rate(config, name)
+
     from stvid.engine.finetuning import run_name
     from stvid.engine.train import train
     from stvid.runs import is_first_rank  # after the config: a mistake there need not wait for Lightning
@@ -56,6 +65,18 @@ def run(argv: Sequence[str]) -> int:
     best = result.best if result.best is not None else result.last
     test = command_line("stvid", "test", "--checkpoint", result.output)
     print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', best)}")
+    return 0
+
+
+def _find_rate(config: TrainConfig, name: str | None) -> int:
+    """Prints the learning rate to take, and where the curve is."""
+    from stvid.engine.finetuning import run_name
+    from stvid.engine.rate_finder import find_rate
+    from stvid.runs import is_first_rank
+
+    found = find_rate(config, Path("runs", f"{run_name(config) if name is None else Path(name).stem}-lr"))
+    if is_first_rank():
+        print(found.describe())
     return 0
 
 

@@ -175,9 +175,17 @@ class VideoTask(LightningModule):
             top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
             self._log_step("train_top1", top1, len(clips))
         if not torch.isfinite(loss.detach()):
-            raise self._diverged(f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
+            self.on_broken_loss(loss.item(), batch_idx)
         self._log_step("train_loss", loss.detach(), len(clips))
         return loss
+
+    def on_broken_loss(self, loss: float, batch_idx: int) -> None:
+        """Ends the training.
+
+        Raises:
+            StvidError: Says what to change, and what has been saved.
+        """
+        raise self._diverged(f"the loss is {loss} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}")
 
     def _diverged(self, what: str) -> StvidError:
         saved = sorted((self.run_folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)

@@ -55,7 +55,7 @@ from stvid.runs import (
 )
 from stvid.video.reader import VideoReader
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["Run", "TrainResult", "explained", "prepare", "share_cores", "train"]
 
 
 # The words of gloo, NCCL and torch's store for a connection to another process that broke.
@@ -152,7 +152,7 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
     )
 
 
-def _share_cores(config: TrainConfig) -> None:
+def share_cores(config: TrainConfig) -> None:
     """Leaves the loader processes of a training on the CPU a core of their own.
 
     torch takes a thread for each core; with decoding processes beside them the threads wait for each other at every
@@ -193,11 +193,11 @@ def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
     """
     quiet_lightning()
     check_installed(config.trainer.loggers)
-    _share_cores(config)
+    share_cores(config)
     if config.resume is not None:
         config = dataclasses.replace(config, resume=str(newest_checkpoint(config.resume)))
     with claim_output(config, name) as output:
-        return _prepare(config, output).fit()
+        return prepare(config, output).fit()
 
 
 def _check_readable(videos: EvalDataset, *, samples: int = 8) -> None:
@@ -221,7 +221,7 @@ def _complete(config: TrainConfig, output: Path, train_videos: Manifest) -> Trai
 
 
 @dataclass
-class _Run:
+class Run:
     """A training that is ready to start.
 
     Attributes:
@@ -279,7 +279,7 @@ class _Run:
         try:
             self.describe()
             self.services.open(self.trainer)
-            with _explained(self.config, self.output, ranks=self.trainer.world_size):
+            with explained(self.config, self.output, ranks=self.trainer.world_size):
                 self._fit()
                 failures = self.task.gathered_failures()
                 if not self.begun.begun:
@@ -325,8 +325,14 @@ class _Run:
         )
 
 
-def _prepare(config: TrainConfig, output: Path) -> _Run:
-    """Reads the videos, builds the model, and refuses what cannot be run before anything is written."""
+def prepare(config: TrainConfig, output: Path, *, task_type: type[VideoTask] = VideoTask) -> Run:
+    """Reads the videos, builds the model, and refuses what cannot be run before anything is written.
+
+    Args:
+        config: Everything about the run.
+        output: Its folder.
+        task_type: The steps of the training.
+    """
     before = None if config.resume is None else stored_run(config.resume)
     if before is not None and not config.protocol.class_names:
         names = tuple(before["protocol"]["class_names"])  # the order of the logits
@@ -362,7 +368,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
     if before is not None:
         check_resumable(config, before, clips_per_step=clips_per_step, training_videos=len(train_videos))
     data = _make_data(config, train_videos, val_videos, stop)
-    task = VideoTask(
+    task = task_type(
         model,
         config,
         lr=scaled_learning_rate(config.optim, clips_per_step),
@@ -372,7 +378,7 @@ def _prepare(config: TrainConfig, output: Path) -> _Run:
         val_paths=lambda index: "" if val_videos is None else val_videos[index].path,
         stop_requested=stop.stop_requested,
     )
-    return _Run(config, output, trainer, task, data, stop, begun, services)
+    return Run(config, output, trainer, task, data, stop, begun, services)
 
 
 def _notes(
@@ -450,7 +456,7 @@ def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop:
 
 
 @contextlib.contextmanager
-def _explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None]:
+def explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None]:
     """Turns what can end a training before its time into one line that says how to go on."""
     try:
         yield

@@ -142,7 +142,7 @@ def test_a_training_that_gets_too_little_better_ends(
         (("trainer.monitor=val_top1@1x1", "data.val=null"), r"val_top1@1x1 is a number of the validation, and there"),
         (
             ("trainer.monitor=val_top1@1x1", "task=multilabel"),
-            r"the validation has no number val_top1@1x1; nearest: val_mAP@1x1",
+            r"the validation has no number val_top1@1x1; nearest: val_mAP",
         ),
     ],
 )
