@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = [
+    "JOB_OPTIONS",
     "AugmentConfig",
     "DataConfig",
     "ModelConfig",
@@ -52,6 +53,20 @@ __all__ = [
     "train_parser",
 ]
 
+
+# Options of `stvid train` that hand it to a cluster, with their types and meanings. They are no part of a config.
+JOB_OPTIONS: tuple[tuple[str, type, str], ...] = (
+    ("submit", str, "Train as a job: slurm, or local for a process of this machine. All options below need it."),
+    ("nodes", int, "Machines of the job (default 1)."),
+    ("gpus_per_node", int, "GPUs of each machine, with a process for each; default trainer.devices processes on CPUs."),
+    ("cpus_per_task", int, "Cores of each process of the job."),
+    ("mem_gb", int, "Memory of each machine of the job in GB."),
+    ("time", str, "Time limit of the job as SLURM writes it (default 60 minutes); it is started again after that."),
+    ("partition", str, "SLURM's partition."),
+    ("account", str, "SLURM's account."),
+    ("qos", str, "SLURM's quality of service."),
+    ("constraint", str, "Features of the machines, as SLURM names them."),
+)
 
 # The keys that name a file or folder; "~/" is the home folder there, as a shell writes it.
 _PATHS = (*("init", "resume", "output", "data.train", "data.val", "data.test", "data.root", "data.class_names"),)
@@ -179,6 +194,8 @@ def train_parser() -> ArgumentParser:
         action="store_true",
         help="Do not train: raise the learning rate step by step, print the one to take, and write the curve.",
     )
+    for name, kind, text in JOB_OPTIONS:
+        parser.add_argument(f"--{name}", type=kind | None, help=text)
     parser.add_class_arguments(TrainConfig)
     for action in parser._actions:
         if action.dest in _section_types():  # options of jsonargparse that `parse_config` does not take

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stvid.commands.common import take_option, use_new_names
+from stvid.commands.dispatch import dispatch
 from stvid.console import command_line
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
     from stvid.config import TrainConfig
+    from stvid.engine.submission import JobRequest
 
-__all__ = ["run"]
+__all__ = ["run", "run_in_job"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -25,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         train_parser().print_help()
         return 0
     argv = use_new_names("train", argv)
+    request, argv = _job_request(argv)
     only_print, find_rate = "--print_config" in argv, "--find_lr" in argv
     name, options = take_option([word for word in argv if word not in ("--print_config", "--find_lr")], "--config")
     resume, rest = take_option(options, "--resume")
@@ -48,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
         print(dump_config(config), end="")
         return 0
 
+    if request is not None:
+        return _submit(request, argv, config, name or resume)
     if find_rate:
         return _find_rate(config, name)
 
@@ -66,6 +71,55 @@ def run(argv: Sequence[str]) -> int:
     test = command_line("stvid", "test", "--checkpoint", result.output)
     print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', best)}")
     return 0
+
+
+def _job_request(argv: Sequence[str]) -> tuple[JobRequest | None, list[str]]:
+    """Takes the options of a job out of the arguments.
+
+    Raises:
+        ConfigError: If one has a wrong value, or stands without ``--submit``.
+    """
+    from stvid.config import JOB_OPTIONS
+
+    given: dict[str, Any] = {}
+    rest = list(argv)
+    for name, kind, _ in JOB_OPTIONS:
+        text, rest = take_option(rest, f"--{name}")
+        if text is None:
+            continue
+        if kind is int and not text.isdecimal():
+            raise ConfigError(f"--{name}: {text!r} is not a whole number from 1 up")
+        given[name] = kind(text)
+    cluster = given.pop("submit", None)
+    if cluster is None:
+        if given:
+            raise ConfigError(f"--{next(iter(given))}: belongs to a job of a cluster; add --submit slurm")
+        return None, rest
+    from stvid.engine.submission import JobRequest
+
+    extra = {name: given.pop(name) for name in ("partition", "account", "qos", "constraint") if name in given}
+    return JobRequest(cluster, **given, extra=extra), rest
+
+
+def _submit(request: JobRequest, argv: Sequence[str], config: TrainConfig, source: str | None) -> int:
+    """Hands the training to a cluster, and prints where it is."""
+    from stvid.engine.finetuning import run_name
+    from stvid.engine.submission import submit
+
+    if "--find_lr" in argv:
+        raise ConfigError("--find_lr: prints what it finds; leave out --submit")
+    name = run_name(config) if source is None else Path(source).stem
+    print(submit(request, argv, config=config, name=name, command=run_in_job))
+    return 0
+
+
+def run_in_job(options: Sequence[str]) -> int:
+    """Trains as the program does, with its lines for errors and its exit codes.
+
+    Args:
+        options: Arguments after ``stvid train``.
+    """
+    return dispatch("stvid", "", {"train": run}, ["train", *options])
 
 
 def _find_rate(config: TrainConfig, name: str | None) -> int:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from stvid.console import command_line
+from stvid.engine.submission import preemption_signal
 from stvid.engine.task import VideoTask
 from stvid.errors import Interrupted, StvidError
 from stvid.files import write_atomically, write_table
@@ -27,8 +28,9 @@ __all__ = ["EpochLines", "EpochMeans", "FailureLimit", "MetricsCsv", "StopOnSign
 class StopOnSignal(Callback):
     """On SIGINT or SIGTERM, ends the step in hand, saves the complete state, and leaves with `Interrupted`.
 
-    A second signal stops at once, without saving. During a validation between epochs the rest of it is skipped, and
-    the state is saved at the end of the epoch; the validation after the last epoch is finished, and the run with it.
+    In a job of a cluster the signal that announces its end does so, too. The same signal again stops at once, without
+    saving. During a validation between epochs the rest of it is skipped, and the state is saved at the end of the
+    epoch; the validation after the last epoch is finished, and the run with it.
 
     Args:
         folder: Where ``interrupted.ckpt`` is written.
@@ -47,14 +49,17 @@ class StopOnSignal(Callback):
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            if signum in (self.received, signal.SIGINT):
+                raise KeyboardInterrupt
+            return  # a cluster announces the end by one signal, and ends by another
         self.received = signum
         name = signal.Signals(signum).name
         print(f"\n{name}: saving after this step (once more to stop at once)", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the signals; Lightning's own handlers are put back by it at the end."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        announced = preemption_signal()
+        for signum in (signal.SIGINT, signal.SIGTERM, *([announced] if announced else [])):
             try:
                 self._previous[signum] = signal.signal(signum, self._handle)
             except ValueError:  # not in the main thread: whoever runs the thread handles signals
