@@ -345,7 +345,8 @@ class TrainerConfig:
         accelerator: Kind of device: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
         devices: Number of devices of each machine, or ``auto`` for all.
         num_nodes: Number of machines.
-        strategy: How devices share the work: ``auto``, ``ddp``, ``fsdp`` or another of Lightning's.
+        strategy: How devices share the work: ``auto``, ``ddp`` (each holds the whole model), ``fsdp2`` (each holds a
+            share of every block, for models that are too large otherwise), or another of Lightning's.
         precision: Type of the numbers: ``32-true``, ``bf16-mixed``, ``16-mixed`` or another of Lightning's.
         accumulate_grad_batches: Number of batches whose gradients are added up before one optimiser step.
         gradient_clip_val: Largest norm of the gradient; null does not clip it.

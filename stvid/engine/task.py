@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from stvid.checkpoints import describe
 from stvid.config import TrainConfig, dump_config
@@ -24,6 +26,7 @@ from stvid.data.transforms import model_input
 from stvid.engine.frozen import backbone_parameters, keep_frozen_still
 from stvid.engine.means import SUMS_KEY, EpochSums, broken_weight, gathered
 from stvid.engine.optim import build_optimizer, learning_rate_curve, plan_parameters
+from stvid.engine.sharding import precision_policy, shard, whole_weights
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import Placement, ViewAccumulator, sample_logits
 from stvid.models.base import VideoModel
@@ -81,6 +84,7 @@ class VideoTask(LightningModule):
         self._val_paths = val_paths
         self._stop_requested = stop_requested
         self._accumulator: ViewAccumulator | None = None
+        self._gathered = contextlib.ExitStack()
         # Kept out of the registered modules, so that the state dict has the model's own keys once.
         self._forward: list[nn.Module | Callable[[Tensor], Tensor]] = [model]
         self.head_only = False
@@ -116,6 +120,9 @@ class VideoTask(LightningModule):
         """Applies the options that change how the model runs, not what it computes."""
         if self.config.trainer.channels_last:
             channels_last(self.model)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.model, FSDPModule):
+            self.model.to(self.trainer.strategy.root_device)
+            shard(self.model, policy=precision_policy(self.model, self.config.trainer.precision))
         if self.config.trainer.compile and self._forward[0] is self.model:
             self._forward = [torch.compile(self.model)]
 
@@ -222,7 +229,8 @@ class VideoTask(LightningModule):
     # --- validation ---------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Starts counting."""
+        """Starts counting; sharded weights are gathered once for all videos."""
+        self._gathered.enter_context(whole_weights(self.model))
         self._accumulator = ViewAccumulator(self.protocol, views=self.config.data.val_views, task=self.config.task)
 
     def validation_step(self, batch: list[EvalSample], batch_idx: int) -> None:
@@ -239,6 +247,7 @@ class VideoTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Merges the ranks and logs the numbers; a validation that was cut short logs nothing."""
+        self._gathered.close()
         accumulator, self._accumulator = self._accumulator, None
         assert accumulator is not None
         cut = self._stop_requested()

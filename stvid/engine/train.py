@@ -39,7 +39,7 @@ from stvid.engine.model import (
 from stvid.engine.optim import scaled_learning_rate
 from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, check_monitor, checkpoint_callbacks, monitored
 from stvid.engine.task import VideoTask
-from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning
+from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning, strategy_of
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, VideoError
 from stvid.machine import usable_cores
 from stvid.protocol import parse_views
@@ -134,7 +134,7 @@ def _build_trainer(config: TrainConfig, output: Path, callbacks: list[Callback],
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=options.strategy,
+        strategy=strategy_of(config),
         precision=options.precision,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val,

@@ -6,14 +6,17 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from stvid.config import TrainConfig
 from stvid.errors import ConfigError
 from stvid.inflation.temporal import TemporalConv
 
-__all__ = ["check_precision", "make_trainer", "quiet_lightning"]
+__all__ = ["check_precision", "make_trainer", "quiet_lightning", "strategy_of"]
 
 
 def quiet_lightning() -> None:
@@ -41,6 +44,23 @@ def make_trainer(*, devices: int | str, **options: Any) -> Trainer:
         return Trainer(devices=count, enable_model_summary=False, use_distributed_sampler=False, **options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def strategy_of(config: TrainConfig) -> str | Strategy:
+    """Returns what Lightning takes as its strategy; ``fsdp2`` shares out the weights as `stvid.engine.sharding` does.
+
+    Raises:
+        ConfigError: If fsdp2 has no GPUs, or is combined with what it cannot do.
+    """
+    options = config.trainer
+    if options.strategy != "fsdp2":
+        return options.strategy
+    if options.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        raise ConfigError("trainer.strategy fsdp2: shares out the weights among GPUs, and there is none here; take ddp")
+    if options.ema_decay is not None:
+        raise ConfigError("trainer.ema_decay: not with trainer.strategy fsdp2, which shares out the weights; take ddp")
+    # A checkpoint is one file with whole weights, which every other command reads.
+    return ModelParallelStrategy(save_distributed_checkpoint=False)
 
 
 def check_precision(trainer: Trainer, model: nn.Module) -> None:
