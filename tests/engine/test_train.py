@@ -6,6 +6,7 @@ import csv
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -845,3 +846,126 @@ def test_videos_that_cannot_be_read_say_nothing_of_spans(configure: Callable[...
         (tmp_path / "v" / label).mkdir(parents=True)
         (tmp_path / "v" / label / "x.mp4").write_bytes(b"no video")
     assert _note_on_span(configure("protocol.stride=8"), read_manifest(tmp_path / "v")) == []
+
+
+RECORDED = """
+import sys
+import stvid.engine.task as task
+from stvid.cli import main
+
+training, validation = task.VideoTask.training_step, task.VideoTask.validation_step
+
+def note(self, kind, videos):
+    with open(sys.argv[1] + "-%s-%d.txt" % (kind, self.global_rank), "a") as file:
+        print(self.current_epoch, *videos, file=file)
+
+def train_step(self, batch, batch_idx):
+    note(self, "train", batch.videos.tolist())
+    return training(self, batch, batch_idx)
+
+def validation_step(self, batch, batch_idx):
+    note(self, "val", [sample.index for sample in batch])
+    return validation(self, batch, batch_idx)
+
+task.VideoTask.training_step, task.VideoTask.validation_step = train_step, validation_step
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def as_slurm_tasks(folder: Path, options: list[str], *, tasks: int, notes: str) -> list[str]:
+    """Runs ``stvid train`` as ``srun`` starts it, with SLURM's variables; returns what each task printed."""
+    (folder / "recorded.py").write_text(RECORDED)
+    shared = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stvid", "SLURM_NTASKS": str(tasks), "SLURM_NODEID": "0"}
+    shared |= {"SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_JOB_NODELIST": "localhost", "SLURM_NODELIST": "localhost"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(folder / "recorded.py"), str(folder / notes), "train", *options]
+    processes = []
+    for task in range(tasks):
+        own = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, **streams, env={**os.environ, **shared, **own}))
+    ends = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * tasks, ends
+    return [out for out, _ in ends]
+
+
+def noted(folder: Path, notes: str, kind: str, *, tasks: int) -> list[dict[int, list[int]]]:
+    """Returns the videos of each epoch that each task saw."""
+    found: list[dict[int, list[int]]] = []
+    for task in range(tasks):
+        epochs: dict[int, list[int]] = {}
+        for line in (folder / f"{notes}-{kind}-{task}.txt").read_text().splitlines():
+            epoch, *videos = map(int, line.split())
+            epochs.setdefault(epoch, []).extend(videos)
+        found.append(epochs)
+    return found
+
+
+@pytest.mark.slow
+def test_resume_on_another_number_of_processes(
+    configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path
+) -> None:
+    """Two tasks of SLURM, then one process, then two tasks: one run, in which each epoch sees each video once."""
+    from stvid.config import dump_config
+
+    config = configure("trainer.devices=2", "data.batch_size=3", "optim.schedule_epochs=3", "data.val_views=1x3")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    printed = as_slurm_tasks(tmp_path, ["--config", str(tmp_path / "config.yaml")], tasks=2, notes="first")
+    assert "6 clips a step (3 clips x 2 devices x 1)" in printed[0] and printed[1] == ""
+    again = ["--resume", str(tmp_path / "run")]
+    with pytest.raises(ConfigError, match=r"data\.batch_size x trainer\.devices: 3 clips a step, .* began with 6"):
+        train(resume_config(tmp_path / "run", ["--trainer.devices", "1", "--trainer.max_epochs", "2"]))
+    alone = ["--trainer.devices=1", "--data.batch_size=6", "--trainer.max_epochs=2"]
+    as_slurm_tasks(tmp_path, [*again, *alone], tasks=1, notes="second")
+    both = ["--trainer.devices=2", "--data.batch_size=3", "--trainer.max_epochs=3"]
+    as_slurm_tasks(tmp_path, [*again, *both], tasks=2, notes="third")
+
+    everything = list(range(12))
+    for epoch, (notes, tasks) in enumerate((("first", 2), ("second", 1), ("third", 2))):
+        shares = noted(tmp_path, notes, "train", tasks=tasks)
+        assert all(share.keys() == {epoch} for share in shares)
+        assert sorted(video for share in shares for video in share[epoch]) == everything
+        seen = noted(tmp_path, notes, "val", tasks=tasks)
+        assert sorted(video for share in seen for video in share[epoch]) == everything  # each once
+    log = rows(tmp_path / "run" / "metrics.csv")
+    assert [int(row["step"]) for row in log if row["train_loss_step"]] == [0, 1, 2, 3, 4, 5]
+    stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["epoch"] == 2 and stored["global_step"] == 6
+    model = stvid.load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    measured = evaluate(model, read_manifest(videos), views="1x3")
+    logged = [float(row["val_top1@1x3"]) for row in log if row["val_top1@1x3"]]
+    assert len(logged) == 3 and measured.metrics["top1@1x3"] == pytest.approx(logged[-1], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_tasks_read_their_own_shards(
+    configure: Callable[..., TrainConfig], videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each task opens half of the shards, and validation counts each video once though they do not divide."""
+    pytest.importorskip("webdataset")
+    from stvid.cli import main
+    from stvid.config import dump_config
+
+    assert main(["prep", "shard", str(videos), "--out", str(tmp_path / "shards"), "--size", "0.03"]) == 0
+    held = tmp_path / "val.csv"
+    paths = sorted(videos.rglob("*.mp4"))
+    seven = [*paths[::2], paths[1]]
+    held.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in seven))
+    sources = [f"data.train={tmp_path / 'shards'}", f"data.val={held}"]
+    config = configure(*sources, "trainer.devices=2", "data.batch_size=2")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    as_slurm_tasks(tmp_path, ["--config", str(tmp_path / "config.yaml")], tasks=2, notes="shards")
+    first, second = (set(share[0]) for share in noted(tmp_path, "shards", "train", tasks=2))
+    assert first and second and not first & second
+    seen = [video for share in noted(tmp_path, "shards", "val", tasks=2) for video in share[0]]
+    assert set(seen) == set(range(7)) and len(seen) == 8  # one comes twice, since two tasks take as many each
+    (row,) = [row for row in rows(tmp_path / "run" / "metrics.csv") if row["val_top1@1x1"]]
+    assert float(row["val_top1@1x1"]) * 7 == pytest.approx(round(float(row["val_top1@1x1"]) * 7), abs=1e-4)
+    capsys.readouterr()
