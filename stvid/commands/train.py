@@ -97,7 +97,8 @@ def _job_request(argv: Sequence[str]) -> tuple[JobRequest | None, list[str]]:
         return None, rest
     from stvid.engine.submission import JobRequest
 
-    extra = {name: given.pop(name) for name in ("partition", "account", "qos", "constraint") if name in given}
+    names: tuple[str, ...] = ("partition", "account", "qos", "constraint")
+    extra = {name: given.pop(name) for name in names if name in given}
     return JobRequest(cluster, **given, extra=extra), rest
 
 
