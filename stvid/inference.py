@@ -36,7 +36,8 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
 
     In evaluation mode a batch norm multiplies each channel by a number and adds another. The convolution before it can
     do both (Jacob et al. 2018, arXiv:1712.05877, section 3.2); so can a convolution without padding that follows it, as
-    in UniFormer. The model says which norm stands beside which convolution (`VideoModel.norm_pairs`).
+    in UniFormer. The model says which norm stands beside which convolution (`VideoModel.norm_pairs`). Before that it
+    makes one layer of several where it can (`VideoModel.merge_branches`), as UniRepLKNet does.
 
     Args:
         model: Any model of stvid; it is not changed.
@@ -56,6 +57,7 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
     if model.inference_only:
         raise ConfigError(f"{type(model).__name__} is fused or optimised already: {model.inference_only}")
     result = copy.deepcopy(model).eval().requires_grad_(False)
+    merged = result.merge_branches()
     modules = dict(result.named_modules())
     owners = Counter(
         id(weight) for module in modules.values() for weight in module._parameters.values() if weight is not None
@@ -66,7 +68,7 @@ def fuse(model: VideoModel, *, clip: Tensor | None = None) -> VideoModel:
             before[second] = first
         else:
             after[first] = second
-    fused: dict[str, str] = {}
+    fused = dict(merged)
     kept: dict[str, str] = {}
     for name, norm in modules.items():
         if not isinstance(norm, _BatchNorm):

@@ -434,6 +434,17 @@ class VideoModel(nn.Module):
         """
         return list(_pairs_within(self))
 
+    def merge_branches(self) -> dict[str, str]:
+        """Merges layers, in place, that are one layer in evaluation mode, such as convolutions that are added up.
+
+        `stvid.fuse` calls it on its copy, before it asks for `norm_pairs`; the outputs stay the same.
+
+        Returns:
+            The name of each batch norm that is gone, with the name of the layer that does its work. Empty if the model
+            has no such layers.
+        """
+        return {}
+
     # --- published weights --------------------------------------------------------------------------------------------
 
     def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
