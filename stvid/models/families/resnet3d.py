@@ -58,6 +58,9 @@ class Block(nn.Module):
         bottleneck: Convolutions of 1x1x1, 3x3x3 and 1x1x1 instead of two of 3x3x3.
         groups: Groups of the 3x3x3 convolution of a bottleneck.
         shortcut_type: ``A`` or ``B``; see the head of this file.
+
+    Attributes:
+        gate: What the output of the branch goes through in front of the sum; nothing here, but STCNet sets it.
     """
 
     norm_neighbours = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
@@ -89,6 +92,7 @@ class Block(nn.Module):
             self.downsample: nn.Module = ZeroShortcut(in_dim, dim, stride)
         else:
             self.downsample = shortcut(in_dim, dim, (stride, stride, stride))
+        self.gate: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_dim, T, H, W) to (B, dim, T', H', W')."""
@@ -96,6 +100,7 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.bottleneck:
             out = self.bn3(self.conv3(F.relu(out, inplace=True)))
+        out = self.gate(out)
         out += self.downsample(x)
         return F.relu(out, inplace=True)
 
