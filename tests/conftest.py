@@ -10,10 +10,9 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -24,6 +23,7 @@ import stvid
 from stvid.data import jobs
 from stvid.data.manifest import Manifest
 from stvid.data.sharding import plan_shards, write_shard, write_shard_index
+from stvid.data.stage_base import Stage
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
@@ -319,15 +319,9 @@ def make_shards() -> Callable[..., Manifest]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `run_jobs` do its work in this process, one file after the other: a worker process costs a second."""
 
-    def run(
-        work: jobs.Work,
-        keys: Sequence[str],
-        options: Mapping[str, Any],
-        workers: int,
-        record: Callable[[str, Mapping[str, Any], str], None],
-    ) -> list[str]:
+    def run(stage: Stage, keys: Sequence[str], workers: int, record: jobs.Record) -> list[str]:
         for key in keys:
-            record(key, *jobs._attempt(work, key, options))
+            record(*jobs._attempt(stage, key))
         return []
 
     monkeypatch.setattr(jobs, "_run_pool", run)

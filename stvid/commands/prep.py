@@ -163,8 +163,9 @@ def manifest(argv: Sequence[str]) -> int:
 
 def scan(argv: Sequence[str]) -> int:
     """Find videos that are unreadable, damaged, of the wrong length, or there twice."""
-    from stvid.data.jobs import run_jobs
-    from stvid.data.scanning import examine, findings
+    from stvid.data.jobs import Job, run_jobs
+    from stvid.data.scanning import findings
+    from stvid.data.stages import Scan
 
     parser = parser_for(
         "prep scan", "Read every video of a list and report what is wrong with it. Exit code 1 if anything is."
@@ -178,14 +179,8 @@ def scan(argv: Sequence[str]) -> int:
     options = parse(parser, argv)
     videos = _read(options)
     out = Path(options.out) if options.out else Path(f"{options.videos.rstrip('/')}.scan.csv")
-    outcomes = run_jobs(
-        examine,
-        _paths(videos),
-        {"full": options.full},
-        title="scan",
-        journal=out.with_suffix(".jsonl"),
-        workers=options.workers,
-    )
+    job = Job(Scan(full=options.full), _paths(videos), "scan", out.with_suffix(".jsonl"))
+    outcomes = run_jobs(job, workers=options.workers)
     entries = [videos[number] for number in range(len(videos))]
     parts: dict[str, list[tuple[float, float | None]]] = {}
     for entry in entries:
@@ -242,7 +237,7 @@ def _transcode_parser() -> ArgumentParser:
 
 
 def _transcode_settings(options: Any) -> dict[str, Any]:
-    """Returns what `stvid.data.transcoding.transcode` needs to know.
+    """Returns the options of `stvid.data.stages.Transcode`.
 
     Raises:
         ConfigError: If an option is out of its range.
@@ -273,8 +268,8 @@ def transcode(argv: Sequence[str]) -> int:
     """Write small copies that are quick to seek: short side, distance of key frames."""
     import dataclasses
 
-    from stvid.data.jobs import run_jobs
-    from stvid.data.transcoding import transcode as work
+    from stvid.data.jobs import Job, run_jobs
+    from stvid.data.stages import Transcode
 
     options = parse(_transcode_parser(), argv)
     settings = _transcode_settings(options)
@@ -284,15 +279,12 @@ def transcode(argv: Sequence[str]) -> int:
     _refuse_collisions(paths, settings)
     for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # left by a run that was killed
         left_over.unlink()
-    outcomes = run_jobs(
-        work,
-        paths,
-        settings,
-        title="transcode",
-        journal=out / "transcode.jsonl",
-        workers=options.workers,
-        intact=lambda result: os.path.isfile(result["out"]) and os.path.getsize(result["out"]) == result["bytes_after"],
-    )
+
+    def intact(result: Mapping[str, Any]) -> bool:
+        return os.path.isfile(result["out"]) and os.path.getsize(result["out"]) == result["bytes_after"]
+
+    job = Job(Transcode(**settings), paths, "transcode", out / "transcode.jsonl", intact)
+    outcomes = run_jobs(job, workers=options.workers)
     done = {outcome.key: outcome.result for outcome in outcomes if not outcome.error}
     entries = [videos[number] for number in range(len(videos))]
     copies = [dataclasses.replace(e, path=done[e.path]["out"]) for e in entries if e.path in done]
@@ -323,8 +315,8 @@ def index(argv: Sequence[str]) -> int:
     """Scan all videos once, so that training and tests need not."""
     import shutil
 
-    from stvid.data.jobs import run_jobs
-    from stvid.data.scanning import index_video
+    from stvid.data.jobs import Job, run_jobs
+    from stvid.data.stages import Index
     from stvid.video.stored_index import index_folder, unpack_index, write_index
 
     parser = parser_for(
@@ -344,15 +336,8 @@ def index(argv: Sequence[str]) -> int:
         file = work / result["file"]
         return file.is_file() and unpack_index(file.read_bytes()) is not None
 
-    outcomes = run_jobs(
-        index_video,
-        _paths(videos),
-        {"folder": str(work)},
-        title="index",
-        journal=work / "journal.jsonl",
-        workers=options.workers,
-        intact=intact,
-    )
+    job = Job(Index(work), _paths(videos), "index", work / "journal.jsonl", intact)
+    outcomes = run_jobs(job, workers=options.workers)
     done = [outcome for outcome in outcomes if not outcome.error]
     indices = ((video.key, video.result["bytes"], (work / video.result["file"]).read_bytes()) for video in done)
     count = write_index(folder, indices, root=folder.parent)
@@ -434,17 +419,11 @@ def _plan_folder(
 
 
 def _write_tars(tars: Sequence[Path], plan: Path, out: Path, *, workers: int | None) -> list[Outcome]:
-    from stvid.data.jobs import run_jobs
-    from stvid.data.sharding import write_shard
+    from stvid.data.jobs import Job, run_jobs
+    from stvid.data.stages import Shard
 
-    outcomes = run_jobs(
-        write_shard,
-        [str(tar) for tar in tars],
-        {"plan": str(plan)},
-        title="shard",
-        journal=out / "shard.jsonl",
-        workers=workers,
-    )
+    job = Job(Shard(plan), [str(tar) for tar in tars], "shard", out / "shard.jsonl")
+    outcomes = run_jobs(job, workers=workers)
     broken = [outcome for outcome in outcomes if outcome.error]
     if broken:
         raise StvidError(
@@ -456,8 +435,9 @@ def _write_tars(tars: Sequence[Path], plan: Path, out: Path, *, workers: int | N
 
 def check_leakage(argv: Sequence[str]) -> int:
     """Find near-duplicates of the training videos among the test videos."""
-    from stvid.data.jobs import run_jobs
-    from stvid.data.leakage import hash_video, near_duplicates
+    from stvid.data.jobs import Job, run_jobs
+    from stvid.data.leakage import near_duplicates
+    from stvid.data.stages import Hash
 
     parser = parser_for(
         "prep check-leakage",
@@ -478,7 +458,7 @@ def check_leakage(argv: Sequence[str]) -> int:
     out = Path(options.out)
     everything = list(dict.fromkeys(sides[0] + sides[1]))
     journal = out.with_suffix(".jsonl")
-    outcomes = run_jobs(hash_video, everything, {}, title="check-leakage", journal=journal, workers=options.workers)
+    outcomes = run_jobs(Job(Hash(), everything, "check-leakage", journal), workers=options.workers)
     hashes = {outcome.key: outcome.result["hashes"] for outcome in outcomes if not outcome.error}
     first, second = ([path for path in side if path in hashes] for side in sides)
     pairs = near_duplicates([hashes[p] for p in first], [hashes[p] for p in second], threshold=options.threshold)

@@ -1,4 +1,4 @@
-"""One piece of work per file, in parallel: with progress, a journal to go on from, and a list of what failed.
+"""A stage for many files, in parallel: with progress, a journal to go on from, and a list of what failed.
 
 The journal (`stvid.journal`) gets one record for each file that is done, written at once. A second run with the same
 journal does what is left, what failed before, and what has changed or is gone since; one that is a different job is
@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from stvid.console import progress_bar
-from stvid.errors import ConfigError, Interrupted, StvidError
+from stvid.data.stage_base import Stage
+from stvid.errors import ConfigError, Interrupted
 from stvid.journal import Journal
 from stvid.machine import usable_cores
 
-__all__ = ["Outcome", "run_jobs"]
-
-Work = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+__all__ = ["FIELDS", "WHAT", "Job", "Outcome", "Record", "run_jobs", "stamp"]
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,46 @@ class Outcome:
     error: str
 
 
-def _attempt(work: Work, key: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """In the worker process. One file must not end the run, whatever is wrong with it or with the work."""
-    try:
-        return work(key, options), ""
-    except StvidError as error:
-        return {}, str(error)
-    except OSError as error:
-        return {}, f"{error.filename or key}: {error.strerror or error}"
-    except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        return {}, f"{key}: internal error: {message[:500]} (please report it)"
+def _always(result: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some work on many files.
+
+    Attributes:
+        stage: The work. Its options must be the same when the job is continued.
+        keys: The files, each once.
+        title: Shown beside the progress.
+        journal: The file in which the outcomes are kept.
+        intact: Tells of what the work returned in an earlier run whether what it wrote is still there.
+    """
+
+    stage: Stage
+    keys: Sequence[str]
+    title: str
+    journal: Path
+    intact: Callable[[Mapping[str, Any]], bool] = _always
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The first line of the journal, which says what the job is."""
+        return json.loads(json.dumps({"job": {"title": self.title, **self.stage.options}}))
+
+
+WHAT = "the journal of a job"
+FIELDS: dict[str, type] = {"key": str, "stamp": list, "result": dict, "error": str}
+"""The fields of each record of a journal."""
+
+Record = Callable[[str, Mapping[str, Any], str], None]
+"""Called with the file, the result and the error of each piece of work that is done."""
+
+
+def _attempt(stage: Stage, key: str) -> tuple[str, Mapping[str, Any], str]:
+    """In the worker process: does the work on one file."""
+    (outcome,) = stage.outcomes(stage({stage.column: [key]}))
+    return outcome
 
 
 def _enter_worker() -> None:
@@ -73,8 +101,8 @@ def _enter_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _stamp(key: str) -> list[int]:
-    """Size and time of a file, by which a changed one is known; empty if it is not there."""
+def stamp(key: str) -> list[int]:
+    """Returns the size and time of a file, by which a changed one is known; empty if it is not there."""
     try:
         status = os.stat(key)
     except (OSError, ValueError):
@@ -85,61 +113,45 @@ def _stamp(key: str) -> list[int]:
 def _keep(
     done: dict[str, Outcome],
     record: Mapping[str, Any],
-    intact: Callable[[Mapping[str, Any]], bool] = lambda result: True,
+    intact: Callable[[Mapping[str, Any]], bool] = _always,
 ) -> None:
     """Takes what a journal has of a file as done, unless the file or what was made of it has changed since."""
     key, result = record["key"], record["result"]
     done.pop(key, None)  # a later record says more
     try:
-        if not record["error"] and record["stamp"] == _stamp(key) and intact(result):
+        if not record["error"] and record["stamp"] == stamp(key) and intact(result):
             done[key] = Outcome(key, result, "")
     except (LookupError, TypeError, ValueError):
         pass  # a result of another version, or damaged: the work is done again
 
 
-def run_jobs(
-    work: Work,
-    keys: Sequence[str],
-    options: Mapping[str, Any],
-    *,
-    title: str,
-    journal: Path,
-    workers: int | None = None,
-    intact: Callable[[Mapping[str, Any]], bool] = lambda result: True,
-) -> list[Outcome]:
-    """Calls ``work(key, options)`` for every key in worker processes.
+def run_jobs(job: Job, *, workers: int | None = None) -> list[Outcome]:
+    """Does the work of a job on every file in worker processes.
 
     A file that takes its process down is tried once more by itself, and is listed as failed if it does so again.
 
     Args:
-        work: A function of a module; it returns what JSON can hold, and raises StvidError for a file that it cannot do.
-        keys: The files, each once.
-        options: For every call; what JSON can hold. They must be the same when the run is continued.
-        title: Shown beside the progress.
-        journal: The file in which the outcomes are kept.
+        job: The work, and the files.
         workers: Processes; None takes one for each core.
-        intact: Tells of what the work returned in an earlier run whether what it wrote is still there.
 
     Returns:
-        The outcomes in the order of the keys, those of earlier runs included.
+        The outcomes in the order of the files, those of earlier runs included.
 
     Raises:
         ConfigError: If the journal belongs to another job, or the number of workers is less than 1.
         StvidError: If the file of the journal holds something else, or cannot be read or written.
         Interrupted: If Ctrl-C was pressed; the journal holds what was done.
     """
-    job = json.loads(json.dumps({"title": title, **options}))
     if workers is None:
         workers = usable_cores()
     if workers < 1:
         raise ConfigError(f"--workers {workers}: at least 1 is needed")
+    keys, title = job.keys, job.title
     done: dict[str, Outcome] = {}
     failed = 0
     with contextlib.ExitStack() as stack:
-        kept = functools.partial(_keep, done, intact=intact)
-        fields = {"key": str, "stamp": list, "result": dict, "error": str}
-        header = {"job": job}
-        file = stack.enter_context(Journal(journal, header, what="the journal of a job", fields=fields, each=kept))
+        kept = functools.partial(_keep, done, intact=job.intact)
+        file = stack.enter_context(Journal(job.journal, job.header, what=WHAT, fields=FIELDS, each=kept))
         left = [key for key in keys if key not in done]
         bar = stack.enter_context(progress_bar(title, len(keys), done=len(keys) - len(left)))
 
@@ -147,13 +159,13 @@ def run_jobs(
             nonlocal failed
             failed += bool(error)
             done[key] = Outcome(key, result, error)
-            file.add({"key": key, "stamp": _stamp(key), "result": result, "error": error})
+            file.add({"key": key, "stamp": stamp(key), "result": result, "error": error})
             bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:
-            suspects = _run_pool(work, left, options, workers, record)
+            suspects = _run_pool(job.stage, left, workers, record)
             for key in suspects:  # one of them took its process down: each by itself shows which
-                if _run_pool(work, [key], options, 1, record):
+                if _run_pool(job.stage, [key], 1, record):
                     record(key, {}, f"{key}: takes the process that reads it down")
         except KeyboardInterrupt as error:
             count = f"{len(done)} of {len(keys)} videos done"
@@ -161,19 +173,13 @@ def run_jobs(
     return [done[key] for key in keys]
 
 
-def _run_pool(
-    work: Work,
-    keys: Sequence[str],
-    options: Mapping[str, Any],
-    workers: int,
-    record: Callable[[str, Mapping[str, Any], str], None],
-) -> list[str]:
+def _run_pool(stage: Stage, keys: Sequence[str], workers: int, record: Record) -> list[str]:
     """Returns the files that were being worked on when a process died."""
     suspects: list[str] = []
     waiting = list(reversed(keys))
     context = multiprocessing.get_context("spawn")
     while waiting:
-        running: dict[concurrent.futures.Future[tuple[Mapping[str, Any], str]], str] = {}
+        running: dict[concurrent.futures.Future[tuple[str, Mapping[str, Any], str]], str] = {}
         others = set(multiprocessing.active_children())
         with concurrent.futures.ProcessPoolExecutor(
             min(workers, len(waiting)), mp_context=context, initializer=_enter_worker
@@ -181,16 +187,17 @@ def _run_pool(
             try:
                 while waiting or running:
                     while waiting and len(running) < 2 * workers:
-                        running[pool.submit(_attempt, work, waiting[-1], options)] = waiting[-1]
+                        running[pool.submit(_attempt, stage, waiting[-1])] = waiting[-1]
                         waiting.pop()
                     ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                     for future in ended:
                         outcome = future.result()
-                        record(running.pop(future), *outcome)
+                        del running[future]
+                        record(*outcome)
             except BrokenProcessPool:
                 for future, key in running.items():
                     try:
-                        record(key, *future.result())  # ended before the process died, not seen yet
+                        record(*future.result())  # ended before the process died, not seen yet
                     except BrokenProcessPool:
                         suspects.append(key)
             except BaseException:

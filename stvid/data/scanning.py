@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stvid.data.jobs import Outcome
+from stvid.files import TEMPORARY
 from stvid.video.reader import VideoReader, scan
 from stvid.video.remote import is_url
 from stvid.video.stored_index import pack_index
@@ -61,7 +63,9 @@ def index_video(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         VideoError: If it cannot be read.
     """
     target = Path(options["folder"], f"{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:24]}.scan")
-    target.write_bytes(pack_index(scan(path)))
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")  # two may do the same work at once
+    draft.write_bytes(pack_index(scan(path)))
+    os.replace(draft, target)
     return {"file": target.name, "bytes": 0 if is_url(path) else os.path.getsize(path)}
 
 

@@ -12,28 +12,37 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from stvid.data.jobs import Outcome, _attempt, _keep, run_jobs
+from stvid.data.jobs import Job, Outcome, _keep, run_jobs
+from stvid.data.stage_base import Stage
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.journal import Journal
 
 
-def measure(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+class Measure(Stage):
     """What the tests have done in processes: the name of a file says what happens to it."""
-    name = os.path.basename(path)
-    if name.startswith("dies"):
-        os._exit(7)
-    if name.startswith("bad"):
-        raise VideoError(path, "is bad")
-    if name.startswith("defect"):
-        raise KeyError("oops")
-    size = os.path.getsize(path)
-    with open(os.path.join(os.path.dirname(path), "calls"), "a") as calls:
-        calls.write(f"{name}\n")
-    return {"bytes": size, "factor": options["factor"]}
+
+    fields: ClassVar[Mapping[str, type]] = {"bytes": int, "factor": int}
+
+    def work(self, path: str) -> Mapping[str, Any]:
+        name = os.path.basename(path)
+        if name.startswith("dies"):
+            os._exit(7)
+        if name.startswith("bad"):
+            raise VideoError(path, "is bad")
+        if name.startswith("defect"):
+            raise KeyError("oops")
+        size = os.path.getsize(path)
+        with open(os.path.join(os.path.dirname(path), "calls"), "a") as calls:
+            calls.write(f"{name}\n")
+        return {"bytes": size, "factor": self.options["factor"]}
+
+
+def measuring(keys: list[str], journal: Path, factor: int = 2) -> Job:
+    return Job(Measure({"factor": factor}), keys, "measure", journal)
 
 
 def make(folder: Path, *names: str) -> list[str]:
@@ -46,7 +55,7 @@ def make(folder: Path, *names: str) -> list[str]:
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes this module importable by the processes that are started; pytest imports it without a package."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(measure, "__module__", "test_jobs")
+    monkeypatch.setattr(Measure, "__module__", "test_jobs")
     monkeypatch.setitem(sys.modules, "test_jobs", sys.modules[__name__])
 
 
@@ -54,8 +63,7 @@ def test_a_worker_that_dies_is_listed_and_all_else_is_done(tmp_path: Path, impor
     keys = make(tmp_path, "a", "dies", "bad", "b", "defect", "c")
     keys.append(str(tmp_path / "missing"))
     journal = tmp_path / "journal.jsonl"
-    run = {"title": "measure", "journal": journal, "workers": 2}
-    outcomes = run_jobs(measure, keys, {"factor": 2}, **run)  # type: ignore[arg-type]
+    outcomes = run_jobs(measuring(keys, journal), workers=2)
     assert [outcome.key for outcome in outcomes] == keys
     errors = {Path(outcome.key).name: outcome.error for outcome in outcomes}
     assert [name for name, error in errors.items() if not error] == ["a", "b", "c"]
@@ -74,12 +82,12 @@ def test_a_worker_that_dies_is_listed_and_all_else_is_done(tmp_path: Path, impor
     (tmp_path / "b").write_text("longer")
     (tmp_path / "missing").write_text("now")
     again = [keys[0], keys[3], keys[6], *make(tmp_path, "new")]
-    outcomes = run_jobs(measure, again, {"factor": 2}, **run)  # type: ignore[arg-type]
+    outcomes = run_jobs(measuring(again, journal), workers=2)
     assert [outcome.result["bytes"] for outcome in outcomes] == [1, 6, 3, 3]
     assert sorted(calls.read_text().split()) == ["b", "missing", "new"]
 
     calls.unlink()
-    assert run_jobs(measure, again, {"factor": 2}, **run) == outcomes  # type: ignore[arg-type]
+    assert run_jobs(measuring(again, journal), workers=2) == outcomes
     assert not calls.exists()
 
 
@@ -101,7 +109,7 @@ class _BreakingPool(concurrent.futures.ThreadPoolExecutor):
 def test_what_ended_before_a_process_died_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", _BreakingPool)
     keys = make(tmp_path, "dies", *(f"file{i}" for i in range(7)))
-    outcomes = run_jobs(measure, keys, {"factor": 2}, title="measure", journal=tmp_path / "journal", workers=4)
+    outcomes = run_jobs(measuring(keys, tmp_path / "journal"), workers=4)
     assert [bool(outcome.error) for outcome in outcomes] == [True] + [False] * 7
     assert sorted((tmp_path / "calls").read_text().split()) == [f"file{i}" for i in range(7)]
 
@@ -110,13 +118,13 @@ def test_a_journal_of_another_job_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     journal.write_text(json.dumps({"job": {"title": "measure", "factor": 2}}) + "\n")
     with pytest.raises(ConfigError, match=r"belongs to a run with other options .* delete it to start again"):
-        run_jobs(measure, [], {"factor": 3}, title="measure", journal=journal, workers=1)
-    assert run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=1) == []
+        run_jobs(measuring([], journal, factor=3), workers=1)
+    assert run_jobs(measuring([], journal), workers=1) == []
     journal.write_text('{"job":\n{}\n')  # whose job is not known
     with pytest.raises(StvidError, match="is not the journal of a job; delete it or move it away"):
-        run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=1)
+        run_jobs(measuring([], journal), workers=1)
     with pytest.raises(ConfigError, match="--workers 0: at least 1"):
-        run_jobs(measure, [], {"factor": 2}, title="measure", journal=journal, workers=0)
+        run_jobs(measuring([], journal), workers=0)
 
 
 def test_what_a_journal_holds_counts_only_if_it_is_still_there(tmp_path: Path) -> None:
@@ -151,26 +159,24 @@ def test_a_result_that_is_not_understood_is_not_done(tmp_path: Path) -> None:
         assert len(done) == count
 
 
-def test_errors_are_one_line(tmp_path: Path) -> None:
-    assert _attempt(measure, str(tmp_path / "bad.mp4"), {}) == ({}, f"{tmp_path}/bad.mp4: is bad")
-    assert "\n" not in _attempt(measure, str(tmp_path / "defect"), {})[1]
-
-
 SLEEPY = """
 import sys, time
 from pathlib import Path
 
-def work(path, options):
-    Path(path + ".started").touch()
-    time.sleep(0 if path.endswith("fast") else 600)
-    return {}
+from stvid.data.stage_base import Stage
+
+class Sleep(Stage):
+    def work(self, path):
+        Path(path + ".started").touch()
+        time.sleep(0 if path.endswith("fast") else 600)
+        return {}
 
 if __name__ == "__main__":
     from stvid.cli import dispatch
-    from stvid.data.jobs import run_jobs
+    from stvid.data.jobs import Job, run_jobs
 
     def sleep(argv):
-        run_jobs(work, argv, {}, title="sleep", journal=Path(argv[0] + ".jsonl"), workers=1)
+        run_jobs(Job(Sleep({}), argv, "sleep", Path(argv[0] + ".jsonl")), workers=1)
         return 0
 
     sys.exit(dispatch("x", "", {"sleep": sleep}, ["sleep", *sys.argv[1:]]))
