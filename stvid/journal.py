@@ -17,7 +17,7 @@ from typing import Any
 
 from stvid.errors import ConfigError, StvidError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "read_journal"]
 
 _CHECKSUM = "crc32"
 
@@ -48,7 +48,6 @@ class Journal:
         fields: Mapping[str, type] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._fields = fields or {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab")  # noqa: SIM115  # __exit__ closes it
@@ -57,7 +56,7 @@ class Journal:
         try:
             self._claim()
             if os.fstat(self._file.fileno()).st_size:
-                os.truncate(self.path, self._read(header, what, each))
+                os.truncate(self.path, read_journal(self.path, header, what=what, each=each, fields=fields))
                 self._claim()  # reading has opened the file once more, and closing it gave the lock back
             if os.fstat(self._file.fileno()).st_size == 0:
                 self._append(_line(header))
@@ -71,31 +70,6 @@ class Journal:
     def _claim(self) -> None:
         if not _lock(self._file.fileno()):
             raise StvidError(f"{self.path}: another process does this work now; wait for its end")
-
-    def _read(self, header: Mapping[str, Any], what: str, each: Callable[[dict[str, Any]], None]) -> int:
-        """Reads the records that are whole; returns where the last one ends."""
-        with open(self.path, "rb") as file:
-            first = file.readline()
-            if not first.endswith(b"\n") and _line(header).startswith(first):
-                return 0  # the process was killed when it had just begun
-            found = _parsed(first)
-            if found is None:
-                raise StvidError(f"{self.path}: is not {what}; delete it or move it away")
-            if found != _parsed(_line(header)):
-                raise ConfigError(
-                    f"{self.path}: belongs to a run with other options ({json.dumps(found)}); delete it to start "
-                    "again, or give another place for the output"
-                )
-            end = len(first)
-            for line in file:
-                record = _parsed(line)
-                if record is None or record.pop(_CHECKSUM, None) != _checksum(record):
-                    break
-                if not all(type(record.get(name)) is kind for name, kind in self._fields.items()):
-                    break
-                each(record)
-                end += len(line)
-        return end
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Appends a record; it is in the hands of the operating system when this returns.
@@ -119,6 +93,55 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def read_journal(
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    *,
+    what: str,
+    each: Callable[[dict[str, Any]], None],
+    fields: Mapping[str, type] | None = None,
+) -> int:
+    """Reads the records of a journal that are whole, and leaves the file as it is.
+
+    Args:
+        path: The file.
+        header: See `Journal`, as are the other arguments.
+        what: The name of the journal in messages.
+        each: Called with every record, in order.
+        fields: The types of the fields that each record has.
+
+    Returns:
+        The byte at which the last record ends.
+
+    Raises:
+        ConfigError: If the file is the journal of other work.
+        StvidError: If the file is no journal.
+        OSError: If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        first = file.readline()
+        if not first.endswith(b"\n") and _line(header).startswith(first):
+            return 0  # the process was killed when it had just begun
+        found = _parsed(first)
+        if found is None:
+            raise StvidError(f"{path}: is not {what}; delete it or move it away")
+        if found != _parsed(_line(header)):
+            raise ConfigError(
+                f"{path}: belongs to a run with other options ({json.dumps(found)}); delete it to start "
+                "again, or give another place for the output"
+            )
+        end = len(first)
+        for line in file:
+            record = _parsed(line)
+            if record is None or record.pop(_CHECKSUM, None) != _checksum(record):
+                break
+            if not all(type(record.get(name)) is kind for name, kind in (fields or {}).items()):
+                break
+            each(record)
+            end += len(line)
+    return end
 
 
 def _lock(descriptor: int) -> bool:

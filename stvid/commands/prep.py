@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from stvid.commands.common import parse, parser_for
 from stvid.commands.dispatch import dispatch
 from stvid.console import printable
-from stvid.data.jobs import Outcome
+from stvid.data.jobs import Job, Outcome
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
-from stvid.files import TEMPORARY, write_lines, write_table
+from stvid.files import TEMPORARY, write_atomically, write_lines, write_table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -34,8 +34,53 @@ def _add_list(parser: ArgumentParser) -> None:
     parser.add_argument("--root", type=str | None, help="Folder that relative paths of the list start from.")
 
 
-def _add_job(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int | None, help="Processes; default one for each core.")
+def _add_job(parser: ArgumentParser, *, parts: bool = True) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        help="Processes; default one for each core, with --ray_address all the cluster has.",
+    )
+    parser.add_argument(
+        "--engine", type=Literal["local", "ray"], default="local", help="Processes of this machine, or tasks of Ray."
+    )
+    parser.add_argument(
+        "--ray_address",
+        type=str | None,
+        help="Cluster for --engine ray: auto, HOST:PORT or ray://HOST:PORT; default Ray is started on this machine.",
+    )
+    if parts:
+        parser.add_argument(
+            "--shard",
+            type=str | None,
+            help="Do one part of the work, i/n: 1/4 to 4/4 are all of four; slurm takes the place of this process in "
+            "its SLURM array. Videos that fail are listed by the merge, and do not count in the exit code. Afterwards "
+            "stvid prep merge, with the same command without --shard, writes the result.",
+        )
+
+
+_Merged = list[Path]
+"""The journals of the parts that were joined, to be removed when the result is written."""
+
+
+def _outcomes(job: Job, options: Any, merged: _Merged | None) -> list[Outcome] | None:
+    """Does a job, or joins its parts if `merged` is a list; returns None if only a part was done, which is said."""
+    from stvid.data.jobs import merge_parts, run_jobs
+    from stvid.data.parts import Part
+
+    if options.ray_address is not None and options.engine != "ray":
+        raise ConfigError("--ray_address: belongs to --engine ray, which is missing")
+    if merged is not None:
+        outcomes, journals = merge_parts(job)
+        merged += journals
+        return outcomes
+    shard = getattr(options, "shard", None)
+    part = None if shard is None else Part.parse(shard)
+    outcomes = run_jobs(job, workers=options.workers, part=part, engine=options.engine, ray_address=options.ray_address)
+    if part is None:
+        return outcomes
+    failed = sum(bool(outcome.error) for outcome in outcomes)
+    print(f"shard {part}: {len(outcomes)} of {len(job.keys)} done, {failed} of them failed; {part.beside(job.journal)}")
+    return None
 
 
 def _read(options: Any) -> Manifest:
@@ -161,10 +206,8 @@ def manifest(argv: Sequence[str]) -> int:
     return 0
 
 
-def scan(argv: Sequence[str]) -> int:
+def scan(argv: Sequence[str], *, merged: _Merged | None = None) -> int:
     """Find videos that are unreadable, damaged, of the wrong length, or there twice."""
-    from stvid.data.jobs import Job, run_jobs
-    from stvid.data.scanning import findings
     from stvid.data.stages import Scan
 
     parser = parser_for(
@@ -180,7 +223,13 @@ def scan(argv: Sequence[str]) -> int:
     videos = _read(options)
     out = Path(options.out) if options.out else Path(f"{options.videos.rstrip('/')}.scan.csv")
     job = Job(Scan(full=options.full), _paths(videos), "scan", out.with_suffix(".jsonl"))
-    outcomes = run_jobs(job, workers=options.workers)
+    outcomes = _outcomes(job, options, merged)
+    return 0 if outcomes is None else _report_scan(videos, outcomes, out, options)
+
+
+def _report_scan(videos: Manifest, outcomes: Sequence[Outcome], out: Path, options: Any) -> int:
+    from stvid.data.scanning import findings
+
     entries = [videos[number] for number in range(len(videos))]
     parts: dict[str, list[tuple[float, float | None]]] = {}
     for entry in entries:
@@ -264,11 +313,10 @@ def _transcode_settings(options: Any) -> dict[str, Any]:
     }
 
 
-def transcode(argv: Sequence[str]) -> int:
+def transcode(argv: Sequence[str], *, merged: _Merged | None = None) -> int:
     """Write small copies that are quick to seek: short side, distance of key frames."""
     import dataclasses
 
-    from stvid.data.jobs import Job, run_jobs
     from stvid.data.stages import Transcode
 
     options = parse(_transcode_parser(), argv)
@@ -277,14 +325,17 @@ def transcode(argv: Sequence[str]) -> int:
     out = Path(options.out)
     paths = _paths(videos)
     _refuse_collisions(paths, settings)
-    for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # left by a run that was killed
-        left_over.unlink()
+    if options.shard is None and merged is None:
+        for left_over in out.rglob(f".*.mp4.*{TEMPORARY}"):  # left by a run that was killed
+            left_over.unlink()
 
     def intact(result: Mapping[str, Any]) -> bool:
         return os.path.isfile(result["out"]) and os.path.getsize(result["out"]) == result["bytes_after"]
 
     job = Job(Transcode(**settings), paths, "transcode", out / "transcode.jsonl", intact)
-    outcomes = run_jobs(job, workers=options.workers)
+    outcomes = _outcomes(job, options, merged)
+    if outcomes is None:
+        return 0
     done = {outcome.key: outcome.result for outcome in outcomes if not outcome.error}
     entries = [videos[number] for number in range(len(videos))]
     copies = [dataclasses.replace(e, path=done[e.path]["out"]) for e in entries if e.path in done]
@@ -311,11 +362,10 @@ def _refuse_collisions(paths: Sequence[str], settings: dict[str, Any]) -> None:
             raise ConfigError(f"{path} would be replaced by its own copy; give another --out")
 
 
-def index(argv: Sequence[str]) -> int:
+def index(argv: Sequence[str], *, merged: _Merged | None = None) -> int:
     """Scan all videos once, so that training and tests need not."""
     import shutil
 
-    from stvid.data.jobs import Job, run_jobs
     from stvid.data.stages import Index
     from stvid.video.stored_index import index_folder, unpack_index, write_index
 
@@ -330,14 +380,17 @@ def index(argv: Sequence[str]) -> int:
     videos = _read(options)
     folder = index_folder(options.videos)
     work = folder.with_name(f"{folder.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
+    if merged is None:
+        work.mkdir(parents=True, exist_ok=True)
 
     def intact(result: Mapping[str, Any]) -> bool:
         file = work / result["file"]
         return file.is_file() and unpack_index(file.read_bytes()) is not None
 
     job = Job(Index(work), _paths(videos), "index", work / "journal.jsonl", intact)
-    outcomes = run_jobs(job, workers=options.workers)
+    outcomes = _outcomes(job, options, merged)
+    if outcomes is None:
+        return 0
     done = [outcome for outcome in outcomes if not outcome.error]
     indices = ((video.key, video.result["bytes"], (work / video.result["file"]).read_bytes()) for video in done)
     count = write_index(folder, indices, root=folder.parent)
@@ -363,10 +416,11 @@ def _shard_parser() -> ArgumentParser:
     return parser
 
 
-def shard(argv: Sequence[str]) -> int:
+def shard(argv: Sequence[str], *, merged: _Merged | None = None) -> int:
     """Write the videos of a list into WebDataset tar shards."""
     from stvid.data.manifest import read_class_names, read_manifest
     from stvid.data.sharding import plan_shards, write_shard_index
+    from stvid.data.stages import Shard
 
     options = parse(_shard_parser(), argv)
     if not 0 < options.size < float("inf") or options.seed < 0:
@@ -381,8 +435,12 @@ def shard(argv: Sequence[str]) -> int:
     code = _report_failures([Outcome(path, {}, failed.get(path, "")) for path in _paths(videos)], out / "failed.csv")
     if not plan:
         raise ManifestError(f"{options.videos}: none of its videos can be put into shards; see {out / 'failed.csv'}")
-    with _plan_folder(out, plan, videos.class_names) as (folder, tars):
-        outcomes = _write_tars(tars, folder, out, workers=options.workers)
+    with _plan_folder(out, plan, videos.class_names, shared=options.shard is not None) as (folder, tars):
+        job = Job(Shard(folder), [str(tar) for tar in tars], "shard", out / "shard.jsonl")
+        outcomes = _outcomes(job, options, merged)
+        if outcomes is None:
+            return 0
+        _refuse_broken(outcomes)
         write_shard_index(out, videos.class_names, [outcome.result for outcome in outcomes])
     size = sum(outcome.result["bytes"] for outcome in outcomes)
     print(f"{sum(map(len, plan))} videos in {len(plan)} shards, {size / 1e6:.1f} MB: {out}")
@@ -391,9 +449,15 @@ def shard(argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _plan_folder(
-    out: Path, plan: Sequence[Sequence[Any]], class_names: Sequence[str]
+    out: Path, plan: Sequence[Sequence[Any]], class_names: Sequence[str], *, shared: bool
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Keeps the plan where the workers find it, until all shards are written or the options are refused.
+
+    Args:
+        out: The folder of the shards.
+        plan: The rows of each tar.
+        class_names: The classes of the list.
+        shared: Whether other processes do other parts of the plan, so that it stays.
 
     Yields:
         The folder of the plan, named after what stands in it, and the tar files to write.
@@ -406,36 +470,34 @@ def _plan_folder(
 
     digest = hashlib.sha256(json.dumps([plan, class_names, ROW]).encode()).hexdigest()[:16]
     folder = out / f".plan-{digest}"
+    new = not folder.exists()
     folder.mkdir(exist_ok=True)
     tars = [out / f"shard-{number:06d}.tar" for number in range(len(plan))]
     for tar, rows in zip(tars, plan, strict=True):
-        (folder / f"{tar.stem}.json").write_text(json.dumps(rows), encoding="utf-8")
+        file, text = folder / f"{tar.stem}.json", json.dumps(rows)
+        if not file.exists():  # another process may read it now
+            write_atomically(file, lambda target, text=text: target.write_text(text, encoding="utf-8"))
     try:
         yield folder, tars
     except ConfigError:
-        shutil.rmtree(folder)
+        if new:
+            shutil.rmtree(folder)
         raise
-    shutil.rmtree(folder)
+    if not shared:
+        shutil.rmtree(folder)
 
 
-def _write_tars(tars: Sequence[Path], plan: Path, out: Path, *, workers: int | None) -> list[Outcome]:
-    from stvid.data.jobs import Job, run_jobs
-    from stvid.data.stages import Shard
-
-    job = Job(Shard(plan), [str(tar) for tar in tars], "shard", out / "shard.jsonl")
-    outcomes = run_jobs(job, workers=workers)
+def _refuse_broken(outcomes: Sequence[Outcome]) -> None:
     broken = [outcome for outcome in outcomes if outcome.error]
     if broken:
         raise StvidError(
             f"{len(broken)} of {len(outcomes)} shards could not be written ({broken[0].error}); the same command goes "
             "on from there"
         )
-    return outcomes
 
 
 def check_leakage(argv: Sequence[str]) -> int:
     """Find near-duplicates of the training videos among the test videos."""
-    from stvid.data.jobs import Job, run_jobs
     from stvid.data.leakage import near_duplicates
     from stvid.data.stages import Hash
 
@@ -450,7 +512,7 @@ def check_leakage(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--threshold", type=float, default=8.0, help="Largest mean difference of two hashes, in bits of 64."
     )
-    _add_job(parser)
+    _add_job(parser, parts=False)
     options = parse(parser, argv)
     from stvid.data.manifest import read_manifest
 
@@ -458,7 +520,8 @@ def check_leakage(argv: Sequence[str]) -> int:
     out = Path(options.out)
     everything = list(dict.fromkeys(sides[0] + sides[1]))
     journal = out.with_suffix(".jsonl")
-    outcomes = run_jobs(Job(Hash(), everything, "check-leakage", journal), workers=options.workers)
+    outcomes = _outcomes(Job(Hash(), everything, "check-leakage", journal), options, None)
+    assert outcomes is not None  # there are no parts
     hashes = {outcome.key: outcome.result["hashes"] for outcome in outcomes if not outcome.error}
     first, second = ([path for path in side if path in hashes] for side in sides)
     pairs = near_duplicates([hashes[p] for p in first], [hashes[p] for p in second], threshold=options.threshold)
@@ -468,12 +531,39 @@ def check_leakage(argv: Sequence[str]) -> int:
     return 1 if pairs else code
 
 
+_IN_PARTS: dict[str, Callable[..., int]] = {"scan": scan, "transcode": transcode, "index": index, "shard": shard}
+
+
+def merge(argv: Sequence[str]) -> int:
+    """Join what the parts of a run with --shard did, and write its result."""
+    parser = parser_for(
+        "prep merge",
+        "Join the journals of all parts of a run with --shard and write the result, which is that of one process. All "
+        "parts must be there, whole, and of the same options and list. Exit code as that of the command.",
+    )
+    parser.add_argument("command", type=str, help=f"The command that ran in parts: {', '.join(_IN_PARTS)}.")
+    parser.add_argument("options", type=str, nargs="*", default=[], help="Its list and its options, without --shard.")
+    if not argv or argv[0].startswith("-"):
+        parse(parser, argv)
+    command, *rest = argv
+    if command not in _IN_PARTS:
+        raise ConfigError(f"{command}: has no --shard{nearest(command, _IN_PARTS)} ({', '.join(_IN_PARTS)})")
+    if any(word == "--shard" or word.startswith("--shard=") for word in rest):
+        raise ConfigError("--shard: merge joins all parts; leave it out")
+    merged: _Merged = []
+    code = _IN_PARTS[command](rest, merged=merged)
+    for journal in merged:
+        journal.unlink(missing_ok=True)
+    return code
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "manifest": manifest,
     "scan": scan,
     "transcode": transcode,
     "index": index,
     "shard": shard,
+    "merge": merge,
     "check-leakage": check_leakage,
 }
 

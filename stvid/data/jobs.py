@@ -2,7 +2,7 @@
 
 The journal (`stvid.journal`) gets one record for each file that is done, written at once. A second run with the same
 journal does what is left, what failed before, and what has changed or is gone since; one that is a different job is
-refused.
+refused. A part of a job (`stvid.data.parts`) has a journal of its own; `merge_parts` joins those of all parts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stvid.console import progress_bar
+from stvid.data.parts import Part, found_parts
 from stvid.data.stage_base import Stage
-from stvid.errors import ConfigError, Interrupted
-from stvid.journal import Journal
+from stvid.errors import ConfigError, Interrupted, StvidError
+from stvid.files import write_atomically
+from stvid.journal import Journal, read_journal
 from stvid.machine import usable_cores
 
-__all__ = ["FIELDS", "WHAT", "Job", "Outcome", "Record", "run_jobs", "stamp"]
+__all__ = ["EngineName", "Job", "Outcome", "Record", "merge_parts", "run_jobs"]
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,17 @@ class Job:
         return json.loads(json.dumps({"job": {"title": self.title, **self.stage.options}}))
 
 
-WHAT = "the journal of a job"
-FIELDS: dict[str, type] = {"key": str, "stamp": list, "result": dict, "error": str}
+_WHAT = "the journal of a job"
+_FIELDS: dict[str, type] = {"key": str, "stamp": list, "result": dict, "error": str}
 """The fields of each record of a journal."""
 
 Record = Callable[[str, Mapping[str, Any], str], None]
 """Called with the file, the result and the error of each piece of work that is done."""
+
+Run = Callable[[Stage, Sequence[str], "int | None", Record], list[str]]
+"""Does the work of a stage on files with a number of workers; returns the files that were lost with their workers."""
+
+EngineName = Literal["local", "ray"]
 
 
 def _attempt(stage: Stage, key: str) -> tuple[str, Mapping[str, Any], str]:
@@ -101,7 +108,7 @@ def _enter_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def stamp(key: str) -> list[int]:
+def _stamp(key: str) -> list[int]:
     """Returns the size and time of a file, by which a changed one is known; empty if it is not there."""
     try:
         status = os.stat(key)
@@ -114,44 +121,65 @@ def _keep(
     done: dict[str, Outcome],
     record: Mapping[str, Any],
     intact: Callable[[Mapping[str, Any]], bool] = _always,
+    *,
+    failures: bool = False,
 ) -> None:
-    """Takes what a journal has of a file as done, unless the file or what was made of it has changed since."""
-    key, result = record["key"], record["result"]
+    """Takes what a journal has of a file as done, unless the file or what was made of it has changed since.
+
+    Args:
+        done: The outcomes by file, to which it is added.
+        record: The record of the journal.
+        intact: See `Job`.
+        failures: Whether what failed counts as done, too; otherwise it is tried again.
+    """
+    key, result, error = record["key"], record["result"], record["error"]
     done.pop(key, None)  # a later record says more
     try:
-        if not record["error"] and record["stamp"] == stamp(key) and intact(result):
-            done[key] = Outcome(key, result, "")
+        if record["stamp"] == _stamp(key) and (failures if error else intact(result)):
+            done[key] = Outcome(key, {} if error else result, error)
     except (LookupError, TypeError, ValueError):
         pass  # a result of another version, or damaged: the work is done again
 
 
-def run_jobs(job: Job, *, workers: int | None = None) -> list[Outcome]:
-    """Does the work of a job on every file in worker processes.
+def run_jobs(
+    job: Job,
+    *,
+    workers: int | None = None,
+    part: Part | None = None,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
+) -> list[Outcome]:
+    """Does the work of a job on every file, in worker processes of this machine or of a Ray cluster.
 
     A file that takes its process down is tried once more by itself, and is listed as failed if it does so again.
 
     Args:
         job: The work, and the files.
-        workers: Processes; None takes one for each core.
+        workers: Processes; None takes one for each core, of a Ray cluster as many as it gives.
+        part: The part of the files to do; None does all.
+        engine: ``local`` starts processes here, ``ray`` hands the work to Ray.
+        ray_address: The cluster, as Ray names it; None starts Ray on this machine.
 
     Returns:
-        The outcomes in the order of the files, those of earlier runs included.
+        The outcomes in the order of the files, or of those of the part; those of earlier runs are included.
 
     Raises:
         ConfigError: If the journal belongs to another job, or the number of workers is less than 1.
-        StvidError: If the file of the journal holds something else, or cannot be read or written.
+        StvidError: If the file of the journal holds something else, or cannot be read or written, or Ray is missing or
+            cannot be reached.
         Interrupted: If Ctrl-C was pressed; the journal holds what was done.
     """
-    if workers is None:
-        workers = usable_cores()
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ConfigError(f"--workers {workers}: at least 1 is needed")
-    keys, title = job.keys, job.title
+    keys, title, path, header = job.keys, job.title, job.journal, job.header
     done: dict[str, Outcome] = {}
     failed = 0
     with contextlib.ExitStack() as stack:
         kept = functools.partial(_keep, done, intact=job.intact)
-        file = stack.enter_context(Journal(job.journal, job.header, what=WHAT, fields=FIELDS, each=kept))
+        if part is not None:
+            _read_whole(job, kept)  # what was merged before, of a list that may have been shorter
+            keys, path, header = part.of(keys), part.beside(path), part.header(header, keys)
+        file = stack.enter_context(Journal(path, header, what=_WHAT, fields=_FIELDS, each=kept))
         left = [key for key in keys if key not in done]
         bar = stack.enter_context(progress_bar(title, len(keys), done=len(keys) - len(left)))
 
@@ -159,22 +187,81 @@ def run_jobs(job: Job, *, workers: int | None = None) -> list[Outcome]:
             nonlocal failed
             failed += bool(error)
             done[key] = Outcome(key, result, error)
-            file.add({"key": key, "stamp": stamp(key), "result": result, "error": error})
+            file.add(_record(done[key]))
             bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:
-            suspects = _run_pool(job.stage, left, workers, record)
+            run: Run = _run_pool
+            if engine == "ray" and left:
+                from stvid.data.ray_engine import run_on_ray, started_ray
+
+                stack.enter_context(started_ray(ray_address, workers))
+                run = run_on_ray
+            suspects = run(job.stage, left, workers, record)
             for key in suspects:  # one of them took its process down: each by itself shows which
-                if _run_pool(job.stage, [key], 1, record):
+                if run(job.stage, [key], 1, record):
                     record(key, {}, f"{key}: takes the process that reads it down")
         except KeyboardInterrupt as error:
-            count = f"{len(done)} of {len(keys)} videos done"
+            count = f"{sum(key in done for key in keys)} of {len(keys)} videos done"
             raise Interrupted(f"interrupted, {count}; the same command goes on from there", signal.SIGINT) from error
     return [done[key] for key in keys]
 
 
-def _run_pool(stage: Stage, keys: Sequence[str], workers: int, record: Record) -> list[str]:
+def _read_whole(job: Job, each: Callable[[dict[str, Any]], None]) -> None:
+    """Reads the journal of a whole job, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        read_journal(job.journal, job.header, what=_WHAT, fields=_FIELDS, each=each)
+
+
+def merge_parts(job: Job) -> tuple[list[Outcome], list[Path]]:
+    """Makes the journal of a whole job from those of all its parts: the one that a single process writes.
+
+    Returns:
+        The outcomes in the order of the files, and the journals of the parts, which are not needed any more.
+
+    Raises:
+        ConfigError: If a part is of another job or another list, or there are parts of two divisions, which overlap.
+        StvidError: If a part is missing, has not done all its files, or is at work now.
+    """
+    parts = found_parts(job.journal)
+    done: dict[str, Outcome] = {}
+    _read_whole(job, functools.partial(_keep, done, intact=job.intact, failures=True))
+    for part in parts:
+        journal = part.beside(job.journal)
+        own = set(part.of(job.keys))
+
+        def kept(record: dict[str, Any], own: set[str] = own, journal: Path = journal) -> None:
+            if record["key"] not in own:
+                raise ConfigError(
+                    f"{journal}: holds {record['key']}, which is another shard's; delete it and run it again"
+                )
+            _keep(done, record, job.intact, failures=True)
+
+        with Journal(journal, part.header(job.header, job.keys), what=_WHAT, fields=_FIELDS, each=kept):
+            left = sum(key not in done for key in own)
+        if left:
+            raise StvidError(
+                f"{journal}: {left} of {len(own)} videos of shard {part} are not done, or have changed since; run "
+                f"--shard {part} again"
+            )
+    outcomes = [done[key] for key in job.keys]
+
+    def write(path: Path) -> None:
+        with Journal(path, job.header, what=_WHAT, fields=_FIELDS, each=lambda record: None) as file:
+            for outcome in outcomes:
+                file.add(_record(outcome))
+
+    write_atomically(job.journal, write)
+    return outcomes, [part.beside(job.journal) for part in parts]
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    return {"key": outcome.key, "stamp": _stamp(outcome.key), "result": outcome.result, "error": outcome.error}
+
+
+def _run_pool(stage: Stage, keys: Sequence[str], workers: int | None, record: Record) -> list[str]:
     """Returns the files that were being worked on when a process died."""
+    workers = workers or usable_cores()
     suspects: list[str] = []
     waiting = list(reversed(keys))
     context = multiprocessing.get_context("spawn")

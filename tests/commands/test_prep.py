@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stvid import cli
 from stvid.commands.prep import COMMANDS, main
+from stvid.data import jobs
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -20,7 +24,7 @@ def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixtu
 def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 6
+    assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 7
     assert main(["shards"]) == 2
     assert "shards: no such command; nearest: shard" in capsys.readouterr().err
 
@@ -44,3 +48,92 @@ def test_a_list_that_is_not_there(tmp_path: Path, command: str, capsys: pytest.C
     assert main([command, str(tmp_path / "none.csv"), *arguments]) == 1
     assert capsys.readouterr().err == f"stvid prep: error: {tmp_path}/none.csv: no such file or folder\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Returns all files of a folder; journals without the times of files that were written anew."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "shard.jsonl":
+            found[path.name] = [{**json.loads(line), "stamp": 0, "crc32": 0} for line in path.read_text().splitlines()]
+        elif path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("command", ["scan", "index", "transcode", "shard"])
+def test_shards_give_what_one_process_gives(
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = tmp_path / "work"
+    videos = make_dataset(tmp_path / "kept", classes=("a", "b"), per_class=3)
+    (videos / "a" / "bad.mp4").write_text("no video")
+    lines = [f"{path},{path.parent.name}" for path in sorted(videos.rglob("*.mp4"))]
+    arguments = [command, str(work / "list.csv")]
+    arguments += {
+        "scan": ["--fix", str(work / "fixed.csv")],
+        "index": [],
+        "transcode": ["--out", str(work / "out"), "--short_side", "32", "--preset", "ultrafast"],
+        "shard": ["--out", str(work / "out"), "--size", "0.004"],
+    }[command]
+
+    def begin() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        (work / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+
+    begin()
+    code, shown = main(arguments), capsys.readouterr()
+    assert code == (0 if command == "shard" else 1)  # shards keep what cannot be read
+    expected = contents(work)
+    begin()
+    assert main([*arguments, "--shard", "2/3"]) == 0
+    assert "shard 2/3: " in capsys.readouterr().out
+    for name, value in {"ID": 3, "COUNT": 3, "MIN": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert main([*arguments, "--shard", "slurm"]) == 0
+
+    attempt, begun = jobs._attempt, []
+
+    def killed(stage: object, key: str) -> object:
+        begun.append(key)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return attempt(stage, key)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_attempt", killed)
+        assert main([*arguments, "--shard", "1/3"]) == 130
+    assert main(["merge", *arguments]) == 1
+    assert "of shard 1/3 are not done" in capsys.readouterr().err
+    assert main([*arguments, "--shard", "1/3"]) == 0
+    assert main([*arguments, "--shard", "2/3"]) == 0  # once more
+    capsys.readouterr()
+    assert main(["merge", *arguments]) == code
+    assert capsys.readouterr() == shown
+    assert contents(work) == expected
+
+
+def test_merge_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.mp4").touch()
+    for arguments, message in (
+        ([], "COMMAND: missing"),
+        (["scann", str(tmp_path)], "scann: has no --shard; nearest: scan"),
+        (["manifest", str(tmp_path)], "manifest: has no --shard"),
+        (["scan", str(tmp_path), "--shard", "1/2"], "--shard: merge joins all parts; leave it out"),
+        (["scan", str(tmp_path)], "there is no journal of a shard; first run all of them"),
+        (["index", str(tmp_path)], "there is no journal of a shard; first run all of them"),
+    ):
+        assert main(["merge", *arguments]) in (1, 2)
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    assert main(["scan", str(tmp_path), "--shard", "3/2"]) == 2
+    assert main(["scan", str(tmp_path), "--ray_address", "auto"]) == 2
+    assert "--ray_address: belongs to --engine ray, which is missing" in capsys.readouterr().err

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from stvid.data.jobs import Job, Outcome, _keep, run_jobs
+from stvid.data.jobs import Job, Outcome, _keep, merge_parts, run_jobs
+from stvid.data.parts import Part
 from stvid.data.stage_base import Stage
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.journal import Journal
@@ -157,6 +158,73 @@ def test_a_result_that_is_not_understood_is_not_done(tmp_path: Path) -> None:
         record = {"key": str(video), "stamp": stamp, "result": result, "error": ""}
         _keep(done, record, lambda found: len(found["out"] + "") > 0)
         assert len(done) == count
+
+
+@pytest.mark.usefixtures("in_process")
+def test_parts_are_merged_to_what_one_process_writes(tmp_path: Path) -> None:
+    keys = make(tmp_path, "a", "b", "bad", "c", "d", "e", "f")
+    journal = tmp_path / "journal.jsonl"
+    expected = run_jobs(measuring(keys, journal))
+    text = journal.read_bytes()
+    journal.unlink()
+
+    job = measuring(keys, journal)
+    for number in (2, 3, 2):
+        done = run_jobs(job, part=Part(number, 3))
+        assert [outcome.key for outcome in done] == keys[number - 1 :: 3]
+    with pytest.raises(StvidError, match=r"journal\.1-of-3\.jsonl: no such file; shard 1 of 3 is missing"):
+        merge_parts(job)
+    run_jobs(job, part=Part(1, 3))
+    outcomes, journals = merge_parts(job)
+    assert outcomes == expected and journal.read_bytes() == text
+    assert journals == [tmp_path / f"journal.{number}-of-3.jsonl" for number in (1, 2, 3)]
+    assert merge_parts(job) == (outcomes, journals) and journal.read_bytes() == text
+
+    # A list that has grown: what was merged is known to the parts, and to the next merge.
+    for path in journals:
+        path.unlink()
+    (tmp_path / "calls").unlink()
+    longer = measuring([*make(tmp_path, "new"), *keys], journal)
+    for number in (1, 2):
+        run_jobs(longer, part=Part(number, 2))
+    assert (tmp_path / "calls").read_text().split() == ["new"]
+    assert [outcome.key for outcome in merge_parts(longer)[0]] == longer.keys
+
+
+@pytest.mark.usefixtures("in_process")
+def test_parts_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
+    keys = make(tmp_path, "a", "b", "c", "d")
+    journal = tmp_path / "journal.jsonl"
+    job = measuring(keys, journal)
+    first, second = (Part(number, 2).beside(journal) for number in (1, 2))
+    for number in (1, 2):
+        run_jobs(job, part=Part(number, 2))
+    for other in (measuring(keys, journal, factor=3), measuring(keys[1:], journal)):
+        with pytest.raises(ConfigError, match=r"journal\.1-of-2\.jsonl: belongs to a run with other options"):
+            merge_parts(other)
+    with Journal(first, Part(1, 2).header(job.header, keys), what="", each=lambda record: None):
+        run = "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]; import test_jobs as t; "
+        run += "t.merge_parts(t.measuring(sys.argv[4:], Path(sys.argv[3])))"
+        paths = [os.getcwd(), os.path.dirname(__file__), str(journal), *keys]
+        done = subprocess.run([sys.executable, "-c", run, *paths], capture_output=True, text=True)
+        assert "another process does this work now" in done.stderr
+
+    text = second.read_text()
+    second.write_text(first.read_text())
+    with pytest.raises(ConfigError, match=r"belongs to a run with other options .*1/2"):
+        merge_parts(job)
+    header, *_ = text.splitlines(keepends=True)
+    second.write_text(header + first.read_text().partition("\n")[2])
+    with pytest.raises(ConfigError, match=r"2-of-2\.jsonl: holds .*/a, which is another shard's"):
+        merge_parts(job)
+    second.write_text(text[:-3])  # its process was killed
+    with pytest.raises(StvidError, match=r"1 of 2 videos of shard 2/2 are not done, .*; run --shard 2/2 again"):
+        merge_parts(job)
+    run_jobs(job, part=Part(2, 2))
+    (tmp_path / "a").write_text("changed")
+    with pytest.raises(StvidError, match="1 of 2 videos of shard 1/2 are not done, or have changed since"):
+        merge_parts(job)
+    assert not journal.exists()
 
 
 SLEEPY = """
