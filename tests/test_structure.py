@@ -63,6 +63,7 @@ DECODERS = {"av", "decord", "torchcodec"}
 # Libraries that only a part of stvid may import: the rest works on machines that do not have them.
 OWNERS: dict[str, tuple[str, ...]] = {
     "lightning": ("stvid.engine",),
+    "ray": ("stvid.data.ray_engine",),
     "decord": ("stvid.video.backends", "stvid.video.other_readers"),
     "torchcodec": ("stvid.video.backends", "stvid.video.other_readers"),
 }
