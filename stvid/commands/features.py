@@ -49,6 +49,12 @@ def _parser() -> ArgumentParser:
         "--device", type=str | None, help="cpu, cuda (all GPUs), cuda:1, ...; default the GPUs if there are any."
     )
     parser.add_argument("--devices", type=str, default="auto", help="How many devices share the videos.")
+    parser.add_argument(
+        "--shard",
+        type=str | None,
+        help="Do one part of the videos, i/n: 1/4 to 4/4 are all of four; slurm takes the place of this process in its "
+        "SLURM array. Afterwards the same command without --shard tries again what failed, and writes index.csv.",
+    )
     add_precision_option(parser)
     add_backend_option(parser)
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
@@ -60,6 +66,7 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(_parser(), own)
 
+    from stvid.data.parts import Part
     from stvid.engine.features import extract_features
     from stvid.evaluation.timeline import parse_seconds
     from stvid.runs import default_workers, is_first_rank, read_split
@@ -70,10 +77,12 @@ def run(argv: Sequence[str]) -> int:
     )
     if window is None and stride is not None:
         raise ConfigError("--window_stride: belongs to --window, which is missing")
+    part = None if options.shard is None else Part.parse(options.shard)
     accelerator, devices = _for_lightning(options.device, options.devices)
     model, config = load(options, dotted)
     videos = read_split(with_test_videos(config, options.data, dotted), "test", whole=True)
-    with progress_bar("videos", len(videos)) as bar:
+    count = len(videos) if part is None else len(part.of(range(len(videos))))
+    with progress_bar("videos", count) as bar:
         report = extract_features(
             model,
             videos,
@@ -90,16 +99,19 @@ def run(argv: Sequence[str]) -> int:
             precision=options.precision,
             progress=bar.advance,
             csv_formulas=options.csv_formulas,
+            part=part,
         )
     if not is_first_rank():
         return 0
     for path, reason in report.failed:
         print(printable(f"stvid: error: {path}: {reason}"), file=sys.stderr)
+    if part is not None:
+        print(f"shard {part}: ", end="")
     print(
         f"{report.written} videos written, {report.present} were there, {len(report.failed)} failed; features of "
         f"{model.head_features} numbers in {printable(str(report.folder))}"
     )
-    return 1 if report.failed else 0
+    return 1 if report.failed and part is None else 0
 
 
 def _for_lightning(device: str | None, devices: str) -> tuple[str, str]:

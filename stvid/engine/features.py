@@ -17,9 +17,8 @@ from torch import Tensor
 
 from stvid.data.datamodule import Loader, worker_options
 from stvid.data.manifest import Manifest, read_manifest
-from stvid.data.transforms import model_input
+from stvid.data.parts import Part
 from stvid.engine.trainers import make_trainer, quiet_lightning
-from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, model_protocol
 from stvid.evaluation.features import (
     ClipChunk,
@@ -27,6 +26,7 @@ from stvid.evaluation.features import (
     FeatureClips,
     FeatureFormat,
     check_settings,
+    clip_features,
     feature_files,
     save_features,
 )
@@ -72,6 +72,8 @@ class FeatureSettings:
         devices: As Lightning counts them; each takes its share of the videos.
         precision: As Lightning names it.
         csv_formulas: Whether texts in the CSV files stay as they are that a spreadsheet would take for formulas.
+        part: The part of the videos to do, while other processes may do the others. ``index.csv`` and ``failed.csv``
+            are left to a run without it. None does all videos.
 
     Raises:
         ConfigError: If a number is not usable.
@@ -88,6 +90,7 @@ class FeatureSettings:
     devices: int | str = "auto"
     precision: str = "32-true"
     csv_formulas: bool = False
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, workers=self.workers)
@@ -113,19 +116,7 @@ class _FeatureTask(LightningModule):
         """Returns features (n, D) of a chunk's clips, float32 on the CPU; None if it has none."""
         if batch.clips is None:
             return None
-        views = batch.clips.flatten(0, 1)
-        dtype = next(self.model.parameters()).dtype
-        rows = []
-        for start in range(0, len(views), self.batch_size):
-            part = views[start : start + self.batch_size].to(self.device)
-            try:
-                clips = model_input(part, self.protocol, dtype=dtype)
-                features = self.model.forward_head(self.model.forward_features(clips), pre_logits=True)
-            except ValueError as error:
-                text = " ".join(str(error).split())
-                raise ConfigError(f"{text} (protocol: {self.protocol.describe()})") from error
-            rows.append(features.float())
-        return torch.cat(rows).unflatten(0, batch.clips.shape[:2]).mean(1).cpu()
+        return clip_features(self.model, batch.clips, self.protocol, batch_size=self.batch_size, device=self.device)
 
 
 class _FeatureWriter(BasePredictionWriter):
@@ -232,7 +223,8 @@ def extract_features(
         "stride": chosen.stride,
         "backend": chosen.backend,
     }
-    with claimed(target) if is_first_rank() else contextlib.nullcontext():
+    mine = target if chosen.part is None else chosen.part.beside(target / "features")
+    with claimed(mine) if is_first_rank() else contextlib.nullcontext():
         return _extract(model, manifest, target, options, chosen, progress)
 
 
@@ -249,8 +241,9 @@ def _extract(
     FeatureClips(**options, rows=[])  # refuses what is not usable before anything is written
     files = feature_files(manifest, target, chosen.format)
     check_settings(target, _recorded(model, protocol, chosen))
-    rows = [row for row, file in enumerate(files) if not file.exists()]
-    present = len(files) - len(rows)
+    own = list(range(len(files))) if chosen.part is None else chosen.part.of(range(len(files)))
+    rows = [row for row in own if not files[row].exists()]
+    present = len(own) - len(rows)
     if progress is not None:
         progress(present)
     writer = _FeatureWriter(manifest, files, progress)
@@ -261,7 +254,7 @@ def _extract(
         data = _FeatureData({**options, "rows": rows}, workers=chosen.workers)
         trainer.predict(task, datamodule=data, return_predictions=False)
         writer.written, writer.failed = _gathered(writer)
-    if is_first_rank():
+    if is_first_rank() and chosen.part is None:
         _write_lists(manifest, files, target, writer.failed, formulas=chosen.csv_formulas)
     return FeatureReport(target, writer.written, present, sorted(writer.failed))
 

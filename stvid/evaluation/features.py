@@ -26,10 +26,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import Manifest
 from stvid.data.sampling import LimitClock
+from stvid.data.transforms import model_input
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, StvidError, VideoError
 from stvid.evaluation.timeline import check_windows, stream_windows
 from stvid.files import load_arrays, save_arrays, write_atomically
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 from stvid.video.streaming import Frame, stream_frames
 
@@ -39,6 +41,7 @@ __all__ = [
     "FeatureClips",
     "FeatureFormat",
     "check_settings",
+    "clip_features",
     "feature_files",
     "load_features",
     "save_features",
@@ -342,6 +345,41 @@ class FeatureClips(IterableDataset[ClipChunk]):
             np.array([[item.indices.min(), item.indices.max()] for item in windows]) + part.index,
             last=False,
         )
+
+
+def clip_features(
+    model: VideoModel, clips: Tensor, protocol: Protocol, *, batch_size: int, device: torch.device
+) -> Tensor:
+    """Returns what the classifier sees of some clips of one video, averaged over the crops of each.
+
+    The caller chooses evaluation mode, autocast and `torch.inference_mode`.
+
+    Args:
+        model: On `device`.
+        clips: uint8 (n, crops, C, T, H, W).
+        protocol: Gives mean, standard deviation and order of the channels.
+        batch_size: Clips in one forward pass.
+        device: Where the clips go, a batch at a time.
+
+    Returns:
+        float32 (n, D) on the CPU.
+
+    Raises:
+        ConfigError: If the model does not take these clips.
+    """
+    views = clips.flatten(0, 1)
+    dtype = next(model.parameters()).dtype
+    rows = []
+    for start in range(0, len(views), batch_size):
+        part = views[start : start + batch_size].to(device)
+        try:
+            inputs = model_input(part, protocol, dtype=dtype)
+            features = model.forward_head(model.forward_features(inputs), pre_logits=True)
+        except ValueError as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{text} (protocol: {protocol.describe()})") from error
+        rows.append(features.float())
+    return torch.cat(rows).unflatten(0, clips.shape[:2]).mean(1).cpu()
 
 
 class _Part:

@@ -28,6 +28,35 @@ def test_features(checkpoint: str, make_dataset: Callable[..., Path], tmp_path: 
     assert code == 2 and "--device: 'abacus' cannot be used here" in err
 
 
+def test_shards_write_what_one_run_writes(
+    checkpoint: str, make_dataset: Callable[..., Path], tmp_path: Path, call: Call
+) -> None:
+    folder = make_dataset(tmp_path / "videos", per_class=2)
+    (folder / "left" / "bad.mp4").write_text("no video")
+    arguments = ["features", "--checkpoint", checkpoint, "--data", folder, "--workers", 0]
+    arguments += ["--device", "cpu", "--devices", 1, "--out"]
+    assert call(*arguments, tmp_path / "one")[0] == 1
+    out = tmp_path / "parts"
+    for number, counts in (
+        (1, "2 videos written, 0 were there, 1 failed"),
+        (2, "2 videos written, 0 were"),
+        (2, "0 videos written, 2"),
+    ):
+        code, shown, _ = call(*arguments, out, "--shard", f"{number}/3")
+        assert code == 0 and shown.startswith(f"shard {number}/3: {counts}")
+    assert not (out / "index.csv").exists()
+    assert call(*arguments, out, "--shard", "4/3")[0] == 2
+    code, shown, err = call(*arguments, out, "--shard", "3/3")
+    assert code == 0 and "1 failed" not in err
+    code, shown, err = call(*arguments, out)
+    assert code == 1 and "0 videos written, 6 were there, 1 failed" in shown and "bad.mp4" in err
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert contents(out) == contents(tmp_path / "one")
+
+
 @pytest.mark.parametrize(
     ("device", "devices", "expected"),
     [
