@@ -324,4 +324,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             record(*jobs._attempt(stage, key))
         return []
 
-    monkeypatch.setattr(jobs, "_run_pool", run)
+    monkeypatch.setattr(jobs, "run_pool", run)

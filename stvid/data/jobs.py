@@ -29,7 +29,7 @@ from stvid.files import write_atomically
 from stvid.journal import Journal, read_journal
 from stvid.machine import usable_cores
 
-__all__ = ["EngineName", "Job", "Outcome", "Record", "merge_parts", "run_jobs"]
+__all__ = ["EngineName", "Job", "Outcome", "Record", "merge_parts", "run_jobs", "run_pool"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def run_jobs(
             bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:
-            run: Run = _run_pool
+            run: Run = run_pool
             if engine == "ray" and left:
                 from stvid.data.ray_engine import run_on_ray, started_ray
 
@@ -259,8 +259,18 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     return {"key": outcome.key, "stamp": _stamp(outcome.key), "result": outcome.result, "error": outcome.error}
 
 
-def _run_pool(stage: Stage, keys: Sequence[str], workers: int | None, record: Record) -> list[str]:
-    """Returns the files that were being worked on when a process died."""
+def run_pool(stage: Stage, keys: Sequence[str], workers: int | None, record: Record) -> list[str]:
+    """Does the work of a stage on files in processes of this machine.
+
+    Args:
+        stage: The work.
+        keys: The files.
+        workers: Processes; None takes one for each core.
+        record: Called with the file, the result and the error of each piece of work that is done.
+
+    Returns:
+        The files that were being worked on when a process died.
+    """
     workers = workers or usable_cores()
     suspects: list[str] = []
     waiting = list(reversed(keys))

@@ -30,6 +30,6 @@ def test_medians(tool: Any) -> None:
     assert tool.medians(seconds, "cpu") == {"a": 9.0, "b": 4.0}
 
 
-@pytest.mark.parametrize("name", ["attention", "evaluation", "gpu", "inflation", "loader", "models"])
+@pytest.mark.parametrize("name", ["attention", "engines", "evaluation", "gpu", "inflation", "loader", "models"])
 def test_every_benchmark_can_be_loaded(load_tool: Callable[[str], Any], name: str) -> None:
     assert callable(load_tool(f"benchmark_{name}").main)
