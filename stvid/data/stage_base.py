@@ -28,8 +28,8 @@ class Stage:
     something already is passed on as it is, so that stages can follow each other.
 
     Attributes:
-        fields: The columns that the work adds, and their types: int, float, str, or list. A table has no column for
-            lists of anything, so these are JSON in a text.
+        fields: The columns that the work adds, and their types: int, float, str, list or `numpy.ndarray`. A table has
+            no column for lists of anything, so these are JSON in a text.
         rows_at_once: Rows that a distributed engine should give one call at most; what is lost with a process is done
             again.
         options: All that the work depends on beside the file, as JSON can hold it.
@@ -59,6 +59,11 @@ class Stage:
         """
         raise NotImplementedError
 
+    def nothing(self, name: str) -> Any:
+        """Returns the value of a field in the row of a file that has failed."""
+        kind = self.fields[name]
+        return "[]" if kind is list else kind()
+
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Returns the rows with the columns of the work, and with ``error``: an empty text where all went well.
 
@@ -70,7 +75,7 @@ class Stage:
         done = [({}, error) if error else self._attempt(path) for path, error in zip(paths, earlier, strict=True)]
         columns: dict[str, Any] = dict(rows)
         for name, kind in self.fields.items():
-            values = [_packed(result[name], kind) if not error else _nothing(kind) for result, error in done]
+            values = [self.nothing(name) if error else _packed(result[name], kind) for result, error in done]
             columns[name] = np.array(values, "int64" if kind is int else "float64") if kind in (int, float) else values
         columns["error"] = [error for _, error in done]
         return columns
@@ -106,8 +111,6 @@ def _packed(value: Any, kind: type) -> Any:
 
 
 def _plain(value: Any, kind: type) -> Any:
+    if kind is np.ndarray:
+        return np.asarray(value)
     return json.loads(value) if kind is list else kind(value)
-
-
-def _nothing(kind: type) -> Any:
-    return "[]" if kind is list else kind()
