@@ -55,6 +55,16 @@ def _parser() -> ArgumentParser:
         help="Do one part of the videos, i/n: 1/4 to 4/4 are all of four; slurm takes the place of this process in its "
         "SLURM array. Afterwards the same command without --shard tries again what failed, and writes index.csv.",
     )
+    parser.add_argument(
+        "--engine",
+        type=Literal["local", "ray"],
+        default="local",
+        help="Devices of this machine, or a Ray cluster, where each model has a GPU if there are any, and --workers is "
+        "the most models at once.",
+    )
+    parser.add_argument(
+        "--ray_address", type=str | None, help="Cluster for --engine ray: auto or HOST:PORT; default Ray starts here."
+    )
     add_precision_option(parser)
     add_backend_option(parser)
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
@@ -78,6 +88,8 @@ def run(argv: Sequence[str]) -> int:
     if window is None and stride is not None:
         raise ConfigError("--window_stride: belongs to --window, which is missing")
     part = None if options.shard is None else Part.parse(options.shard)
+    if options.ray_address is not None and options.engine != "ray":
+        raise ConfigError("--ray_address: belongs to --engine ray, which is missing")
     accelerator, devices = _for_lightning(options.device, options.devices)
     model, config = load(options, dotted)
     videos = read_split(with_test_videos(config, options.data, dotted), "test", whole=True)
@@ -92,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
             stride=stride,
             views=options.views,
             batch_size=options.batch_size,
-            workers=default_workers(options.workers),
+            workers=(options.workers or 0) if options.engine == "ray" else default_workers(options.workers),
             backend=options.backend or config.data.backend,
             accelerator=accelerator,
             devices=devices,
@@ -100,6 +112,8 @@ def run(argv: Sequence[str]) -> int:
             progress=bar.advance,
             csv_formulas=options.csv_formulas,
             part=part,
+            engine=options.engine,
+            ray_address=options.ray_address,
         )
     if not is_first_rank():
         return 0

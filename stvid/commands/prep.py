@@ -7,6 +7,7 @@ There is one function a command, each thin over a module of `stvid.data`. ``stvi
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -476,7 +477,7 @@ def _plan_folder(
     for tar, rows in zip(tars, plan, strict=True):
         file, text = folder / f"{tar.stem}.json", json.dumps(rows)
         if not file.exists():  # another process may read it now
-            write_atomically(file, lambda target, text=text: target.write_text(text, encoding="utf-8"))
+            write_atomically(file, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     try:
         yield folder, tars
     except ConfigError:

@@ -1,8 +1,9 @@
 """Stages on Ray: the files of a job as a dataset of ``ray.data``, which spreads it over a machine or a cluster.
 
-The stages keep no state, so that they run as Ray's tasks: as many at once as the cluster has cores for, on machines
-that its autoscaler adds, too. Ray repeats what was lost with a process or a machine. Outcomes come back as the tasks
-end, so that the journal (`stvid.data.jobs`) holds them should this process die.
+Stages without a model keep no state, so that they run as Ray's tasks: as many at once as the cluster has cores for, on
+machines that its autoscaler adds, too. Those with a model run as a pool of actors, each on a GPU of its own if the
+cluster has GPUs, which grows as far as there is work and room. Ray repeats what was lost with a process or a machine.
+Outcomes come back as the tasks end, so that the journal (`stvid.data.jobs`) holds them should this process die.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def run_on_ray(
 def _mapped(ray: Any, stage: Stage, keys: Sequence[str], size: int, workers: int | None) -> Iterator[Rows]:
     """Yields what the stage returns, task by task."""
     import pyarrow
-    from ray.data import TaskPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     names = [os.fsencode(key) for key in keys]  # bytes, since a name need not be UTF-8
     tables = [
@@ -188,11 +189,25 @@ def _mapped(ray: Any, stage: Stage, keys: Sequence[str], size: int, workers: int
     ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ray_remote_args")  # has no other name for the number of retries
-        videos = ray.data.from_arrow(tables).map_batches(
-            _InFolder(stage, os.getcwd()),
-            batch_size=None,
-            compute=TaskPoolStrategy(workers),
-            num_cpus=1,
-            max_retries=_RETRIES,
-        )
-    yield from videos.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+        videos = ray.data.from_arrow(tables)
+        if stage.lasting:
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+            most = workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+            found = videos.map_batches(
+                _InFolder,
+                fn_constructor_args=[stage, os.getcwd()],
+                batch_size=None,
+                compute=ActorPoolStrategy(min_size=1, max_size=most),
+                num_cpus=1,
+                num_gpus=gpus,
+                max_task_retries=_RETRIES,
+            )
+        else:
+            found = videos.map_batches(
+                _InFolder(stage, os.getcwd()),
+                batch_size=None,
+                compute=TaskPoolStrategy(workers),
+                num_cpus=1,
+                max_retries=_RETRIES,
+            )
+    yield from found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)

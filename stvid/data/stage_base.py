@@ -32,6 +32,8 @@ class Stage:
             no column for lists of anything, so these are JSON in a text.
         rows_at_once: Rows that a distributed engine should give one call at most; what is lost with a process is done
             again.
+        lasting: Whether a call leaves something for the next one that is costly to make, so that an engine should keep
+            the processes that hold it.
         options: All that the work depends on beside the file, as JSON can hold it.
         column: The column that names the file.
 
@@ -42,6 +44,7 @@ class Stage:
 
     fields: ClassVar[Mapping[str, type]] = {}
     rows_at_once: ClassVar[int] = 1
+    lasting: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any], *, column: str = "path") -> None:
         self.options = dict(options)

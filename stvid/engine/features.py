@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from stvid.data.datamodule import Loader, worker_options
+from stvid.data.jobs import EngineName
 from stvid.data.manifest import Manifest, read_manifest
 from stvid.data.parts import Part
+from stvid.data.ray_engine import run_on_ray, started_ray
 from stvid.engine.trainers import make_trainer, quiet_lightning
+from stvid.errors import ConfigError
 from stvid.evaluation.evaluate import check_counts, model_protocol
 from stvid.evaluation.features import (
     ClipChunk,
@@ -31,6 +34,7 @@ from stvid.evaluation.features import (
     save_features,
 )
 from stvid.evaluation.progress import model_digest
+from stvid.evaluation.stages import FeatureFile
 from stvid.files import claimed, write_table
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
@@ -74,6 +78,9 @@ class FeatureSettings:
         csv_formulas: Whether texts in the CSV files stay as they are that a spreadsheet would take for formulas.
         part: The part of the videos to do, while other processes may do the others. ``index.csv`` and ``failed.csv``
             are left to a run without it. None does all videos.
+        engine: ``local`` runs on devices of this machine through Lightning, ``ray`` on those of a Ray cluster: then
+            `workers` is the most models at once, 0 for all that it has room for, and `devices` has no meaning.
+        ray_address: The cluster, as Ray names it; None starts Ray on this machine.
 
     Raises:
         ConfigError: If a number is not usable.
@@ -91,6 +98,8 @@ class FeatureSettings:
     precision: str = "32-true"
     csv_formulas: bool = False
     part: Part | None = None
+    engine: EngineName = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, workers=self.workers)
@@ -247,7 +256,9 @@ def _extract(
     if progress is not None:
         progress(present)
     writer = _FeatureWriter(manifest, files, progress)
-    if rows:
+    if rows and chosen.engine == "ray":
+        writer.written, writer.failed = _on_ray(model, manifest, [(row, files[row]) for row in rows], chosen, progress)
+    elif rows:
         quiet_lightning()
         trainer = _trainer(target, writer, chosen)
         task = _FeatureTask(model, protocol, batch_size=chosen.batch_size)
@@ -257,6 +268,36 @@ def _extract(
     if is_first_rank() and chosen.part is None:
         _write_lists(manifest, files, target, writer.failed, formulas=chosen.csv_formulas)
     return FeatureReport(target, writer.written, present, sorted(writer.failed))
+
+
+def _on_ray(
+    model: VideoModel,
+    manifest: Manifest,
+    rows: Sequence[tuple[int, Path]],
+    chosen: FeatureSettings,
+    progress: Callable[[int], Any] | None,
+) -> tuple[int, list[tuple[str, str]]]:
+    """Writes the features of some rows on a Ray cluster; returns how many, and path and reason of those that failed."""
+    if manifest.members is not None:
+        raise ConfigError(f"{manifest.source}: lies in shards, which --engine ray does not read; use --shard i/n")
+    names = ("window", "stride", "views", "batch_size", "precision", "backend")
+    device = None if chosen.accelerator == "auto" else chosen.accelerator.replace("gpu", "cuda")
+    stage = FeatureFile(model, device=device, **{name: getattr(chosen, name) for name in names})
+    tasks = {FeatureFile.task(manifest[row], file): manifest[row].path for row, file in rows}
+    failed: list[tuple[str, str]] = []
+
+    def record(task: str, result: Mapping[str, Any], error: str) -> None:
+        if error:
+            failed.append((tasks[task], error.removeprefix(f"{tasks[task]}: ")))
+        if progress is not None:
+            progress(1)
+
+    workers = chosen.workers or None
+    with started_ray(chosen.ray_address, workers):
+        for task in run_on_ray(stage, list(tasks), workers, record):
+            if run_on_ray(stage, [task], 1, record):
+                record(task, {}, "takes the process that reads it down")
+    return len(rows) - len(failed), failed
 
 
 def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) -> dict[str, Any]:

@@ -19,8 +19,10 @@ these.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,29 +32,38 @@ from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.stage_base import Rows, Stage
 from stvid.errors import StvidError, VideoError
 from stvid.evaluation.evaluate import check_counts, inference, model_protocol
-from stvid.evaluation.features import FeatureClips, clip_features
+from stvid.evaluation.features import ClipFeatures, FeatureClips, clip_features, save_features
 from stvid.evaluation.predict import predict
 from stvid.models.base import VideoModel
 
-__all__ = ["Features", "ModelStage", "Predict"]
+__all__ = ["FeatureFile", "Features", "ModelStage", "Predict"]
 
 
 class ModelStage(Stage):
     """A stage whose work needs a model. What is wrong with the model or an option is raised; it is no fault of a video.
 
     Args:
-        source: Weights, as `stvid.load_model` takes them.
+        source: Weights, as `stvid.load_model` takes them, or a model, which then travels with the stage.
         device: Where the model runs; None takes a GPU if there is one.
         column: The column that names the videos.
         **options: All else that the work depends on.
     """
 
     rows_at_once = 16
+    lasting = True
 
     def __init__(
-        self, source: str | os.PathLike[str], *, device: str | None = None, column: str = "path", **options: Any
+        self,
+        source: str | os.PathLike[str] | VideoModel,
+        *,
+        device: str | None = None,
+        column: str = "path",
+        **options: Any,
     ) -> None:
-        super().__init__({"source": os.fspath(source), "device": device, **options}, column=column)
+        given = source if isinstance(source, VideoModel) else None  # travels with the stage
+        name = source.recipe.get("name") if isinstance(source, VideoModel) else os.fspath(source)
+        super().__init__({"source": name, "device": device, **options}, column=column)
+        self._given = given
         self._model: VideoModel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +76,8 @@ class ModelStage(Stage):
             from stvid.zoo import load_model
 
             device = self.options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._model = load_model(self.options["source"]).to(device)
+            given = self._given
+            self._model = (load_model(self.options["source"]) if given is None else given).to(device)
         return self._model
 
     def _attempt(self, path: str) -> tuple[Mapping[str, Any], str]:
@@ -89,7 +101,7 @@ class Features(ModelStage):
         window: Seconds of a sliding window; None takes the test clips of the protocol.
         stride: Seconds from one window to the next; None takes `window`.
         batch_size: Clips in one forward pass.
-        **options: ``device``, ``column``, and ``precision`` as `stvid.predict` has it.
+        **options: ``device``, ``column``, and ``precision`` and ``backend`` as `stvid.predict` has them.
 
     The columns are ``features`` (clips, numbers), ``start`` and ``end`` in seconds (clips,), and ``frames``, the first
     and last one of each clip (clips, 2).
@@ -104,18 +116,17 @@ class Features(ModelStage):
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | VideoModel,
         *,
         views: str | None = None,
         window: float | None = None,
         stride: float | None = None,
         batch_size: int = 8,
-        precision: str = "32-true",
         **options: Any,
     ) -> None:
         check_counts(workers=0, batch_size=batch_size)
-        own = {"views": views, "window": window, "stride": stride, "batch_size": batch_size, "precision": precision}
-        super().__init__(source, **own, **options)
+        own: dict[str, Any] = {"views": views, "window": window, "stride": stride, "batch_size": batch_size}
+        super().__init__(source, **{"precision": "32-true", "backend": "av", **own, **options})
 
     def nothing(self, name: str) -> np.ndarray:
         """Returns an array without clips."""
@@ -126,16 +137,26 @@ class Features(ModelStage):
 
     def work(self, path: str) -> Mapping[str, Any]:
         """Reads one video and runs the model over its clips."""
+        found = self.features_of(VideoEntry(path))
+        return {name: getattr(found, name) for name in self.fields}
+
+    def features_of(self, entry: VideoEntry) -> ClipFeatures:
+        """Returns the features of a video, or of a part of one.
+
+        Raises:
+            VideoError: If it cannot be read.
+        """
         options, model = self.options, self.model
         window = options["window"]
         protocol = model_protocol(model, None, options["views"] or ("1x1" if window is not None else None))
         chunks = FeatureClips(
-            Manifest.from_entries([VideoEntry(path)]),
+            Manifest.from_entries([entry]),
             [0],
             protocol,
             views=protocol.views,
             window=window,
             stride=options["stride"],
+            backend=options["backend"],
         )
         parts = []
         with inference(model, device=None, precision=options["precision"]) as place:
@@ -143,15 +164,40 @@ class Features(ModelStage):
                 if isinstance(chunk, StvidError):
                     raise chunk
                 if chunk.error is not None:
-                    raise VideoError(path, chunk.error)
+                    raise VideoError(entry.path, chunk.error)
                 if chunk.clips is not None:
-                    features = clip_features(
+                    found = clip_features(
                         model, chunk.clips, protocol, batch_size=options["batch_size"], device=place.device
                     )
-                    parts.append((features.numpy(), chunk.start, chunk.end, chunk.frames))
+                    parts.append((found.numpy(), chunk.start, chunk.end, chunk.frames))
         if not parts:
-            raise VideoError(path, "no window holds a frame")
-        return {name: np.concatenate(found) for name, found in zip(self.fields, zip(*parts, strict=True), strict=True)}
+            raise VideoError(entry.path, "no window holds a frame")
+        features, begins, ends, frames = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return ClipFeatures(features, begins, ends, frames, path=entry.path, labels=entry.labels)
+
+
+class FeatureFile(Features):
+    """Writes the features of a video, or of a part of one, into a file.
+
+    The column ``path`` holds tasks as `FeatureFile.task` makes them, and ``file`` is what was written.
+    """
+
+    fields: ClassVar[Mapping[str, type]] = {"file": str}
+
+    @staticmethod
+    def task(entry: VideoEntry, file: Path) -> str:
+        """Returns a task as text: the video of a list, and the file for its features."""
+        return json.dumps([entry.path, list(entry.labels), entry.start, entry.end, os.fspath(file)])
+
+    def nothing(self, name: str) -> Any:
+        """Returns an empty name."""
+        return ""
+
+    def work(self, path: str) -> Mapping[str, Any]:
+        """Does one task."""
+        video, labels, start, end, file = json.loads(path)
+        save_features(self.features_of(VideoEntry(video, tuple(labels), start=start, end=end)), file)
+        return {"file": file}
 
 
 class Predict(ModelStage):
@@ -179,7 +225,7 @@ class Predict(ModelStage):
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | VideoModel,
         *,
         topk: int = 5,
         views: str | None = None,
@@ -188,7 +234,7 @@ class Predict(ModelStage):
         **options: Any,
     ) -> None:
         check_counts(workers=0, batch_size=batch_size, topk=topk)
-        own = {"topk": topk, "views": views, "batch_size": batch_size, "precision": precision}
+        own: dict[str, Any] = {"topk": topk, "views": views, "batch_size": batch_size, "precision": precision}
         super().__init__(source, **own, **options)
 
     def work(self, path: str) -> Mapping[str, Any]:

@@ -24,6 +24,8 @@ def test_features(checkpoint: str, make_dataset: Callable[..., Path], tmp_path: 
     assert code == 2 and "another --out" in err
     code, _, err = call(*arguments, "--window_stride", "1s")
     assert code == 2 and "--window, which is missing" in err
+    code, _, err = call(*arguments, "--ray_address", "auto")
+    assert code == 2 and "--ray_address: belongs to --engine ray" in err
     code, _, err = call(*arguments, "--device", "abacus")
     assert code == 2 and "--device: 'abacus' cannot be used here" in err
 
@@ -50,11 +52,28 @@ def test_shards_write_what_one_run_writes(
     assert code == 0 and "1 failed" not in err
     code, shown, err = call(*arguments, out)
     assert code == 1 and "0 videos written, 6 were there, 1 failed" in shown and "bad.mp4" in err
-
-    def contents(folder: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
     assert contents(out) == contents(tmp_path / "one")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_writes_what_one_run_writes(
+    checkpoint: str, make_dataset: Callable[..., Path], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the workers
+    folder = make_dataset(tmp_path / "videos", per_class=2)
+    (folder / "left" / "bad.mp4").write_text("no video")
+    arguments = ["features", "--checkpoint", checkpoint, "--data", folder, "--device", "cpu", "--views", "1x3"]
+    assert call(*arguments, "--devices", 1, "--workers", 0, "--out", tmp_path / "one")[0] == 1
+    for out, more in (("ray", []), ("ray part", ["--shard", "1/1"])):
+        found = call(*arguments, "--engine", "ray", "--workers", 2, "--out", tmp_path / out, *more)
+        assert "6 videos written, 0 were there, 1 failed" in found[1]
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
