@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +122,32 @@ def test_shards_give_what_one_process_gives(
     assert main(["merge", *arguments]) == code
     assert capsys.readouterr() == shown
     assert contents(work) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_shards_at_once_of_which_one_is_killed(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(9):
+        make_video(f"{number}.mp4", frames=200, first=number, to=tmp_path / "v" / "a")
+    out = tmp_path / "out"
+    arguments = ["transcode", str(tmp_path / "v"), "--out", str(out), "--preset", "slower", "--workers", "1"]
+    assert main(arguments) == 0
+    expected = contents(out)
+    shutil.rmtree(out)
+
+    command = [sys.executable, "-m", "stvid", "prep", *arguments, "--shard"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    killed, *others = (subprocess.Popen([*command, f"{number}/3"], env=environment) for number in (2, 1, 3))
+    journal = out / "transcode.2-of-3.jsonl"
+    while not (journal.exists() and journal.read_text().count("\n") == 2):  # the header, and one of three videos
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    assert [process.wait() for process in (killed, *others)] == [-signal.SIGKILL, 0, 0]
+    assert main(["merge", *arguments]) == 1
+    assert main([*arguments, "--shard", "2/3"]) == 0
+    assert main(["merge", *arguments]) == 0
+    assert contents(out) == expected
 
 
 def test_merge_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
