@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,12 +191,7 @@ def run_jobs(
             bar.advance(title=f"{title} ({failed} failed)" if failed else None)
 
         try:
-            run: Run = run_pool
-            if engine == "ray" and left:
-                from stvid.data.ray_engine import run_on_ray, started_ray
-
-                stack.enter_context(started_ray(ray_address, workers))
-                run = run_on_ray
+            run = stack.enter_context(_started(engine if left else "local", ray_address, workers))
             suspects = run(job.stage, left, workers, record)
             for key in suspects:  # one of them took its process down: each by itself shows which
                 if run(job.stage, [key], 1, record):
@@ -257,6 +252,18 @@ def merge_parts(job: Job) -> tuple[list[Outcome], list[Path]]:
 
 def _record(outcome: Outcome) -> dict[str, Any]:
     return {"key": outcome.key, "stamp": _stamp(outcome.key), "result": outcome.result, "error": outcome.error}
+
+
+@contextlib.contextmanager
+def _started(engine: EngineName, ray_address: str | None, workers: int | None) -> Iterator[Run]:
+    """Gives what runs a stage, with Ray started or connected until the end of the ``with`` if it is asked for."""
+    if engine == "local":
+        yield run_pool
+        return
+    from stvid.data.ray_engine import run_on_ray, started_ray
+
+    with started_ray(ray_address, workers):
+        yield run_on_ray
 
 
 def run_pool(stage: Stage, keys: Sequence[str], workers: int | None, record: Record) -> list[str]:
