@@ -33,6 +33,7 @@ __all__ = ["COMMANDS", "main", "run"]
 def _add_list(parser: ArgumentParser) -> None:
     parser.add_argument("videos", type=str, help="List of videos: CSV, JSON or a folder per class, as for training.")
     parser.add_argument("--root", type=str | None, help="Folder that relative paths of the list start from.")
+    parser.add_argument("--multilabel", action="store_true", help="Labels of the list are several, joined by |.")
 
 
 def _add_job(parser: ArgumentParser, *, parts: bool = True) -> None:
@@ -87,7 +88,7 @@ def _outcomes(job: Job, options: Any, merged: _Merged | None) -> list[Outcome] |
 def _read(options: Any) -> Manifest:
     from stvid.data.manifest import read_manifest
 
-    videos = _of_files(read_manifest(options.videos, root=options.root))
+    videos = _of_files(read_manifest(options.videos, root=options.root, multilabel=options.multilabel))
     for note in videos.notes:
         print(printable(note), file=sys.stderr)
     return videos
@@ -130,8 +131,18 @@ def _manifest_parser() -> ArgumentParser:
     )
     parser.add_argument("--root", type=str | None, help="Folder of the videos; default that of the annotation.")
     parser.add_argument("--out", type=str, required=True, help="The CSV to write.")
-    parser.add_argument("--part", type=Literal["train", "test"] | None, help="HMDB51: which part; default train.")
+    parser.add_argument(
+        "--part",
+        type=Literal["train", "val", "test"] | None,
+        help="HMDB51, HACS, ActivityNet: the part; default train.",
+    )
     parser.add_argument("--split", type=Literal[1, 2, 3] | None, help="HMDB51: which split; default 1.")
+    parser.add_argument(
+        "--rows",
+        type=Literal["videos", "segments"] | None,
+        help="Charades, HACS, ActivityNet: whole videos, of which one may show several classes (default of Charades), "
+        "or each annotated part (default of the others).",
+    )
     parser.add_argument(
         "--field",
         type=str | None,
@@ -153,14 +164,15 @@ def _converted(options: Any) -> Annotated:
         ConfigError: If an option does not belong to this data set.
         ManifestError: If the annotation cannot be read, or none of its videos is there.
     """
-    from stvid.data.conversion import convert, convert_export
+    from stvid.data.conversion import PARTS, ROW_KINDS, SPLITS, convert, convert_export
     from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions
 
     annotation = Path(options.annotation)
     root = Path(options.root) if options.root else (annotation if annotation.is_dir() else annotation.parent)
-    for option in ("part", "split"):
-        if options.dataset != "hmdb51" and getattr(options, option) is not None:
-            raise ConfigError(f"--{option}: only for hmdb51; {options.dataset} has a file for each")
+    for option, datasets in (("part", PARTS), ("split", SPLITS), ("rows", ROW_KINDS)):
+        if options.dataset not in datasets and getattr(options, option) is not None:
+            more = "" if option == "rows" else f"; {options.dataset} has a file for each"
+            raise ConfigError(f"--{option}: only for {', '.join(datasets)}{more}")
     if options.dataset in EXCHANGE:
         if options.fps is not None and not 0 < options.fps <= 1000:
             raise ConfigError(f"--fps {options.fps:g}: is not a number above 0 and up to 1000")
@@ -173,7 +185,8 @@ def _converted(options: Any) -> Annotated:
             raise ConfigError(f"--{option}: only for {', '.join(EXCHANGE)}")
     if options.dataset == "folder" and options.root:
         raise ConfigError("--root: has no meaning for a folder per class; leave it out")
-    return convert(options.dataset, annotation, root, part=options.part or "train", split=options.split or 1)
+    part, split = options.part or "train", options.split or 1
+    return convert(options.dataset, annotation, root, part=part, split=split, rows=options.rows)
 
 
 def manifest(argv: Sequence[str]) -> int:
@@ -196,6 +209,8 @@ def manifest(argv: Sequence[str]) -> int:
         print(printable(note), file=sys.stderr)
     if found.repeated:
         print(f"{found.repeated} rows of the annotation are there twice and were left out once", file=sys.stderr)
+    if found.multilabel:
+        print(f"labels are joined by |: read {out} with --multilabel (in a config: task: multilabel)")
     expected = CLASSES.get(options.dataset)
     if expected is not None and len(found.class_names) not in (0, expected):
         print(f"{options.dataset} has {expected} classes, the annotation {len(found.class_names)}", file=sys.stderr)
@@ -254,9 +269,7 @@ def _report_scan(videos: Manifest, outcomes: Sequence[Outcome], out: Path, optio
 def _write_manifest(path: Path, entries: Sequence[Any]) -> None:
     from stvid.data.conversion import Annotated, write_list
 
-    if any(len(entry.labels) > 1 for entry in entries):
-        raise ConfigError("lists with several labels a video are not written by stvid prep")
-    rows = [(entry.path, entry.labels[0] if entry.labels else "", entry.start, entry.end) for entry in entries]
+    rows = [(entry.path, "|".join(entry.labels), entry.start, entry.end) for entry in entries]
     write_list(path, Annotated(rows=rows))
 
 
@@ -413,7 +426,6 @@ def _shard_parser() -> ArgumentParser:
     parser.add_argument("--size", type=float, default=500.0, help="Megabytes of a shard.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the order of the videos, 0 or more.")
     parser.add_argument("--class_names", type=str | None, help="File or packaged list of the classes; default sorted.")
-    parser.add_argument("--multilabel", action="store_true", help="Labels of the list are several, joined by |.")
     return parser
 
 
@@ -517,7 +529,8 @@ def check_leakage(argv: Sequence[str]) -> int:
     options = parse(parser, argv)
     from stvid.data.manifest import read_manifest
 
-    sides = [_paths(_of_files(read_manifest(source))) for source in (options.train, options.test)]
+    # Labels do not matter here; as a multi-label list, one with unlabelled videos is read, too.
+    sides = [_paths(_of_files(read_manifest(source, multilabel=True))) for source in (options.train, options.test)]
     out = Path(options.out)
     everything = list(dict.fromkeys(sides[0] + sides[1]))
     journal = out.with_suffix(".jsonl")

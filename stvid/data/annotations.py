@@ -10,6 +10,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,19 @@ __all__ = [
     "Annotation",
     "Annotations",
     "locate",
+    "official_names",
     "parse_seconds",
     "read_class_names",
     "read_diving48",
     "read_hmdb51",
+    "read_jester",
     "read_kinetics",
+    "read_moments",
+    "read_rows",
     "read_ssv1",
     "read_ssv2",
     "read_ucf101",
+    "video_name",
 ]
 
 _MOST_CLASSES = 10_000
@@ -42,11 +48,12 @@ class Annotation:
 
     Attributes:
         video: Name of the video without extension.
-        label: Its class; empty if the row has none.
+        label: Its class, or its classes joined by ``|`` if the annotation is multi-label; empty if the row has none.
         where: Where the row stands in the file, for messages.
         cut: Name of a file that holds only the part from `start` to `end`; None if there are no such files.
         start: Where the part begins in the video, in seconds; None is its beginning.
         end: Where the part ends in the video, in seconds; None is its end.
+        also: Another name that copies of the whole video have; None if there is none.
     """
 
     video: str
@@ -55,6 +62,7 @@ class Annotation:
     cut: str | None = None
     start: float | None = None
     end: float | None = None
+    also: str | None = None
 
 
 @dataclass
@@ -64,10 +72,14 @@ class Annotations:
     Attributes:
         rows: The rows, in order.
         class_names: All classes in their official order; empty if no file beside the annotation gives it.
+        notes: What a user should know of the file, a line each: rows that were left out, and the like.
+        multilabel: Whether a row may have several classes, or none, beside rows that have.
     """
 
     rows: list[Annotation]
     class_names: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    multilabel: bool = False
 
 
 def locate(row: Annotation, videos: VideoFolder) -> tuple[str, float | None, float | None] | None:
@@ -79,6 +91,8 @@ def locate(row: Annotation, videos: VideoFolder) -> tuple[str, float | None, flo
     if row.cut is not None and (path := videos.find(row.cut, row.label)) is not None:
         return path, None, None
     path = videos.find(row.video, row.label)
+    if path is None and row.also is not None:
+        path = videos.find(row.also, row.label)
     return None if path is None else (path, row.start, row.end)
 
 
@@ -99,7 +113,7 @@ def parse_seconds(text: str, what: str) -> float | None:
     return value
 
 
-def _video_name(value: Any, where: str, key: str) -> str:
+def video_name(value: Any, where: str, key: str) -> str:
     """Returns the name of a video, which is a text or a whole number.
 
     Raises:
@@ -113,8 +127,8 @@ def _video_name(value: Any, where: str, key: str) -> str:
     return name
 
 
-def _official_names(annotation: Path, *names: str) -> list[str]:
-    """The classes in their official order, if their file lies beside the annotation."""
+def official_names(annotation: Path, *names: str) -> list[str]:
+    """Returns the classes in their official order, if their file lies beside the annotation, else an empty list."""
     for name in names:
         if (path := annotation.with_name(name)).is_file():
             return list(read_class_names(path))
@@ -148,7 +162,7 @@ def read_kinetics(annotation: str | os.PathLike[str], table: Table | None = None
         if len(cells) != len(header):
             raise ManifestError(f"{where}: has {len(cells)} columns, not {len(header)} ({','.join(header)})")
         values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        video = _video_name(values["youtube_id"], where, "youtube_id")
+        video = video_name(values["youtube_id"], where, "youtube_id")
         start, end = (parse_seconds(values[name], f"{where}: {name}") for name in ("time_start", "time_end"))
         if start is None or end is None:
             raise ManifestError(f"{where}: time_start and time_end are needed")
@@ -170,7 +184,7 @@ def read_ssv2(annotation: str | os.PathLike[str]) -> Annotations:
     ``something-something-v2-labels.json`` beside it has the official order of the classes.
     """
     path = Path(annotation)
-    names = _official_names(path, "something-something-v2-labels.json", "labels.json")
+    names = official_names(path, "something-something-v2-labels.json", "labels.json")
     if path.suffix.lower() == ".csv":
         return Annotations(_id_label_lines(path), names)
     content = parse_json(read_text(path), path, unique_keys=True)
@@ -180,7 +194,7 @@ def read_ssv2(annotation: str | os.PathLike[str]) -> Annotations:
         )
     rows = []
     for number, item in enumerate(content, start=1):
-        video = _video_name(item.get("id") if isinstance(item, dict) else None, f"{path}, video {number}", "id")
+        video = video_name(item.get("id") if isinstance(item, dict) else None, f"{path}, video {number}", "id")
         where = f"video {number} (id {video})"
         template = item.get("template", item.get("label"))
         if template is not None and not isinstance(template, str):
@@ -201,16 +215,68 @@ def read_ssv1(annotation: str | os.PathLike[str]) -> Annotations:
     of images at 25 frames a second; ``stvid prep transcode --frames_fps 12`` makes videos with the right times of them.
     """
     path = Path(annotation)
-    return Annotations(_id_label_lines(path), _official_names(path, "something-something-v1-labels.csv"))
+    return Annotations(_id_label_lines(path), official_names(path, "something-something-v1-labels.csv"))
 
 
-def _id_label_lines(annotation: Path) -> list[Annotation]:
-    """Reads lines ``id;label``, or ``id`` alone in a test list."""
+def read_jester(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads Jester: lines ``id;label``; the videos are folders of JPEG images at 12 frames a second.
+
+    ``jester-v1-labels.csv`` beside it has the official order of the classes. See `read_ssv1` for the times.
+    """
+    path = Path(annotation)
+    rows = _id_label_lines(path, "jester-v1-train.csv")
+    return Annotations(rows, official_names(path, "jester-v1-labels.csv"))
+
+
+def read_moments(annotation: str | os.PathLike[str]) -> Annotations:
+    """Reads Moments in Time: lines ``class/video.mp4,class,...`` without a header, as ``trainingSet.csv`` has them.
+
+    The further cells count votes of the annotators. ``moments_categories.txt`` beside it (``clapping,0``) has the
+    official order of the classes.
+    """
+    path = Path(annotation)
+    rows = []
+    for line, cells in parse_table(read_text(path), path):
+        label, _, file = cells[0].strip().rpartition("/")
+        if not label or not file or "/" in label or len(cells) < 2 or cells[1].strip() != label:
+            raise ManifestError(f"{path}, line {line}: {','.join(cells)[:80]!r} is not like class/video.mp4,class")
+        rows.append(Annotation(os.path.splitext(file)[0], label, f"line {line}"))
+    return Annotations(rows, official_names(path, "moments_categories.txt"))
+
+
+def read_rows(path: str | os.PathLike[str], needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Reads a CSV with a header: number of the line, and its cells by their column.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have.
+
+    Raises:
+        ManifestError: If it is no CSV, a column is missing, or a line has more or fewer cells than the header.
+    """
+    table = parse_table(read_text(path), path)
+    first, cells = table[0]
+    header = [cell.strip() for cell in cells]
+    missing = [column for column in needed if column not in header]
+    if missing:
+        raise ManifestError(f"{path}, line {first}: has no column {missing[0]!r}; its columns are {', '.join(header)}")
+    if len(table) == 1:
+        raise ManifestError(f"{path}: has a header but no videos")
+    rows = []
+    for line, cells in table[1:]:
+        if len(cells) != len(header):
+            raise ManifestError(f"{path}, line {line}: has {len(cells)} columns, not {len(header)}")
+        rows.append((line, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+    return rows
+
+
+def _id_label_lines(annotation: Path, example: str = "something-something-v1-train.csv") -> list[Annotation]:
+    """Reads lines ``id;label``, or ``id`` alone in a test list; `example` is a file of this form, for messages."""
     rows = []
     for number, line in read_lines(annotation):
         name, _, label = line.partition(";")
         if not name.strip().isdigit():
-            raise ManifestError(f"{annotation}, line {number}: needs 'id;label', as something-something-v1-train.csv")
+            raise ManifestError(f"{annotation}, line {number}: needs 'id;label', as {example}")
         rows.append(Annotation(name.strip(), label.strip(), f"line {number}"))
     return rows
 
@@ -221,7 +287,7 @@ def read_ucf101(annotation: str | os.PathLike[str]) -> Annotations:
     ``classInd.txt`` lies beside the list and has the official order and spelling of the classes.
     """
     listed = Path(annotation).with_name("classInd.txt")
-    names = _official_names(Path(annotation), listed.name)
+    names = official_names(Path(annotation), listed.name)
     spelled = {name.casefold(): name for name in names}
     rows = []
     for number, line in read_lines(annotation):
@@ -284,7 +350,7 @@ def read_diving48(annotation: str | os.PathLike[str]) -> Annotations:
         label = row.get("label")
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise ManifestError(f"{path}, video {count}: needs vid_name and label, a number from 0 up")
-        name = _video_name(row.get("vid_name"), f"{path}, video {count}", "vid_name")
+        name = video_name(row.get("vid_name"), f"{path}, video {count}", "vid_name")
         if label >= _MOST_CLASSES:
             raise ManifestError(f"{path}, video {count}: label {label} is beyond any number of classes")
         if classes and label >= len(classes):

@@ -261,8 +261,10 @@ def test_folders_that_link_in_a_circle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ssv2", "--part", "test"], "--part: only for hmdb51; ssv2 has a file for each"),
+        (["ssv2", "--part", "test"], "--part: only for hmdb51, hacs, activitynet; ssv2 has a file"),
         (["ucf101", "--split", "1"], "--split: only for hmdb51"),
+        (["ssv2", "--rows", "videos"], "--rows: only for charades, hacs, activitynet"),
+        (["hmdb51", "--part", "val"], "--part val: hmdb51 has train, test"),
         (["folder", "--root", "."], "--root: has no meaning for a folder per class"),
     ],
 )
