@@ -12,11 +12,27 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Count", "Options", "Split", "StepError", "add_options", "find_file", "options_of", "prepare", "run_script"]
+from stvid.data.conversion import CLASSES, read_annotation
+from stvid.errors import StvidError
+
+__all__ = [
+    "Count",
+    "Facts",
+    "Options",
+    "Split",
+    "StepError",
+    "add_options",
+    "find_file",
+    "options_of",
+    "prepare",
+    "run_script",
+    "splits_of",
+]
 
 PREP = (sys.executable, "-m", "stvid", "prep")
 """The program of the data preparation, as it is started. It is shown as ``stvid prep``."""
@@ -36,7 +52,9 @@ class Split:
         videos: Folder in which its videos lie, at any depth.
         annotated: Number of entries that were counted in the annotation.
         official: Number of entries that the official annotation has; None if no reliable source gives it.
-        classes: Number of classes that it has.
+        classes: Number of classes that it has; None if no official list has them.
+        words: Further options of ``stvid prep manifest``.
+        multilabel: Whether its videos have several labels.
     """
 
     name: str
@@ -44,7 +62,28 @@ class Split:
     videos: Path
     annotated: int
     official: int | None
-    classes: int
+    classes: int | None
+    words: tuple[str, ...] = ()
+    multilabel: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The official files of a data set, and what they hold.
+
+    Attributes:
+        dataset: Name of the data set for ``stvid prep manifest``.
+        files: The possible names of the annotation of each split; none if it is the folder of the annotations itself.
+        entries: Number of entries of each split, as far as a source gives it.
+        options: Options of ``stvid prep manifest`` for each split: ``part``, ``split``, ``rows``.
+        folders: The folder of the videos of each split, below that of all; used if it is there.
+    """
+
+    dataset: str
+    files: Mapping[str, tuple[str, ...]]
+    entries: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +97,7 @@ class Options:
         frames_fps: Images per second, for videos that are folders of images.
         shards: Folder for tar shards; None stores an index beside each list.
         workers: Processes; None takes one for each core.
-        check_leakage: Also look for copies of training videos among the validation videos.
+        check_leakage: Also look for copies of training videos among those of the next split.
     """
 
     out: Path
@@ -153,7 +192,7 @@ def _run(words: Sequence[str], *, leaves: Path) -> None:
 def _write_list(dataset: str, split: Split, options: Options) -> _Chain:
     path = options.out / "lists" / f"{split.name}.csv"
     words = ["manifest", dataset, str(split.annotation), "--root", str(split.videos), "--out", str(path)]
-    _run(words, leaves=path)
+    _run([*words, *split.words], leaves=path)
     chain = _Chain(split, path)
     missing = path.with_name(f"{path.stem}_missing.txt")
     there, lost = _count_rows(path), _count_lines(missing)
@@ -188,6 +227,7 @@ def _transcode(chain: _Chain, options: Options, workers: Sequence[str]) -> None:
 def _prepare_split(dataset: str, split: Split, options: Options) -> tuple[Path, list[Count]]:
     """Returns the ready list (or the folder of its shards) and the counts of a split."""
     workers = [] if options.workers is None else ["--workers", str(options.workers)]
+    workers += ["--multilabel"] if split.multilabel else []
     chain = _write_list(dataset, split, options)
     if options.frames_fps is None:
         _scan(chain, workers)
@@ -223,10 +263,11 @@ def prepare(dataset: str, splits: Sequence[Split], options: Options) -> list[Cou
     for split in splits:
         ready[split.name], found = _prepare_split(dataset, split, options)
         counts += found
-    if options.check_leakage and {"train", "val"} <= ready.keys() and options.shards is None:
+    other = next((name for name in ready if name != "train"), None)
+    if options.check_leakage and other is not None and "train" in ready and options.shards is None:
         out = options.out / "leakage.csv"
-        _run(["check-leakage", str(ready["train"]), str(ready["val"]), "--out", str(out)], leaves=out)
-        counts.append(Count("val", "copies of training videos", 0, _count_rows(out), str(out)))
+        _run(["check-leakage", str(ready["train"]), str(ready[other]), "--out", str(out)], leaves=out)
+        counts.append(Count(other, "copies of training videos", 0, _count_rows(out), str(out)))
     report = options.out / "counts.csv"
     with open(report, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -250,6 +291,41 @@ def find_file(folder: Path, *names: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise StepError(f"{folder}: holds no {' or '.join(names)}; the page beside this script says where to get it")
+
+
+def splits_of(values: argparse.Namespace, facts: Facts) -> list[Split]:
+    """Returns the splits that the command line names, with the entries of their annotations counted.
+
+    Args:
+        values: What the options of `add_options` gave.
+        facts: The files of the data set.
+
+    Raises:
+        StepError: If a file is missing or cannot be read.
+    """
+    splits = []
+    for name in values.splits:
+        names = facts.files[name]
+        annotation = find_file(values.annotations, *names) if names else values.annotations
+        options = dict(facts.options.get(name, {}))
+        try:
+            found = read_annotation(facts.dataset, annotation, **options)
+        except StvidError as error:
+            raise StepError(str(error)) from error
+        folder = values.videos / facts.folders.get(name, "")
+        splits.append(
+            Split(
+                name=name,
+                annotation=annotation,
+                videos=folder if folder.is_dir() else values.videos,
+                annotated=len(found.rows),
+                official=facts.entries.get(name),
+                classes=CLASSES.get(facts.dataset),
+                words=tuple(word for key, value in options.items() for word in (f"--{key}", str(value))),
+                multilabel=found.multilabel,
+            )
+        )
+    return splits
 
 
 def add_options(parser: argparse.ArgumentParser, splits: Sequence[str]) -> None:
@@ -278,8 +354,8 @@ def options_of(values: argparse.Namespace, *, frames_fps: float | None = None) -
     """
     if values.check_leakage and values.shards is not None:
         raise StepError("--check_leakage: compares lists of files, not shards; run it without --shards first")
-    if values.check_leakage and not {"train", "val"} <= set(values.splits):
-        raise StepError("--check_leakage: needs both train and val among --splits")
+    if values.check_leakage and ("train" not in values.splits or len(set(values.splits)) < 2):
+        raise StepError("--check_leakage: needs train and another split among --splits")
     if not values.videos.is_dir():
         raise StepError(f"{values.videos}: no such folder of videos")
     return Options(

@@ -148,9 +148,14 @@ def read_epic_actions(annotation: str | os.PathLike[str]) -> Annotations:
     verbs, nouns = _epic_names(path, "verb"), _epic_names(path, "noun")
     pairs: set[tuple[int, ...]] = set()
     here = path.resolve()
+
+    def collect(pair: tuple[int, ...]) -> str:
+        pairs.add(pair)
+        return ""
+
     for file in (path, path.with_name("EPIC_100_train.csv"), path.with_name("EPIC_100_validation.csv")):
         if file.is_file() and (file == path or file.resolve() != here):
-            _read_epic(file, ("verb", "noun"), lambda numbers: pairs.add(numbers) or "")
+            _read_epic(file, ("verb", "noun"), collect)
 
     def name(pair: tuple[int, ...]) -> str:
         return f"{verbs[pair[0]]} {nouns[pair[1]]}"
@@ -358,7 +363,7 @@ def _gym_names(path: Path, count: int) -> list[str]:
         if count == 99:
             return list(distinct({f"class {n}": name for n, name in enumerate(class_list("gym99"))}).values())
         raise ManifestError(f"{path}: no such file; it names the {count} classes, and lies on FineGym's page")
-    named = {}
+    named: dict[str, str] = {}
     for number, line in read_lines(path):
         match = re.fullmatch(r"Clabel:\s*(\d+);\s*set:\s*\d+;\s*Glabel:\s*\d+;\s*(.+)", line)
         if match is None or int(match[1]) != len(named):

@@ -11,7 +11,9 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import steps
 from stvid.commands import prep
@@ -51,3 +53,30 @@ def read_counts() -> Callable[[Path], dict[tuple[str, str], tuple[str, int, str]
         }
 
     return read
+
+
+@pytest.fixture
+def write_files(tmp_path: Path) -> Callable[..., Path]:
+    """``write_files({"name.csv": "text"})`` -> the folder ``official`` that holds these files."""
+
+    def write(files: dict[str, str]) -> Path:
+        folder = tmp_path / "official"
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def make_images() -> Callable[[Path], None]:
+    """Writes a folder of 24 small JPEG images, ``00001.jpg`` and so on."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for image in range(24):
+            pixels = np.full((48, 64, 3), 8 * image, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image + 1:05d}.jpg")
+
+    return make

@@ -1,0 +1,38 @@
+"""Diving48 from the official files to ready lists.
+
+    python data_prep/diving48/prepare.py --annotations diving48 --videos diving48/rgb --out lists/diving48
+
+README.md beside this file says where the files are from, and how to read the counts that are printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from data_prep.steps import Facts, add_options, options_of, prepare, run_script, splits_of
+
+FILES = {
+    "train": ("Diving48_V2_train.json", "Diving48_train.json"),
+    "test": ("Diving48_V2_test.json", "Diving48_test.json"),
+}
+"""The corrected labels first."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepares the splits that the command line names."""
+    parser = argparse.ArgumentParser(
+        description="Diving48 from official files to ready lists, with the counts checked."
+    )
+    add_options(parser, ("train", "test"))
+    values = parser.parse_args(arguments)
+    options = options_of(values)
+    facts = Facts("diving48", FILES)
+    prepare(facts.dataset, splits_of(values, facts), options)
+
+
+if __name__ == "__main__":
+    run_script(main)
