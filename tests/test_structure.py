@@ -34,6 +34,7 @@ LEVELS: list[tuple[set[str], str]] = [
             "downloads",
             "hub_files",
             "machine",
+            "notebook",
             "config_sections",
             "config",
         },

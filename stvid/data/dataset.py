@@ -12,7 +12,7 @@ processes, on which of them makes it, or on any global random state. So a run ca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,8 +33,9 @@ from stvid.data.clips import (
 from stvid.data.layout import view_layout
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.sampling import sample_train, sample_views
-from stvid.data.transforms import TrainTransform, model_input
+from stvid.data.transforms import TrainTransform, model_input, shown_pixels
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
+from stvid.notebook import picture_address, render_html
 from stvid.protocol import Protocol, parse_views
 from stvid.video.memory import checked_rate
 from stvid.video.reader import Index, MemoryFrames, VideoLike, VideoReader
@@ -87,6 +88,7 @@ class Clip:
         backend: Decoder that read it.
         path: The file.
         labels: Names of its classes, if known.
+        protocol: How it was read, which says how it was normalised; None if unknown.
     """
 
     tensor: torch.Tensor
@@ -97,6 +99,47 @@ class Clip:
     backend: str
     path: str
     labels: tuple[str, ...] = ()
+    protocol: Protocol | None = field(default=None, repr=False)
+
+    def pictures(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Returns frames of the clip as they can be looked at: uint8 (H, W, 3), RGB.
+
+        If the protocol is not known, the colours are stretched from the smallest to the largest value of the clip.
+
+        Args:
+            numbers: Which frames of the clip, from 0.
+        """
+        frames = self.tensor.detach().float().cpu()[:, list(numbers)]
+        if self.protocol is None:
+            low, high = float(self.tensor.min()), float(self.tensor.max())
+            frames = (frames - low) / max(high - low, 1e-6)
+            pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+        else:
+            pixels = shown_pixels(frames, self.protocol)
+        return list(pixels.permute(1, 2, 3, 0).numpy())
+
+    def _repr_html_(self) -> str:
+        """Returns a strip of up to eight frames with their times, and what the clip is, for Jupyter."""
+        length = self.tensor.shape[1]
+        numbers = [int(n) for n in np.unique(np.linspace(0, length - 1, min(8, length)).round())]
+        frames = [
+            {
+                "address": picture_address(pixels),
+                "index": int(self.indices[number]),
+                "seconds": f"{self.seconds[number]:.2f}",
+            }
+            for number, pixels in zip(numbers, self.pictures(numbers), strict=True)
+        ]
+        height, width = self.tensor.shape[2:]
+        return render_html(
+            "clip.html.j2",
+            frames=frames,
+            labels=", ".join(self.labels),
+            shape=f"{length} frames of {width} x {height}",
+            flipped=self.flipped,
+            path=self.path,
+            stretched=self.protocol is None,
+        )
 
 
 def load_clip(
@@ -170,6 +213,7 @@ def load_clip(
             flipped=plan.flipped,
             backend=reader.backend,
             path=reader.source_name,
+            protocol=used,
         )
 
 

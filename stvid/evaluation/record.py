@@ -22,6 +22,7 @@ from stvid.errors import ConfigError, StvidError
 from stvid.evaluation import metrics as M
 from stvid.evaluation.metrics import Average, Calibration
 from stvid.files import load_arrays, save_arrays, write_together
+from stvid.notebook import render_html
 from stvid.protocol import Protocol, Task
 
 __all__ = ["EvaluationResult", "Temporal", "compute_metrics"]
@@ -246,6 +247,33 @@ class EvaluationResult:
                 printable(f"  {os.fsencode(path).decode(errors='replace')}: {reason}") for path, reason in self.failures
             ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Returns a table of the metrics, with the protocol and the number of videos, for Jupyter."""
+        rows = []
+        for name, value in self.metrics.items():
+            if name.endswith(("_low", "_high")):
+                continue
+            short, _, views = name.partition("@")
+            bounds = [self.metrics.get(key) for key in (f"{name}_low", f"{name}_high")]
+            known = [100 * bound for bound in bounds if bound is not None]
+            rows.append(
+                {
+                    "name": f"{short.replace('_', ' ')}, {views} views",
+                    "value": f"{100 * value:.2f}%",
+                    "bounds": f"{known[0]:.2f} to {known[1]:.2f}%" if len(known) == 2 else "",
+                }
+            )
+        return render_html(
+            "result.html.j2",
+            rows=rows,
+            bounded=any(row["bounds"] for row in rows),
+            videos=self.counted,
+            classes=len(self.class_names),
+            failures=len(self.failures),
+            protocol=self.protocol.describe(),
+            temporal=self.temporal,
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes ``result.json`` and ``logits.npz``; each appears whole or not at all.
