@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stvid.data.manifest import read_manifest
     from stvid.engine.features import extract_features
     from stvid.engine.finetuning import train
+    from stvid.engine.probe import probe
     from stvid.engine.train import TrainResult
     from stvid.errors import StvidError
     from stvid.evaluation.comparison import compare
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stvid.evaluation.features import load_features
     from stvid.evaluation.late_fusion import late_fusion
     from stvid.evaluation.predict import Prediction, predict
+    from stvid.evaluation.probe import ProbeResult
     from stvid.evaluation.timeline import timeline
     from stvid.exporting import export_model, load_exported
     from stvid.hub import ModelCard, push_to_hub, save_pretrained
@@ -44,6 +46,7 @@ _HOMES = {
     "LoaderOptions": "stvid.data.datamodule",
     "ModelCard": "stvid.hub",
     "Prediction": "stvid.evaluation.predict",
+    "ProbeResult": "stvid.evaluation.probe",
     "Protocol": "stvid.protocol",
     "StvidError": "stvid.errors",
     "TrainResult": "stvid.engine.train",
@@ -67,6 +70,7 @@ _HOMES = {
     "merge_tokens": "stvid.models.merging",
     "optimize": "stvid.inference",
     "predict": "stvid.evaluation.predict",
+    "probe": "stvid.engine.probe",
     "push_to_hub": "stvid.hub",
     "read_manifest": "stvid.data.manifest",
     "save_model": "stvid.checkpoints",
@@ -85,6 +89,7 @@ __all__ = [
     "LoaderOptions",
     "ModelCard",
     "Prediction",
+    "ProbeResult",
     "Protocol",
     "StvidError",
     "TrainResult",
@@ -109,6 +114,7 @@ __all__ = [
     "merge_tokens",
     "optimize",
     "predict",
+    "probe",
     "push_to_hub",
     "read_manifest",
     "save_model",

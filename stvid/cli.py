@@ -17,6 +17,7 @@ from stvid.commands import (
     models,
     predict,
     prep,
+    probe,
     test,
     train,
 )
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": inspect.run,
     "explain": explain.run,
     "features": features.run,
+    "probe": probe.run,
     "inflate": inflate.run,
     "export": export.run,
     "demo": demo.run,

@@ -34,6 +34,7 @@ __all__ = [
     "default_test_output",
     "default_workers",
     "held_evaluation",
+    "held_out",
     "is_first_rank",
     "newest_checkpoint",
     "read_data",
@@ -344,13 +345,30 @@ def _limited(manifest: Manifest, limit: int | None, seed: int) -> Manifest:
 
 
 def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest, Manifest]:
-    """Splits off a share of each class, at least one video of each class that has two; or of the groups of a list."""
+    """Splits off the videos that `held_out` names."""
+    mask = held_out(manifest, fraction, seed)
+    return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
+
+
+def held_out(manifest: Manifest, fraction: float, seed: int) -> np.ndarray:
+    """Draws the videos that are held out.
+
+    Args:
+        manifest: The videos. If the list has groups, these are held out as a whole.
+        fraction: Share of each class; at least one video of each class that has two.
+        seed: Seed of the draw.
+
+    Returns:
+        bool (N,).
+
+    Raises:
+        ConfigError: If the fraction is not between 0 and 1.
+    """
     if not 0 < fraction < 1:
         raise ConfigError(f"data.val_fraction: {fraction} is not between 0 and 1")
     rng = np.random.default_rng([seed, 1])
     if manifest.groups is not None:
-        mask = _held_groups(manifest, manifest.groups, fraction, rng)
-        return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
+        return _held_groups(manifest, manifest.groups, fraction, rng)
     held: list[int] = []
     primary = np.asarray(manifest.primary)
     for label in np.unique(primary):
@@ -359,7 +377,7 @@ def _hold_out(manifest: Manifest, fraction: float, seed: int) -> tuple[Manifest,
         held += rows[:count].tolist()
     mask = np.zeros(len(manifest), dtype=bool)
     mask[held] = True
-    return manifest.subset(np.flatnonzero(~mask)), manifest.subset(np.flatnonzero(mask))
+    return mask
 
 
 def _held_groups(manifest: Manifest, groups: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -284,7 +284,7 @@ def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixtu
     assert code == 0 and f"usage: stvid {command}" in out
     if command in ("train", "test", "predict"):
         assert "type: " in out and "default: " in out
-    if command in ("inspect", "explain", "features", "export", "demo", "predict"):
+    if command in ("inspect", "explain", "features", "probe", "export", "demo", "predict"):
         assert "--checkpoint" in out and "default" in out
 
 
@@ -470,7 +470,7 @@ def test_benchmark_measures_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--optimize is for inference" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["inspect", "explain", "features", "export", "demo", "predict"])
+@pytest.mark.parametrize("command", ["inspect", "explain", "features", "probe", "export", "demo", "predict"])
 def test_help_names_the_checkpoint(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, command, "--help")
     assert code == 0 and "--checkpoint" in out and "default" in out

@@ -47,7 +47,7 @@ GROUPS = {
                          "ClipBatch", "LoaderOptions"),
     "Training": ("train", "TrainResult"),
     "Evaluation": ("predict", "Prediction", "timeline", "evaluate", "EvaluationResult", "compare", "late_fusion",
-                   "extract_features", "load_features", "explain"),
+                   "extract_features", "load_features", "probe", "ProbeResult", "explain"),
     "Deployment": ("export_model", "load_exported"),
     "Errors": ("StvidError",),
 }  # fmt: skip

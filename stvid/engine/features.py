@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from stvid.evaluation.features import (
     save_features,
 )
 from stvid.evaluation.progress import model_digest
+from stvid.evaluation.result import check_choice
 from stvid.evaluation.stages import FeatureFile
 from stvid.files import claimed, write_table
 from stvid.models.base import VideoModel
@@ -69,6 +70,7 @@ class FeatureSettings:
         window: Seconds of a sliding window; None takes the test clips of the protocol.
         stride: Seconds from one window to the next; None takes `window`.
         views: Temporal clips x spatial crops; None takes the protocol's, or with windows 1x1.
+        crops: ``mean`` averages the features of a clip's crops; ``each`` gives a row for each crop, clip by clip.
         batch_size: Clips in one forward pass.
         workers: Decoding processes of each device.
         backend: Decoder of the test clips.
@@ -90,6 +92,7 @@ class FeatureSettings:
     window: float | None = None
     stride: float | None = None
     views: str | None = None
+    crops: Literal["mean", "each"] = "mean"
     batch_size: int = 8
     workers: int = 0
     backend: str = "av"
@@ -103,6 +106,9 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, workers=self.workers)
+        check_choice("crops", self.crops, ("mean", "each"))
+        if self.crops == "each" and self.engine == "ray":
+            raise ConfigError("crops each: is not there with engine ray; take engine local")
 
     def used_views(self, protocol: Protocol) -> str:
         """Returns the views of a video, or with windows those of each window."""
@@ -110,10 +116,11 @@ class FeatureSettings:
 
 
 class _FeatureTask(LightningModule):
-    """Gives the input of the classifier, averaged over the crops of each clip."""
+    """Gives the input of the classifier, of each crop or averaged over the crops of each clip."""
 
-    def __init__(self, model: VideoModel, protocol: Protocol, *, batch_size: int) -> None:
+    def __init__(self, model: VideoModel, protocol: Protocol, *, batch_size: int, average: bool) -> None:
         super().__init__()
+        self.average = average
         self.model = model
         self.protocol = protocol
         self.batch_size = batch_size
@@ -122,10 +129,17 @@ class _FeatureTask(LightningModule):
         return batch  # clip by clip in `predict_step`: a chunk may be larger than a batch
 
     def predict_step(self, batch: ClipChunk, batch_idx: int) -> Tensor | None:
-        """Returns features (n, D) of a chunk's clips, float32 on the CPU; None if it has none."""
+        """Returns features (n, D) of a chunk's clips or of their crops, float32 on the CPU; None if it has none."""
         if batch.clips is None:
             return None
-        return clip_features(self.model, batch.clips, self.protocol, batch_size=self.batch_size, device=self.device)
+        return clip_features(
+            self.model,
+            batch.clips,
+            self.protocol,
+            batch_size=self.batch_size,
+            device=self.device,
+            average=self.average,
+        )
 
 
 class _FeatureWriter(BasePredictionWriter):
@@ -161,12 +175,17 @@ class _FeatureWriter(BasePredictionWriter):
         if batch.error is not None or not chunks:
             self.failed.append((entry.path, batch.error or "no window holds a frame"))
         else:
+            rows = [len(features) // len(chunk.start) for chunk, features in chunks]  # of a clip: 1, or its crops
+            times = {
+                name: np.concatenate(
+                    [np.repeat(getattr(chunk, name), n, axis=0) for (chunk, _), n in zip(chunks, rows, strict=True)]
+                )
+                for name in ("start", "end", "frames")
+            }
             save_features(
                 ClipFeatures(
                     features=np.concatenate([features for _, features in chunks]),
-                    start=np.concatenate([chunk.start for chunk, _ in chunks]),
-                    end=np.concatenate([chunk.end for chunk, _ in chunks]),
-                    frames=np.concatenate([chunk.frames for chunk, _ in chunks]),
+                    **times,
                     path=entry.path,
                     labels=entry.labels,
                 ),
@@ -261,7 +280,7 @@ def _extract(
     elif rows:
         quiet_lightning()
         trainer = _trainer(target, writer, chosen)
-        task = _FeatureTask(model, protocol, batch_size=chosen.batch_size)
+        task = _FeatureTask(model, protocol, batch_size=chosen.batch_size, average=chosen.crops == "mean")
         data = _FeatureData({**options, "rows": rows}, workers=chosen.workers)
         trainer.predict(task, datamodule=data, return_predictions=False)
         writer.written, writer.failed = _gathered(writer)
@@ -309,6 +328,7 @@ def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) 
         "window": settings.window,
         "stride": settings.window if settings.stride is None else settings.stride,
         "format": settings.format,
+        "crops": None if settings.crops == "mean" else settings.crops,  # older folders do not say it
         "num_features": model.head_features,
     }
 

@@ -290,7 +290,8 @@ class FeatureClips(IterableDataset[ClipChunk]):
             check_windows(self.window, self.stride)
         elif self.stride is not None:
             raise ConfigError("stride: belongs to window, which is missing")
-        self.videos = EvalDataset(self.manifest, self.protocol, views=self.views, backend=self.backend)
+        # The features do not depend on labels, so that a video may have one, several or none.
+        self.videos = EvalDataset(self.manifest, self.protocol, views=self.views, backend=self.backend, multilabel=True)
 
     def __iter__(self) -> Iterator[ClipChunk | StvidError]:  # type: ignore[override]
         """Yields chunks. An error that is no fault of a video comes as a value, which the loader raises."""
@@ -348,9 +349,15 @@ class FeatureClips(IterableDataset[ClipChunk]):
 
 
 def clip_features(
-    model: VideoModel, clips: Tensor, protocol: Protocol, *, batch_size: int, device: torch.device
+    model: VideoModel,
+    clips: Tensor,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    device: torch.device,
+    average: bool = True,
 ) -> Tensor:
-    """Returns what the classifier sees of some clips of one video, averaged over the crops of each.
+    """Returns what the classifier sees of some clips of one video, averaged over the crops of each if asked.
 
     The caller chooses evaluation mode, autocast and `torch.inference_mode`.
 
@@ -360,9 +367,10 @@ def clip_features(
         protocol: Gives mean, standard deviation and order of the channels.
         batch_size: Clips in one forward pass.
         device: Where the clips go, a batch at a time.
+        average: Whether the crops of a clip are averaged.
 
     Returns:
-        float32 (n, D) on the CPU.
+        float32 (n, D) on the CPU, or (n * crops, D) clip by clip.
 
     Raises:
         ConfigError: If the model does not take these clips.
@@ -379,7 +387,8 @@ def clip_features(
             text = " ".join(str(error).split())
             raise ConfigError(f"{text} (protocol: {protocol.describe()})") from error
         rows.append(features.float())
-    return torch.cat(rows).unflatten(0, clips.shape[:2]).mean(1).cpu()
+    found = torch.cat(rows)
+    return (found.unflatten(0, clips.shape[:2]).mean(1) if average else found).cpu()
 
 
 class _Part:
