@@ -69,7 +69,7 @@ def _parser() -> ArgumentParser:
         help="Folder for result.json, logits.npz, probe.json, probe.safetensors (the network with its new classifier, "
         "for stvid test and stvid predict) and the features.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="Replace the result of another probe.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a result that is no probe's.")
     parser.add_argument("--json", action="store_true", help="Print result.json instead of the summary.")
     return parser
 
@@ -91,7 +91,9 @@ def run(argv: Sequence[str]) -> int:
         model, _ = load(options, others)
     folder = Path(options.out)
     _check_free(folder, options.overwrite)
-    with claimed(folder / "result.json"), progress_bar("videos", len(learned) + len(measured)) as bar:
+    shown = sys.stderr.isatty() and options.kind != "attentive"  # whose training has a bar of its own
+    bar_of = progress_bar("videos", len(learned) + len(measured), enabled=shown)
+    with claimed(folder / "result.json"), bar_of as bar:
         result = probe(
             model,
             learned,
@@ -150,7 +152,7 @@ def _videos(data: Sequence[str], options: Any) -> tuple[Manifest, Manifest]:
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that holds a result which is not that of a probe, or of one, unless it may be replaced."""
+    """Refuses a folder that holds a result that is not a probe's, unless it may be replaced."""
     if overwrite or not (folder / "result.json").exists():
         return
     if not (folder / "probe.json").exists():

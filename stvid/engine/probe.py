@@ -435,7 +435,7 @@ def _attentive(job: _Job, folder: Path) -> ProbeResult:
     return ProbeResult(
         "attentive",
         _measured(job, fitted),
-        len(job.train) - len(run.failures),
+        int((~mask).sum()) - len(run.failures),
         {"epochs": job.settings.epochs},
         train_failures=sorted(run.failures.items()),
         fitted=fitted,
