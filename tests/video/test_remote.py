@@ -349,3 +349,53 @@ def test_a_url_that_is_gone_is_listed(tmp_path: Path, make_dataset: Callable[...
         assert "1 of 2 videos failed" in capsys.readouterr().err
         sample = EvalDataset(read_manifest(far), PROTOCOL, views="1x1")[1]
         assert sample.clips is None and sample.error == "no such file"
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], str]]:
+    """Runs a server that speaks S3 on loopback; ``bucket(name, content)`` puts an object there and returns its URL."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("flask")  # what moto's server needs
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    files.mkdir("videos")
+
+    def put(name: str, content: bytes) -> str:
+        files.pipe_file(f"videos/{name}", content)
+        return f"s3://videos/{name}"
+
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield put
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def test_videos_of_s3(bucket: Callable[[str, bytes], str], make_video: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_video("a.mp4", frames=60, bframes=2, gop=12)
+    url = bucket("a.mp4", path.read_bytes())
+    with VideoReader(path) as local, VideoReader(url) as reader:
+        assert np.array_equal(reader.timestamps, local.timestamps)
+        assert torch.equal(reader.get_batch([50, 3, 17]), local.get_batch([50, 3, 17]))
+
+    names = tmp_path / "list.csv"
+    names.write_text(f"path,label\n{url},a\n{bucket('b.mp4', path.read_bytes())},b\n")
+    assert main(["index", str(names), "--workers", "1"]) == 0
+    known = StoredIndex(f"{names}.index")
+    with VideoReader(path) as local, VideoReader(url, index=known) as reader:
+        assert torch.equal(reader.get_batch([50, 3, 17]), local.get_batch([50, 3, 17]))
+
+    with pytest.raises(VideoError, match=r"^s3://videos/none\.mp4: "):
+        VideoReader("s3://videos/none.mp4")
