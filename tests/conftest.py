@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,8 +32,12 @@ _BITS = _ROWS * _COLUMNS // 2
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # the tests are small, and several people share the cores
+    with pytest.MonkeyPatch.context() as patch:
+        # A training on the CPU would take more threads, and a test that forks would wait for them in its child.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 def _draw(number: int, width: int, height: int, light: Sequence[int] = (255, 255, 255)) -> np.ndarray:
