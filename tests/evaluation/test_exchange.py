@@ -130,7 +130,7 @@ def test_label_studio(folder: Path) -> None:
 
 
 def corrected(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What Label Studio exports once every prediction was accepted."""
+    """Returns the export of Label Studio once every prediction was accepted."""
     return [
         {
             "id": number,

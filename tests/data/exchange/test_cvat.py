@@ -58,7 +58,7 @@ def test_tags_of_neighbouring_frames_are_a_part(tmp_path: Path, video: Path) -> 
 
 
 def test_times_are_those_of_the_video(tmp_path: Path, make_video: Callable[..., Path]) -> None:
-    """Of a video with a changing rate the time of each frame counts, not its number."""
+    """The time of each frame counts, not its number, where the rate of a video changes."""
     times = [k / 20 for k in range(10)] + [0.5 + k / 5 for k in range(10)]
     (tmp_path / "odd.mp4").write_bytes(make_video("odd.mp4", frames=20, times=times).read_bytes())
     (tmp_path / "annotations.xml").write_text(xml("".join(image(k, "run") for k in (11, 12)), source="odd.mp4"))
