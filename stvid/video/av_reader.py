@@ -21,7 +21,9 @@ they are read through the container first, and the reader counts only if that do
 What is left: damage that only decoding shows (a flipped bit in a slice header) can make a frame fail that the scan has
 counted. It is found when the decoder comes to it. The numbers of the others must not change then, since they may have
 been read already, here or in another process: a frame that cannot be decoded is shown as the one before it, as a player
-does. A file of which decoding gives less than half of the frames is refused.
+does. Frames that can be decoded by their own packets are read so before and after the damage was met, and the others
+by counting, so that each looks the same whatever was read before. A file of which decoding gives less than half of the
+frames is refused.
 """
 
 from __future__ import annotations
@@ -498,7 +500,13 @@ class AvSource:
             self._open(known.stream)
             raise VideoError(self.name, refused)
         given = np.maximum(np.searchsorted(found, promised, side="right") - 1, 0).astype(np.int32)
-        held = dataclasses.replace(counted, timestamps=promised, fps=known.fps, given=given)
+        held = dataclasses.replace(
+            known,
+            method=f"time stamps, and counting where it is damaged ({reason})",
+            bad_packets=counted.bad_packets,
+            decoder=None,
+            given=given,
+        )
         index_cache.put(self.key, held)
         return held
 
@@ -691,9 +699,14 @@ class AvSource:
     def read(self, indices: Sequence[int], box: Box | None = None) -> np.ndarray:
         """Returns the frames, or a part of them, at indices that are within the range: uint8 (N, H, W, 3)."""
         self.deadline = time.monotonic() + self.time_limit
-        if self.index.packets is not None:
+        out = self._empty(len(indices), box)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
+        if self.index.packets is not None and self.index.given is None:
             try:
-                return self._read_by_time(indices, self.index.packets, box)
+                self._read_by_time(out, places, self.index.packets, box)
+                return out
             except NoPartsError as reason:
                 assert isinstance(self.source, RemoteFile)
                 self._fetch_whole(self.source, reason.reason)
@@ -713,7 +726,10 @@ class AvSource:
                         f"has {len(self.index.timestamps)} frames, fewer than its packets promise; open it again for "
                         "the true number",
                     ) from reason
-        return self._read_by_counting(indices, box)
+        if self.index.packets is not None:
+            places = self._read_undamaged(out, places, self.index.packets, box)
+        self._read_by_counting(out, places, box)
+        return out
 
     def _fetch_whole(self, remote: RemoteFile, reason: str) -> None:
         """Goes over to the whole file, if that has the same frames as its index or its header promised.
@@ -745,35 +761,67 @@ class AvSource:
         for place in places:
             out[place] = image
 
-    def _read_by_time(self, indices: Sequence[int], packets: Packets, box: Box | None) -> np.ndarray:
-        out = self._empty(len(indices), box)
-        places: dict[int, list[int]] = {}
-        for place, number in enumerate(packets.of_frame[list(indices)].tolist()):
-            places.setdefault(number, []).append(place)
-        spans: dict[int, set[int]] = {}
-        for number, start in zip(places, self._starts_of(packets, places), strict=True):
-            spans.setdefault(start, set()).add(number)
+    def _read_by_time(self, out: np.ndarray, places: dict[int, list[int]], packets: Packets, box: Box | None) -> None:
+        """Decodes frames by their packets; `places` says where in `out` each goes.
+
+        Raises:
+            MismatchError: If the decoder gives other frames.
+        """
+        frame_of = {int(packets.of_frame[index]): index for index in places}
+        spans = self._spans(packets, places)
         self._prefetch(packets, spans)
         for start in sorted(spans):
             for number, frame in self._decode_span(packets, start, spans[start]):
-                self._store(out, places[number], frame, box)
+                self._store(out, places[frame_of[number]], frame, box)
                 del frame  # its buffer is free for the decoder at once, as is that of one that nobody wants
-        return out
 
-    def _read_by_counting(self, indices: Sequence[int], box: Box | None) -> np.ndarray:
-        out = self._empty(len(indices), box)
-        places: dict[int, list[int]] = {}
+    def _spans(self, packets: Packets, indices: Iterable[int]) -> dict[int, set[int]]:
+        """Returns the packets of frames by the start from which they are decoded."""
+        numbers = [int(packets.of_frame[index]) for index in indices]
+        spans: dict[int, set[int]] = {}
+        for number, start in zip(numbers, self._starts_of(packets, numbers), strict=True):
+            spans.setdefault(start, set()).add(number)
+        return spans
+
+    def _read_undamaged(
+        self, out: np.ndarray, places: dict[int, list[int]], packets: Packets, box: Box | None
+    ) -> dict[int, list[int]]:
+        """Decodes by their packets the frames of a damaged file that can be decoded so: of a span together, or alone.
+
+        A reader that has not come to the damage reads them in this way, so they must look the same here.
+
+        Returns:
+            The places of the others.
+        """
+        lost: dict[int, list[int]] = {}
+        frame_of = {int(packets.of_frame[index]): index for index in places}
+        waiting = [[frame_of[number] for number in sorted(span)] for span in self._spans(packets, places).values()]
+        while waiting:
+            together = waiting.pop()
+            if self.container is None:
+                self._open(self.index.stream)
+            self.fresh = False  # opened again for each: the decoder that counted takes damage for no error
+            try:
+                self._read_by_time(out, {index: places[index] for index in together}, packets, box)
+            except MismatchError:
+                if len(together) > 1:
+                    waiting += [[index] for index in together]
+                else:
+                    lost[together[0]] = places[together[0]]
+        return lost
+
+    def _read_by_counting(self, out: np.ndarray, places: dict[int, list[int]], box: Box | None) -> None:
         given = self.index.given
-        for place, index in enumerate(indices):
-            places.setdefault(index if given is None else int(given[index]), []).append(place)
-        left = len(places)
-        frames: Iterable[Any] = self.kept or self._decode_and_hold([], [])
+        counted: dict[int, list[int]] = {}
+        for index, where in places.items():
+            counted.setdefault(index if given is None else int(given[index]), []).extend(where)
+        left = len(counted)
+        frames: Iterable[Any] = self.kept or self._decode_and_hold([], []) if left else ()
         for number, frame in enumerate(frames):
             if left == 0:
                 break
-            if number in places:
-                self._store(out, places[number], frame, box)
+            if number in counted:
+                self._store(out, counted[number], frame, box)
                 left -= 1
         if left:
             raise VideoError(self.name, "gave fewer frames than when it was opened: has the file changed?")
-        return out

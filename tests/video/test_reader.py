@@ -19,7 +19,7 @@ from PIL import Image
 from stvid.errors import MissingFileError, StvidError, UnknownNameError, VideoError
 from stvid.video import av_reader, backends, pixels
 from stvid.video.av_reader import AvSource
-from stvid.video.frame_index import index_cache
+from stvid.video.frame_index import Packets, index_cache
 from stvid.video.pixels import RgbConverter
 from stvid.video.reader import VideoReader, available_backends
 
@@ -274,7 +274,7 @@ def test_damage_that_only_decoding_shows(make_video: MakeVideo, monkeypatch: pyt
         return feed(self, packets, first, send)
 
     decode_all = AvSource._decode_all
-    lost = {12}
+    lost = {13}
 
     def shorter(self: AvSource, problems: list[str]) -> Iterator[object]:
         for number, frame in enumerate(decode_all(self, problems)):
@@ -288,8 +288,8 @@ def test_damage_that_only_decoding_shows(make_video: MakeVideo, monkeypatch: pyt
     for _ in range(2):  # the second reader knows the index of the first
         with VideoReader(path) as reader:
             assert len(reader) == 20
-            frames = reader.get_batch([19, 13, 12, 5]).numpy()
-            np.testing.assert_array_equal(frames, expected[[19, 13, 11, 5]])
+            frames = reader.get_batch([19, 14, 13, 5]).numpy()
+            np.testing.assert_array_equal(frames, expected[[19, 14, 12, 5]])
             assert len(reader) == 20 and "made by the test" in reader.index_method and reader.bad_packets == 1
             np.testing.assert_allclose(reader.timestamps, np.arange(20) / 25)
 
@@ -299,6 +299,51 @@ def test_damage_that_only_decoding_shows(make_video: MakeVideo, monkeypatch: pyt
         reader.get_batch([19])
     with VideoReader(path) as reader:
         assert len(reader) == 20
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
+def test_frames_that_damage_leaves_whole_look_the_same_alone(
+    name: str, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that nothing refers to is damaged: the others are read by their packets, whoever meets it first."""
+    path = make_video(name, bframes=2, gop=8, frames=24, to=tmp_path)
+    feed = AvSource._feed
+
+    def refusing(self: AvSource, packets: Packets, first: int, sent: list[bool]) -> Iterator[object]:
+        if any(sent[number - first] for number in spoiled if first <= number < first + len(sent)):
+            raise av.error.InvalidDataError(1, "made by the test")
+        return feed(self, packets, first, sent)
+
+    def concealed(self: AvSource, problems: list[str]) -> Iterator[object]:
+        for frame in decode_all(self, problems):
+            for plane in frame.planes:  # as decoders show what they have to guess
+                plane.update(bytes([7]) * plane.buffer_size)
+            yield frame
+
+    decode_all = AvSource._decode_all
+    expected = plain_decode(path)
+    with VideoReader(path) as reader:
+        source = reader._opened
+        assert isinstance(source, AvSource) and source.index.packets is not None
+        packets = source.index.packets
+        free = int(np.flatnonzero(packets.skippable & (np.arange(24) > 10))[0])
+    spoiled = {free}
+    frame = packets.of_frame.tolist().index(free)
+    monkeypatch.setattr(AvSource, "_feed", refusing)
+    monkeypatch.setattr(AvSource, "_decode_all", concealed)
+    others = [index for index in range(24) if index != frame]
+    index_cache.clear()
+    with VideoReader(path) as reader:
+        together = reader.get_batch(range(24)).numpy()
+        np.testing.assert_array_equal(together[others], expected[others])
+        assert not np.array_equal(together[frame], expected[frame])
+        assert "where it is damaged (a packet cannot be decoded" in reader.index_method
+    with VideoReader(path) as reader:  # by the index of the one before
+        np.testing.assert_array_equal(reader.get_batch([frame, 23]).numpy(), together[[frame, 23]])
+    index_cache.clear()
+    with VideoReader(path) as reader:
+        alone = np.concatenate([reader.get_batch([index]).numpy() for index in range(24)])
+    np.testing.assert_array_equal(alone, together)
 
 
 def test_bits_flipped_anywhere_give_the_plain_decode_or_one_error(make_video: MakeVideo, tmp_path: Path) -> None:
