@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from stvid.console import printable
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -25,7 +27,13 @@ __all__ = [
 
 
 class StvidError(Exception):
-    """Base of all errors whose message is meant for the user."""
+    """Base of all errors whose message is meant for the user.
+
+    The message is one line, also where names of files, keys and classes hold line breaks.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(StvidError, ValueError):
@@ -64,7 +72,7 @@ class Interrupted(StvidError):
         self.signum = signum
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 class VideoError(StvidError, ValueError):
@@ -81,7 +89,7 @@ class VideoError(StvidError, ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.reason}"
+        return printable(f"{self.source}: {self.reason}")
 
 
 class MissingFileError(VideoError, FileNotFoundError):
