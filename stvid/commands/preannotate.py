@@ -27,10 +27,10 @@ def add_exchange_options(parser: ArgumentParser) -> None:
     """Adds the options of ``--to``."""
     parser.add_argument(
         "--to",
-        type=Literal["label-studio", "fiftyone", "csv", "json"] | None,
+        type=Literal["label-studio", "fiftyone", "cvat", "via", "csv", "json"] | None,
         help="Write the predictions for a tool in which people correct them: tasks of Label Studio with the labelling "
-        "configuration beside them, a data set of FiftyOne, or a list of videos (CSV, JSON) with the predicted classes "
-        "as labels. With --window they are parts of the videos.",
+        "configuration beside them, a data set of FiftyOne, a folder of CVAT, a project of VIA, or a list of videos "
+        "(CSV, JSON) with the predicted classes as labels. With --window they are parts of the videos.",
     )
     parser.add_argument(
         "--root",
@@ -55,8 +55,8 @@ def check_exchange_options(options: Any) -> None:
         raise ConfigError("--json: prints; with --to give --to json")
     if options.stream:
         raise ConfigError("--stream: says what was seen so far, which is no label; --to takes clips or a --window")
-    if options.to == "fiftyone" and options.out is None:
-        raise ConfigError("--to fiftyone: writes a folder: give its name with --out")
+    if options.to in ("fiftyone", "cvat") and options.out is None:
+        raise ConfigError(f"--to {options.to}: writes a folder: give its name with --out")
 
 
 def expand_lists(files: Sequence[str]) -> list[str]:

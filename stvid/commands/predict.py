@@ -79,7 +79,7 @@ def _parser() -> ArgumentParser:
         "--out",
         type=str | None,
         help="Folder for timeline.csv, .json and .svg; one in it for each of several files. With --to the file to "
-        "write (fiftyone: the folder); default standard output.",
+        "write (fiftyone, cvat: the folder); default standard output.",
     )
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
     add_exchange_options(parser)

@@ -222,6 +222,35 @@ def manifest(argv: Sequence[str]) -> int:
     return 0
 
 
+def labels(argv: Sequence[str]) -> int:
+    """Write a list of videos with its labels as the file of a labelling tool, or as Parquet or JSON."""
+    from stvid.data.exchange.writing import WRITTEN, write_labels
+
+    parser = parser_for(
+        "prep labels",
+        "Write a list of videos with its labels as the file of a labelling tool, for people to look through and to "
+        "correct. stvid prep manifest is the way back.",
+    )
+    _add_list(parser)
+    parser.add_argument("--to", type=str, required=True, help=f"One of {', '.join(WRITTEN)}.")
+    parser.add_argument(
+        "--out", type=str, required=True, help="The file; for cvat, fiftyone and hugging-face the folder."
+    )
+    parser.add_argument(
+        "--served",
+        type=str | None,
+        help="Label Studio: the folder that it serves files from (LOCAL_FILES_DOCUMENT_ROOT); default the one that is "
+        "above all videos.",
+    )
+    options = parse(parser, argv)
+    if options.served is not None and options.to != "label-studio":
+        raise ConfigError("--served: belongs to --to label-studio")
+    videos = _read(options)
+    written = write_labels(videos, options.to, options.out, served=options.served)
+    print(printable(f"{len(_paths(videos))} videos: {', '.join(map(str, written))}"))
+    return 0
+
+
 def scan(argv: Sequence[str], *, merged: _Merged | None = None) -> int:
     """Find videos that are unreadable, damaged, of the wrong length, or there twice."""
     from stvid.data.stages import Scan
@@ -573,6 +602,7 @@ def merge(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "manifest": manifest,
+    "labels": labels,
     "scan": scan,
     "transcode": transcode,
     "index": index,

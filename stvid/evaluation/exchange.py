@@ -1,9 +1,10 @@
 """Predictions as the files of the tools that people label with, for them to correct.
 
-There are four targets. ``label-studio``: tasks with predictions, and the labelling configuration that they fit.
-``fiftyone``: a data set on disk whose samples have a field ``predictions`` with confidence and logits. ``csv`` and
-``json``: a list of videos with the predicted class as label, which is read as any list. The first two keep predictions
-apart from labels, and so do the readers of `stvid.data.exchange`.
+There are six targets. ``label-studio``: tasks with predictions, and the labelling configuration that they fit.
+``fiftyone``: a data set on disk whose samples have a field ``predictions`` with confidence and logits. ``cvat``: a
+folder with the XML of each video. ``via``: a project. ``csv`` and ``json``: a list of videos with the predicted class
+as label, which is read as any list. The first two keep predictions apart from labels, and so do the readers of
+`stvid.data.exchange`; in the others predictions are labels.
 
 Facts: labelstud.io/guide/predictions and the types of label-studio-sdk.
 """
@@ -11,24 +12,27 @@ Facts: labelstud.io/guide/predictions and the types of label-studio-sdk.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from stvid.data.exchange.cvat import check_cvat_folder, write_cvat
+from stvid.data.exchange.fiftyone import check_folder
+from stvid.data.exchange.label_studio_tasks import LabelStudioProject, labelling_config, served_from, tasks_of
+from stvid.data.exchange.via import via_project
+from stvid.data.video_folder import is_video
 from stvid.errors import ConfigError, StvidError
-from stvid.evaluation.fiftyone_samples import check_folder, write_fiftyone_folder
-from stvid.evaluation.predicted import ExchangeSettings, Predicted, check_names, frame_times
+from stvid.evaluation.fiftyone_samples import write_fiftyone_folder
+from stvid.evaluation.predicted import ExchangeSettings, Predicted, as_labels, check_names
 from stvid.files import csv_cell, write_table, write_together
 
 __all__ = [
+    "FOLDERS",
     "TARGETS",
     "Target",
     "check_target",
@@ -39,8 +43,10 @@ __all__ = [
     "write_predictions",
 ]
 
-Target = Literal["label-studio", "fiftyone", "csv", "json"]
-TARGETS: tuple[Target, ...] = ("label-studio", "fiftyone", "csv", "json")
+Target = Literal["label-studio", "fiftyone", "cvat", "via", "csv", "json"]
+TARGETS: tuple[Target, ...] = ("label-studio", "fiftyone", "cvat", "via", "csv", "json")
+FOLDERS: tuple[Target, ...] = ("fiftyone", "cvat")
+"""The targets that are folders."""
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -99,26 +105,20 @@ def _csv_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]
 # --- Label Studio -----------------------------------------------------------------------------------------------------
 
 
-def _control(predicted: Sequence[Predicted], settings: ExchangeSettings) -> tuple[str, bool]:
-    over_time = any(video.over_time for video in predicted)
-    return settings.from_name or ("timeline" if over_time else "choice"), over_time
+def _project(predicted: Sequence[Predicted], settings: ExchangeSettings) -> LabelStudioProject:
+    return LabelStudioProject(
+        settings.class_names,
+        multilabel=settings.task == "multilabel",
+        timed=any(video.over_time for video in predicted),
+        root=settings.root,
+        from_name=settings.from_name,
+        to_name=settings.to_name,
+    )
 
 
 def label_studio_config(predicted: Sequence[Predicted], settings: ExchangeSettings) -> str:
     """Returns the labelling configuration that the tasks fit: XML for the settings of a project of Label Studio."""
-    name, over_time = _control(predicted, settings)
-    video = quoteattr(settings.to_name)
-    lines = ["<View>", f'  <Video name={video} value="$video" frameRate="$fps"/>']
-    if over_time:
-        lines.append(f"  <TimelineLabels name={quoteattr(name)} toName={video}>")
-        lines += [f"    <Label value={quoteattr(label)}/>" for label in settings.class_names]
-        lines.append("  </TimelineLabels>")
-    else:
-        choice = "multiple" if settings.task == "multilabel" else "single"
-        lines.append(f'  <Choices name={quoteattr(name)} toName={video} choice="{choice}" showInline="true">')
-        lines += [f"    <Choice value={quoteattr(label)}/>" for label in settings.class_names]
-        lines.append("  </Choices>")
-    return "\n".join([*lines, "</View>", ""])
+    return labelling_config(_project(predicted, settings))
 
 
 def label_studio_tasks(predicted: Sequence[Predicted], settings: ExchangeSettings) -> list[dict[str, Any]]:
@@ -128,40 +128,8 @@ def label_studio_tasks(predicted: Sequence[Predicted], settings: ExchangeSetting
         ConfigError: If a video is not below the root.
         StvidError: If the frame rate of a video cannot be read.
     """
-    name, _ = _control(predicted, settings)
-    tasks = []
-    for video in predicted:
-        times, duration = frame_times(video.path)
-        fps = len(times) / duration
-        results = []
-        for number, part in enumerate(video.parts):
-            labels = [settings.class_names[label] for label in part.labels]
-            if not labels:
-                continue
-            key = hashlib.sha256(f"{video.path} {number}".encode("utf-8", "surrogateescape")).hexdigest()[:10]
-            result = {"id": key, "from_name": name, "to_name": settings.to_name, "score": round(part.confidence, 6)}
-            if video.over_time:
-                first = round((part.start or 0.0) * fps) + 1
-                last = max(first, round((part.end or 0.0) * fps))
-                value: dict[str, Any] = {"ranges": [{"start": first, "end": last}], "timelinelabels": labels}
-                results.append({**result, "type": "timelinelabels", "value": value})
-            else:
-                results.append({**result, "type": "choices", "value": {"choices": labels}})
-        score = float(np.mean([part.confidence for part in video.parts])) if video.parts else 0.0
-        made = {"model_version": settings.model_version, "score": round(score, 6), "result": results}
-        data = {"video": _served(video.path, settings.root), "fps": round(fps, 6)}
-        tasks.append({"data": data, "predictions": [made]})
-    return tasks
-
-
-def _served(path: str, root: str) -> str:
-    """Returns the address by which Label Studio serves a file from its document root."""
-    if "://" in path:
-        return path
-    below = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
-    if below.split(os.sep)[0] == os.pardir:
-        raise ConfigError(f"{path}: is not below the root {root}, from which Label Studio would serve it; see --root")
-    return f"/data/local-files/?d={quote(below)}"
+    videos = as_labels(predicted, settings)
+    return tasks_of(videos, _project(predicted, settings), model_version=settings.model_version)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -175,11 +143,13 @@ def to_text(predicted: Sequence[Predicted], target: Target, settings: ExchangeSe
     """Returns the content of the file of a target, for standard output.
 
     Raises:
-        ConfigError: If the target is ``fiftyone``, which is a folder, or a name cannot be written.
+        ConfigError: If the target is a folder, or a name cannot be written.
     """
-    if target == "fiftyone":
-        raise ConfigError("--to fiftyone: writes a folder: give its name with --out")
+    if target in FOLDERS:
+        raise ConfigError(f"--to {target}: writes a folder: give its name with --out")
     check_names(predicted)
+    if target == "via":
+        return _json(_via(predicted, settings, None))
     if target == "label-studio":
         return _json(label_studio_tasks(predicted, settings))
     rows = list_rows(predicted, settings, folder=None)
@@ -211,9 +181,15 @@ def check_target(
         if out is not None and Path(out).suffix == ".xml":
             raise ConfigError(f"{out}: is where the labelling configuration would go; give a name with .json")
         for path in paths:
-            _served(path, settings.root)
+            served_from(path, settings.root)
     if target == "fiftyone" and out is not None:
         check_folder(Path(out))
+    if target == "cvat" and out is not None:
+        check_cvat_folder(Path(out))
+    if target in ("cvat", "via"):
+        wrong = next((path for path in paths if not is_video(path)), None)
+        if wrong is not None:
+            raise ConfigError(f"{wrong}: is no video file by its name, as --to {target} needs")
 
 
 def write_predictions(
@@ -224,7 +200,7 @@ def write_predictions(
     Args:
         predicted: The predictions.
         target: One of `TARGETS`.
-        out: The file; for ``fiftyone`` the folder.
+        out: The file; for `FOLDERS` the folder.
         settings: Names of the classes and so on.
 
     Returns:
@@ -248,10 +224,15 @@ def write_predictions(
     elif target == "label-studio":
         contents[place] = _json(label_studio_tasks(predicted, settings))
         contents[place.with_suffix(".xml")] = label_studio_config(predicted, settings)
+    elif target == "via":
+        contents[place] = _json(_via(predicted, settings, folder))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         if target == "fiftyone":
             write_fiftyone_folder(predicted, place, settings)
+            return [place]
+        if target == "cvat":
+            write_cvat(as_labels(predicted, settings), place, settings.class_names)
             return [place]
         write_together({path: _writer(text) for path, text in contents.items()})
     except StvidError:
@@ -259,6 +240,11 @@ def write_predictions(
     except OSError as error:
         raise StvidError(f"{place}: cannot be written ({error.strerror or error})") from error
     return [*contents]
+
+
+def _via(predicted: Sequence[Predicted], settings: ExchangeSettings, folder: str | None) -> dict[str, Any]:
+    several = settings.task == "multilabel"
+    return via_project(as_labels(predicted, settings), settings.class_names, folder=folder, multilabel=several)
 
 
 def _writer(text: str) -> Callable[[Path], Any]:

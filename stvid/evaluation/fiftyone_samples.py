@@ -8,7 +8,6 @@ Facts from the documentation and the importers of fiftyone 1.22 (``fiftyone/util
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stvid.data.exchange.fiftyone import FIELD
-from stvid.data.sampling import TOLERANCE
-from stvid.errors import ConfigError, StvidError
-from stvid.evaluation.predicted import ExchangeSettings, Predicted, frame_times
-from stvid.files import write_folder_atomically
+from stvid.data.exchange.fiftyone import FIELD, write_samples
+from stvid.data.exchange.labelled import frame_times, frames_between
+from stvid.errors import StvidError
+from stvid.evaluation.predicted import ExchangeSettings, Predicted
 from stvid.protocol import Task
 
-__all__ = ["check_folder", "write_fiftyone_folder", "write_to_fiftyone"]
+__all__ = ["write_fiftyone_folder", "write_to_fiftyone"]
 
 _LEAST = 1e-12
 """The smallest probability of which a logit is written; that of 0 would be infinite."""
@@ -47,8 +45,7 @@ def _label(video: Predicted, settings: ExchangeSettings) -> dict[str, Any]:
         times, _ = frame_times(video.path)
         detections = []
         for part in video.parts:
-            first = int(np.searchsorted(times, (part.start or 0.0) - TOLERANCE))
-            last = max(first, int(np.searchsorted(times, (part.end or 0.0) - TOLERANCE)) - 1)
+            first, last = frames_between(times, part.start, part.end)
             for number in part.labels:
                 shown = {"label": names[number], "support": [first + 1, last + 1]}
                 detections.append(
@@ -66,13 +63,6 @@ def _label(video: Predicted, settings: ExchangeSettings) -> dict[str, Any]:
     return {**found[0], "logits": logits}
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ConfigError if something is in the place of a folder that `write_fiftyone_folder` has not written."""
-    ours = {"frames", "metadata.json", "samples.json"}
-    if folder.exists() and not (folder.is_dir() and {*os.listdir(folder)} <= ours):
-        raise ConfigError(f"{folder}: is there already and is no data set of FiftyOne by stvid; give another --out")
-
-
 def write_fiftyone_folder(predicted: Sequence[Predicted], folder: Path, settings: ExchangeSettings) -> None:
     """Writes a data set that ``fiftyone.Dataset.from_dir(FOLDER, fiftyone.types.FiftyOneDataset)`` opens.
 
@@ -85,34 +75,7 @@ def write_fiftyone_folder(predicted: Sequence[Predicted], folder: Path, settings
         ConfigError: If there is another folder or file of that name.
         OSError: If it cannot be written.
     """
-    frames = "frames/none.json"  # FiftyOne wants the labels of a video's frames, of which there are none
-    about = {"media_type": "video", "info": {"classes": [*settings.class_names]}}
-    about["default_classes"] = [*settings.class_names]
-    samples = []
-    for video in predicted:
-        path = video.path if "://" in video.path else os.path.abspath(video.path)
-        sample: dict[str, Any] = {
-            "filepath": path,
-            "_media_type": "video",
-            "tags": [],
-            "metadata": None,
-            "frames": frames,
-        }
-        samples.append({**sample, FIELD: _label(video, settings)})
-
-    def write(place: Path) -> None:
-        (place / "frames").mkdir()
-        for name, content in (
-            ("metadata.json", about),
-            ("samples.json", {"samples": samples}),
-            (frames, {"frames": {}}),
-        ):
-            (place / name).write_text(
-                json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
-            )
-
-    check_folder(folder)
-    write_folder_atomically(folder, write, replace=True)
+    write_samples([(video.path, {FIELD: _label(video, settings)}) for video in predicted], folder, settings.class_names)
 
 
 def write_to_fiftyone(

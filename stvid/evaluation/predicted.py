@@ -12,19 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stvid.data.exchange.labelled import LabelledPart, LabelledVideo
 from stvid.data.sampling import TOLERANCE
 from stvid.errors import ConfigError
 from stvid.evaluation.predict import Prediction
 from stvid.evaluation.timeline import TimelineWindow
 from stvid.protocol import Task
-from stvid.video.reader import VideoReader
 
 __all__ = [
     "ExchangeSettings",
     "Predicted",
     "PredictedPart",
+    "as_labels",
     "check_names",
-    "frame_times",
     "predicted_over_time",
     "predicted_whole",
 ]
@@ -172,12 +172,16 @@ def check_names(predicted: Sequence[Predicted]) -> None:
             raise ConfigError(f"{video.path!r}: its name is not UTF-8 text; rename it") from error
 
 
-def frame_times(path: str) -> tuple[NDArray[np.float64], float]:
-    """Returns the times of a video's frames in seconds from the first one, and its duration.
-
-    Raises:
-        VideoError: If it cannot be read.
-    """
-    with VideoReader(path) as reader:
-        times = np.asarray(reader.timestamps, np.float64)
-        return times - times[0], reader.duration
+def as_labels(predicted: Sequence[Predicted], settings: ExchangeSettings) -> list[LabelledVideo]:
+    """Returns the predicted classes by their names, as the writers of `stvid.data.exchange` take them."""
+    names = settings.class_names
+    return [
+        LabelledVideo(
+            video.path,
+            tuple(
+                LabelledPart(tuple(names[number] for number in part.labels), part.start, part.end, part.confidence)
+                for part in video.parts
+            ),
+        )
+        for video in predicted
+    ]

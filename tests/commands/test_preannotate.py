@@ -22,19 +22,20 @@ def videos(video: str, tmp_path: Path) -> list[str]:
     return [str(shutil.copy(video, tmp_path / "videos" / name)) for name in ("a.mp4", "b.mp4")]
 
 
-@pytest.mark.parametrize("target", ["label-studio", "fiftyone", "csv", "json"])
+@pytest.mark.parametrize("target", ["label-studio", "fiftyone", "cvat", "via", "csv", "json"])
 @pytest.mark.parametrize("options", [[], ["--window", "1s"]])
 def test_what_was_written_is_a_list_of_videos(
     target: str, options: list[str], checkpoint: str, videos: list[str], tmp_path: Path, call: Call
 ) -> None:
-    out = tmp_path / {"fiftyone": "set", "csv": "list.csv"}.get(target, "list.json")
+    out = tmp_path / {"fiftyone": "set", "cvat": "set", "csv": "list.csv"}.get(target, "list.json")
     code, text, err = call("predict", *videos, "--checkpoint", checkpoint, "--to", target, "--out", out, *options)
     assert code == 0 and f"2 of 2 videos: {out}" in text and not err
     found = read_manifest(out)
     assert {e.path for e in found} == {*videos}
-    if target in ("csv", "json"):
+    if target in ("csv", "json", "cvat", "via"):
         assert {*found.used_classes} <= NAMES and found.has_labels
-        assert all((e.end is not None) == bool(options) for e in found)
+        if target in ("csv", "json", "via"):  # in CVAT a part that is the whole video is the whole video
+            assert all((e.end is not None) == bool(options) for e in found)
     else:
         assert not found.has_labels  # the tools keep predictions apart, and so does the reader
 
@@ -52,12 +53,29 @@ def test_the_labels_are_those_that_are_printed(checkpoint: str, videos: list[str
     assert tasks[0]["predictions"][0]["model_version"] == "tiny.safetensors"
 
 
+def test_cvat_and_via_say_the_same_parts(checkpoint: str, videos: list[str], tmp_path: Path, call: Call) -> None:
+    """CVAT counts frames, so that its parts begin and end with one."""
+    rows = {}
+    for target, name in (("cvat", "set"), ("via", "project.json"), ("csv", "list.csv")):
+        out = tmp_path / name
+        options = ["--checkpoint", checkpoint, "--window", "0.4s", "--to", target, "--out", out]
+        assert call("predict", *videos, *options)[0] == 0
+        rows[target] = sorted((e.path, e.start or 0.0, e.end or 2.0, e.labels) for e in read_manifest(out))
+    assert len(rows["csv"]) > 2
+    for row, *others in zip(rows["csv"], rows["via"], rows["cvat"], strict=True):
+        for other in others:
+            assert (other[0], other[3]) == (row[0], row[3]) and other[1:3] == pytest.approx(row[1:3], abs=1 / 25)
+    assert 'source="auto"' in (tmp_path / "set/a.xml").read_text()
+
+
 def test_standard_output(checkpoint: str, videos: list[str], tmp_path: Path, call: Call) -> None:
     common = ["predict", videos[0], "--checkpoint", checkpoint, "--to"]
     code, out, err = call(*common, "csv")
     assert code == 0 and not err and next(csv.DictReader(out.splitlines()))["path"] == videos[0]
     code, out, err = call(*common, "json", "--topk", 1)
     assert code == 0 and len(json.loads(out)[0]["classes"]) == 1
+    code, out, err = call(*common, "via")
+    assert code == 0 and json.loads(out)["file"]["1"]["src"] == videos[0]
     code, out, err = call(*common, "label-studio", "--from_name", "action", "--to_name", "clip")
     assert code == 0 and json.loads(out)[0]["predictions"][0]["result"][0]["from_name"] == "action"
     assert '<Choices name="action" toName="clip"' in err and "LOCAL_FILES_DOCUMENT_ROOT=" in err
@@ -95,6 +113,8 @@ def test_videos_that_cannot_be_read_are_left_out(
         (["--to", "csv", "--json"], "--json: prints; with --to give --to json"),
         (["--to", "csv", "--stream", "true"], "--stream: says what was seen so far"),
         (["--to", "fiftyone"], "--to fiftyone: writes a folder"),
+        (["--to", "cvat"], "--to cvat: writes a folder"),
+        (["--to", "cvat", "--out", "/proc"], "/proc: is there already and is no folder of CVAT"),
         (["--to", "xml"], "--to"),
         (["--to", "label-studio", "--from_name", "video"], "both 'video'"),
         (["--to", "csv", "--window", "2h"], "--window: '2h'"),

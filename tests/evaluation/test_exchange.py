@@ -171,6 +171,31 @@ def test_label_studio_takes_them(timed: bool, folder: Path) -> None:
             assert config.validate_prediction(task["predictions"][0], return_errors=True) in (True, [])
 
 
+def test_cvat(folder: Path) -> None:
+    """CVAT has no place for predictions: what reads again are labels."""
+    assert write_predictions(whole(folder), "cvat", folder / "c", ExchangeSettings(NAMES)) == [folder / "c"]
+    assert entries(folder / "c") == [("=a b.mp4", ("run",), None, None), ("ü.mp4", (NAMES[1],), None, None)]
+    assert 'source="auto"' in (folder / "c/ü.xml").read_text()
+    write_predictions(over_time(folder), "cvat", folder / "c", ExchangeSettings(NAMES))
+    assert sorted(entries(folder / "c"), key=str) == [
+        ("ü.mp4", ("=sit",), 0.5, 2.0),
+        ("ü.mp4", ("run",), 0.0, 0.5),
+    ]
+
+
+def test_via(folder: Path) -> None:
+    out = folder / "project.json"
+    assert write_predictions(whole(folder), "via", out, ExchangeSettings(NAMES)) == [out]
+    project = json.loads(out.read_text())
+    assert project["file"]["2"]["src"] == "videos/deep/ü.mp4" and project["view"]["2"] == {"fid_list": ["2"]}
+    assert entries(out) == [("=a b.mp4", ("run",), None, None), ("ü.mp4", (NAMES[1],), None, None)]
+    write_predictions(over_time(folder), "via", out, ExchangeSettings(NAMES))
+    assert entries(out) == [("ü.mp4", ("run",), 0.0, 0.5), ("ü.mp4", ("=sit",), 0.5, 2.0)]
+    several = [Predicted(str(folder / "videos/deep/ü.mp4"), (part(0.7, 0.9, labels=(1, 0)),))]
+    write_predictions(several, "via", out, ExchangeSettings(("run", "sit"), task="multilabel"))
+    assert [row[1] for row in entries(out, multilabel=True)] == [("run", "sit")]
+
+
 def test_nothing_is_predicted_in_label_studio(folder: Path) -> None:
     settings = ExchangeSettings(("a", "b"), task="multilabel", root=str(folder))
     predicted = [Predicted(str(folder / "videos/deep/ü.mp4"), (part(0.1, 0.2, labels=()),))]

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from stvid.errors import ConfigError, MissingFileError
+from stvid.errors import ConfigError
 from stvid.evaluation.predict import Prediction
 from stvid.evaluation.predicted import (
     ExchangeSettings,
     Predicted,
     PredictedPart,
+    as_labels,
     check_names,
-    frame_times,
     predicted_over_time,
     predicted_whole,
 )
@@ -85,8 +82,9 @@ def test_names_that_are_no_text() -> None:
         check_names([Predicted("\udcff.mp4", (part,))])
 
 
-def test_frame_times(make_video: Callable[..., Path], tmp_path: Path) -> None:
-    times, duration = frame_times(str(make_video("times.mp4", frames=10, fps=20)))
-    assert times.tolist() == pytest.approx([k / 20 for k in range(10)]) and duration == pytest.approx(0.5)
-    with pytest.raises(MissingFileError):
-        frame_times(str(tmp_path / "none.mp4"))
+def test_labels_by_name() -> None:
+    """The writers of tools take names, parts, and how sure the network is."""
+    parts = (PredictedPart((1,), np.array([0.2, 0.8]), 0.5, 1.0), PredictedPart((), np.array([0.2, 0.4]), 1.0, 2.0))
+    (video,) = as_labels([Predicted("a.mp4", parts, over_time=True)], ExchangeSettings(("run", "sit")))
+    assert video.path == "a.mp4" and [part.labels for part in video.parts] == [("sit",), ()]
+    assert [(part.start, part.end, part.confidence) for part in video.parts] == [(0.5, 1.0, 0.8), (1.0, 2.0, 0.6)]

@@ -5,28 +5,46 @@ video. Without tags the times at which an object is to be seen are taken for par
 picture is left out, and both is said. Frames are those of the video, counted from 0, so that their times come from the
 video itself.
 
-Facts from the documentation of the format (docs.cvat.ai, "XML annotation format") and CVAT's own exporter.
+Written is ``CVAT for images``, a file for each video, since a task of CVAT is one video: every frame of a part has a
+tag with its label. CVAT has no place for predictions beside labels; their tags say ``source="auto"``.
+
+Facts from the documentation of the format (docs.cvat.ai, "XML annotation format") and CVAT's own exporter and importer
+(``cvat/apps/dataset_manager/formats/cvat.py``).
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
+from stvid.data.exchange.labelled import LabelledVideo, classes_of, frames_between, place_in
 from stvid.data.exchange.rows import Export, Item, label_of
 from stvid.data.exchange.xml_files import parse_xml
 from stvid.data.text_files import read_text
 from stvid.data.video_folder import is_video
-from stvid.errors import ManifestError
+from stvid.errors import ConfigError, ManifestError
+from stvid.files import write_folder_atomically
+from stvid.video.reader import VideoReader
 
-__all__ = ["read_cvat"]
+__all__ = ["LABELS", "check_cvat_folder", "cvat_text", "is_cvat_folder", "read_cvat", "write_cvat"]
+
+LABELS = "labels.json"
+"""The labels of a project, as the raw form of CVAT's label constructor takes them."""
 
 _FRAME_NAME = re.compile(r"(?:.*/)?frame_(\d{1,9})(?:\.\w+)?")
 _FRAME = re.compile(r"[0-9]{1,9}")
 _SHAPES = {"box", "polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"}
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _MEMBER = "annotations.xml"
 _MOST_BYTES = 2**30
 
@@ -34,12 +52,33 @@ _Parts = dict[tuple[str, str], set[int]]
 """Frames by number of the task and label."""
 
 
+def is_cvat_folder(folder: str) -> bool:
+    """Tells whether a folder is one that `write_cvat` has written: a file for each video, and the labels."""
+    names = os.listdir(folder)
+    return LABELS in names and len(names) > 1 and all(name == LABELS or name.endswith(".xml") for name in names)
+
+
 def read_cvat(path: str) -> Export:
-    """Reads the XML of an export of CVAT, or the ZIP that holds it.
+    """Reads the XML of an export of CVAT, the ZIP that holds it, or a folder of such XML, one for each video.
 
     Raises:
         ManifestError: If it is none, is not of a video, or is damaged.
     """
+    if not os.path.isdir(path):
+        return _read_file(path)
+    names = sorted(name for name in os.listdir(path) if name.endswith((".xml", ".zip")))
+    if not names:
+        raise ManifestError(f"{path}: holds no XML of CVAT, a file for each video")
+    export = Export()
+    for name in names:
+        found = _read_file(os.path.join(path, name))
+        export.items += [replace(item, where=f"{name}, {item.where}") for item in found.items]
+        export.left_out.update(found.left_out)
+        export.remarks += [remark for remark in found.remarks if remark not in export.remarks]
+    return export
+
+
+def _read_file(path: str) -> Export:
     root = parse_xml(_text_of(path), path)
     if root.tag != "annotations":
         raise ManifestError(f"{path}: is XML, but no export of CVAT, which begins with <annotations>")
@@ -162,3 +201,101 @@ def _runs(frames: list[int], step: int) -> Iterator[tuple[int, int]]:
             first = frame
         last = frame
     yield first, last + step - 1
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _sub(parent: ElementTree.Element, tag: str, text: object = None, **attributes: object) -> ElementTree.Element:
+    element = ElementTree.SubElement(parent, tag, {name: str(value) for name, value in attributes.items()})
+    element.text = None if text is None else str(text)
+    return element
+
+
+def cvat_text(video: LabelledVideo, class_names: Sequence[str], *, folder: str | os.PathLike[str] | None) -> str:
+    """Returns the XML of CVAT for one video: a tag with each label on every frame of its part.
+
+    Args:
+        video: The video and its labels. Parts of one label that touch are one part in CVAT.
+        class_names: All classes, which become the labels of the task.
+        folder: Folder of the file, to which a path below it is written relative.
+
+    Raises:
+        ConfigError: If it is no video file, or a name holds what XML cannot.
+        VideoError: If its frames cannot be read.
+    """
+    if not is_video(video.path):
+        raise ConfigError(f"{video.path}: is no video file, of which CVAT makes a task")
+    with VideoReader(video.path) as reader:
+        times = np.asarray(reader.timestamps, np.float64) - reader.timestamps[0]
+        height, width = reader.height, reader.width
+    tags: dict[int, dict[str, str]] = {}
+    for part in video.parts:
+        first, last = frames_between(times, part.start, part.end)
+        source = "manual" if part.confidence is None else "auto"
+        for frame in range(first, last + 1) if part.labels else ():
+            tags.setdefault(frame, {}).update(dict.fromkeys(part.labels, source))
+    root = ElementTree.Element("annotations")
+    _sub(root, "version", "1.1")
+    name = place_in(folder, video.path)
+    task = _sub(_sub(root, "meta"), "task")
+    last_frame = len(times) - 1
+    about = {"name": Path(name).stem, "size": len(times), "mode": "interpolation", "start_frame": 0}
+    for key, value in {**about, "stop_frame": last_frame, "frame_filter": ""}.items():
+        _sub(task, key, value)
+    labels = _sub(task, "labels")
+    for label in classes_of([video], class_names):
+        _sub(_sub(labels, "label"), "name", label)
+    size = _sub(task, "original_size")
+    _sub(size, "width", width)
+    _sub(size, "height", height)
+    _sub(task, "source", name)
+    for frame in sorted(tags):
+        image = _sub(root, "image", id=frame, name=f"frame_{frame:06d}", width=width, height=height)
+        for label, source in tags[frame].items():
+            _sub(image, "tag", label=label, source=source)
+    _check_letters(root, video.path)
+    ElementTree.indent(root, " ")
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _check_letters(root: ElementTree.Element, path: str) -> None:
+    for element in root.iter():
+        for text in (element.text, *element.attrib.values()):
+            if text and _NOT_IN_XML.search(text):
+                raise ConfigError(f"{path}: {text[:80]!r} holds a character that XML cannot; rename it")
+
+
+def check_cvat_folder(folder: Path) -> None:
+    """Raises ConfigError if something is in the place of a folder that `write_cvat` has not written."""
+    if folder.exists() and not (folder.is_dir() and (not os.listdir(folder) or is_cvat_folder(str(folder)))):
+        raise ConfigError(f"{folder}: is there already and is no folder of CVAT by stvid; give another --out")
+
+
+def write_cvat(videos: Sequence[LabelledVideo], folder: Path, class_names: Sequence[str]) -> None:
+    """Writes a folder for CVAT: ``NAME.xml`` for each video, and the labels of the project.
+
+    Args:
+        videos: The videos and their labels.
+        folder: The folder; one that was written so before is replaced.
+        class_names: All classes.
+
+    Raises:
+        ConfigError: If there is another folder or file of that name, or a name cannot be written.
+        VideoError: If the frames of a video cannot be read.
+        OSError: If it cannot be written.
+    """
+    check_cvat_folder(folder)
+    names = classes_of(videos, class_names)
+    project: list[dict[str, Any]] = [{"name": name, "type": "tag", "attributes": []} for name in names]
+    contents = {LABELS: json.dumps(project, indent=1, ensure_ascii=False) + "\n"}
+    for video in videos:
+        stem = re.split(r"[/\\]", video.path)[-1].rpartition(".")[0] or "video"
+        free = (f"{stem}{number}.xml" for number in ("", *(f"_{count}" for count in range(2, len(videos) + 2))))
+        contents[next(name for name in free if name not in contents)] = cvat_text(video, names, folder=folder)
+
+    def write(place: Path) -> None:
+        for name, text in contents.items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    write_folder_atomically(folder, write, replace=True)

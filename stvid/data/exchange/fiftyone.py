@@ -10,11 +10,14 @@ Facts from the documentation, importers and exporters of fiftyone 1.22 (``fiftyo
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stvid.data.csv_list import SPLITS
+from stvid.data.exchange.labelled import LabelledVideo, frame_times, frames_between
 from stvid.data.exchange.rows import (
     Export,
     Item,
@@ -28,9 +31,19 @@ from stvid.data.exchange.rows import (
 )
 from stvid.data.text_files import parse_json, read_text
 from stvid.data.video_table import Manifest
-from stvid.errors import ManifestError
+from stvid.errors import ConfigError, ManifestError
+from stvid.files import write_folder_atomically
 
-__all__ = ["FIELD", "is_fiftyone", "is_fiftyone_folder", "read_dataset", "read_fiftyone"]
+__all__ = [
+    "FIELD",
+    "check_folder",
+    "is_fiftyone",
+    "is_fiftyone_folder",
+    "label_of_video",
+    "read_dataset",
+    "read_fiftyone",
+    "write_samples",
+]
 
 FIELD = "predictions"
 """The field that predictions are written to, which are never taken for labels unless they are asked for."""
@@ -255,3 +268,69 @@ def read_dataset(
     if export.items and not known:
         raise ManifestError(f"{name}: its samples have no field {field!r}; name the field of the labels")
     return as_manifest(export, name, root=root, multilabel=multilabel)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def label_of_video(video: LabelledVideo, *, timed: bool, multilabel: bool) -> dict[str, Any] | None:
+    """Returns the labels of a video as FiftyOne writes them; None if there are none.
+
+    Args:
+        video: The video and its labels.
+        timed: Whether they are temporal detections, which all samples of a field have to be if one is.
+        multilabel: Whether a video may show several classes.
+
+    Raises:
+        VideoError: If the times of the frames are needed and cannot be read.
+    """
+    if timed:
+        times, _ = frame_times(video.path)
+        detections = []
+        for part in video.parts:
+            first, last = frames_between(times, part.start, part.end)
+            for label in part.labels:
+                detections.append({"_cls": "TemporalDetection", "label": label, "support": [first + 1, last + 1]})
+        return {"_cls": "TemporalDetections", "detections": detections}
+    found = [{"_cls": "Classification", "label": label} for part in video.parts for label in part.labels]
+    if multilabel:
+        return {"_cls": "Classifications", "classifications": found}
+    return found[0] if found else None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError if something is in the place of a folder that `write_samples` has not written."""
+    ours = {"frames", "metadata.json", "samples.json"}
+    if folder.exists() and not (folder.is_dir() and {*os.listdir(folder)} <= ours):
+        raise ConfigError(f"{folder}: is there already and is no data set of FiftyOne by stvid; give another --out")
+
+
+def write_samples(samples: Iterable[tuple[str, dict[str, Any]]], folder: Path, class_names: Sequence[str]) -> None:
+    """Writes a data set that ``fiftyone.Dataset.from_dir(FOLDER, fiftyone.types.FiftyOneDataset)`` opens.
+
+    Args:
+        samples: Path of each video, and its fields.
+        folder: The folder; one that was written so before is replaced.
+        class_names: All classes.
+
+    Raises:
+        ConfigError: If there is another folder or file of that name.
+        OSError: If it cannot be written.
+    """
+    frames = "frames/none.json"  # FiftyOne wants the labels of a video's frames, of which there are none
+    about = {"media_type": "video", "info": {"classes": [*class_names]}, "default_classes": [*class_names]}
+    tables = []
+    for video, fields in samples:
+        path = video if "://" in video else os.path.abspath(video)
+        common = {"_media_type": "video", "tags": [], "metadata": None, "frames": frames}
+        tables.append({"filepath": path, **common, **fields})
+    contents = {"metadata.json": about, "samples.json": {"samples": tables}, frames: {"frames": {}}}
+
+    def write(place: Path) -> None:
+        (place / "frames").mkdir()
+        for name, content in contents.items():
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (place / name).write_text(text, encoding="utf-8")
+
+    check_folder(folder)
+    write_folder_atomically(folder, write, replace=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stvid.data.csv_list import VideoList
-from stvid.data.exchange.cvat import read_cvat
+from stvid.data.exchange.cvat import is_cvat_folder, read_cvat
 from stvid.data.exchange.fiftyone import is_fiftyone, is_fiftyone_folder, read_fiftyone
 from stvid.data.exchange.label_studio import is_label_studio, read_label_studio
 from stvid.data.exchange.rows import Export, as_list
@@ -49,7 +49,8 @@ def format_of(path: str, *, is_folder: bool) -> str | None:
         ManifestError: If it is JSON by its name and not by its content.
     """
     if is_folder:
-        return "fiftyone" if is_fiftyone_folder(path) else "hugging-face" if is_hub_folder(path) else None
+        folders = {"fiftyone": is_fiftyone_folder, "hugging-face": is_hub_folder, "cvat": is_cvat_folder}
+        return next((name for name, check in folders.items() if check(path)), None)
     suffix = os.path.splitext(path)[1].lower()
     if suffix in (".xml", ".zip"):
         return "cvat"
@@ -100,10 +101,10 @@ def _export(path: str, format: str, options: ExchangeOptions) -> Export:
         return read_hub_folder(path, field=options.field, videos=options.videos)
     if format == "fiftyone":
         return read_fiftyone(path, field=options.field)
-    if os.path.isdir(path):
-        raise ManifestError(f"{path}: is a folder, but format {format!r} needs a file")
     if format == "cvat":
         return read_cvat(path)
+    if os.path.isdir(path):
+        raise ManifestError(f"{path}: is a folder, but format {format!r} needs a file")
     if format == "label-studio":
         content = _json(path)
         if not is_label_studio(content):

@@ -240,6 +240,8 @@ class _FrameTimes:
                 f"{self.source}, {item.where}: frame {last} (counted from 0) is beyond the {len(edges) - 1} frames of "
                 f"{path}; give the rate by which they were counted: stvid prep manifest ... --fps"
             )
+        if first == 0 and last + 2 == len(edges):
+            return None, None  # the whole video
         return float(edges[first]), float(edges[last + 1])
 
     def _edges(self, path: str, item: Item) -> np.ndarray:

@@ -4,22 +4,39 @@ A segment of time is a row of ``metadata`` whose ``z`` are its two ends in secon
 shows stands in ``av`` by the number of an attribute: the text itself, or the number of an option (several joined by
 commas for check boxes). A row without ``z`` and ``xy`` speaks of the whole file. Regions in pictures are left out.
 
+Written is a project. Attributes are lists of options, since VIA shows segments of time in a row for each option;
+several labels of a part are several segments, and several labels of a whole file are check boxes. VIA has no place for
+predictions beside labels.
+
 Facts from VIA's own code (``_via_data.js``, ``_via_attribute.js``, ``_via_import_export.js`` of via-3.x.y).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from stvid.data.exchange.labelled import LabelledVideo, classes_of, frame_times, place_in
 from stvid.data.exchange.rows import Export, Item, chosen_field, label_of, list_of, number_of, table_of, text_of
 from stvid.data.text_files import Table, parse_json, parse_table
 from stvid.data.video_folder import is_video
-from stvid.errors import ManifestError
+from stvid.errors import ConfigError, ManifestError
 
-__all__ = ["is_via", "is_via_csv", "read_via", "read_via_csv"]
+__all__ = ["is_via", "is_via_csv", "read_via", "read_via_csv", "via_project"]
 
-_CHECKBOX = 2  # _VIA_ATTRIBUTE_TYPE
+_CHECKBOX, _SELECT = 2, 4  # _VIA_ATTRIBUTE_TYPE
+_VIDEO = 4  # _VIA_FILE_TYPE
+_ADDRESS, _FILE = 2, 3  # _VIA_FILE_LOC: URIHTTP and URIFILE
+_ATTRIBUTE = "label"
+_LOOKS = {
+    "file_content_align": "center",
+    "file_metadata_editor_visible": True,
+    "spatial_metadata_editor_visible": False,
+    "temporal_segment_metadata_editor_visible": True,
+    "spatial_region_label_attribute_id": "",
+    "gtimeline_visible_row_count": "4",
+}
 _UNSET = ("", "_DEFAULT")
 _HEADER = "# CSV_HEADER ="
 
@@ -196,3 +213,86 @@ def _labels(value: Any, attribute: dict[str, Any], where: str) -> list[str]:
     if attribute.get("type") == _CHECKBOX:
         return [label_of(options.get(part, part), where) for part in text.split(",") if part.strip()]
     return [label_of(options.get(text, text), where)]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def via_project(
+    videos: Sequence[LabelledVideo],
+    class_names: Sequence[str],
+    *,
+    folder: str | os.PathLike[str] | None,
+    multilabel: bool = False,
+) -> dict[str, Any]:
+    """Returns a project of VIA 3: the value of its JSON.
+
+    Args:
+        videos: The videos and their labels.
+        class_names: All classes, which become the options.
+        folder: Folder of the file, to which paths below it are written relative; VIA's page then has to lie there.
+        multilabel: Whether a whole video may show several classes: they are check boxes then.
+
+    Raises:
+        ConfigError: If it is no video file.
+        VideoError: If the end of a part is not given and the video cannot be read.
+    """
+    names = classes_of(videos, class_names)
+    number = {name: str(place) for place, name in enumerate(names)}
+    timed = any(video.is_timed for video in videos)
+    whole = any(part.is_whole for video in videos for part in video.parts) or not timed
+    several = multilabel or any(part.is_whole and len(part.labels) > 1 for video in videos for part in video.parts)
+    options = {place: name for name, place in number.items()}
+    attributes = {}
+    if whole:
+        attributes["1"] = _attribute("FILE1_Z0_XY0", _CHECKBOX if several else _SELECT, options)
+    if timed:
+        attributes["2"] = _attribute("FILE1_Z2_XY0", _SELECT, options)
+    files: dict[str, Any] = {}
+    views: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    for count, video in enumerate(videos, start=1):
+        if not is_video(video.path):
+            raise ConfigError(f"{video.path}: is no video file, which VIA needs")
+        key = str(count)
+        place = place_in(folder, video.path)
+        kind = _ADDRESS if "://" in place else _FILE
+        name = place.replace("\\", "/").split("/")[-1]
+        files[key] = {"fid": key, "fname": name, "type": _VIDEO, "loc": kind, "src": place}
+        views[key] = {"fid_list": [key]}
+        for row in _rows_for(video, number):
+            rows[f"{key}_{len(rows) + 1:06d}"] = {"vid": key, "flg": 0, "xy": [], **row}
+    about = {
+        "pid": "__VIA_PROJECT_ID__",
+        "rev": "__VIA_PROJECT_REV_ID__",
+        "rev_timestamp": "__VIA_PROJECT_REV_TIMESTAMP__",
+    }
+    about |= {"pname": "stvid", "creator": "stvid", "data_format_version": "3.1.1"}
+    prefixes = dict.fromkeys("1234", "")
+    return {
+        "project": {**about, "created": 0, "vid_list": [*views]},
+        "config": {"file": {"loc_prefix": prefixes}, "ui": _LOOKS},
+        "attribute": attributes,
+        "file": files,
+        "metadata": rows,
+        "view": views,
+    }
+
+
+def _attribute(anchor: str, kind: int, options: dict[str, str]) -> dict[str, Any]:
+    shown = {"aname": _ATTRIBUTE, "anchor_id": anchor, "type": kind, "desc": ""}
+    return {**shown, "options": options, "default_option_id": ""}
+
+
+def _rows_for(video: LabelledVideo, number: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Yields times and values of the rows of a video."""
+    for part in video.parts:
+        chosen = [number[label] for label in part.labels]
+        if not chosen:
+            continue
+        if part.is_whole:
+            yield {"z": [], "av": {"1": ",".join(chosen)}}
+            continue
+        end = frame_times(video.path)[1] if part.end is None else part.end
+        for one in chosen:
+            yield {"z": [round(part.start or 0.0, 6), round(end, 6)], "av": {"2": one}}
