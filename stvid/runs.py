@@ -410,7 +410,7 @@ def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
 
 def _check_there(videos: Manifest, split: str, *, samples: int = 50) -> None:
     """Raises ManifestError if none of the videos looked at exists: otherwise an epoch is trained before `val` fails."""
-    if videos.members is not None:  # in shards
+    if videos.members is not None:  # in shards or tables
         return
     numbers = np.linspace(0, len(videos) - 1, min(samples, len(videos))).astype(int)
     paths = [videos[int(number)].path for number in numbers]

@@ -14,6 +14,7 @@ from stvid.errors import ConfigError, VideoError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from stvid.data.video_table import StoredVideo
     from stvid.evaluation.predicted import ExchangeSettings, Predicted
     from stvid.models.base import VideoModel
 
@@ -59,29 +60,43 @@ def check_exchange_options(options: Any) -> None:
         raise ConfigError(f"--to {options.to}: writes a folder: give its name with --out")
 
 
-def expand_lists(files: Sequence[str]) -> list[str]:
+def expand_lists(files: Sequence[str], *, files_for: str | None = None) -> list[str | StoredVideo]:
     """Returns videos with the videos of a list in the place of the list; its notes are printed.
 
+    Args:
+        files: Videos and lists.
+        files_for: The option because of which videos have to be files; None if they may lie in a data set, too.
+
     Raises:
-        ConfigError: If a list has parts of videos, or lies in shards.
+        ConfigError: If a list has parts of videos, or its videos are no files although they have to be.
         ManifestError: If a list cannot be read.
     """
-    found: list[str] = []
+    from stvid.data.exchange.hub_files import is_hub_folder
+
+    found: list[str | StoredVideo] = []
     for file in files:
-        if not (file.lower().endswith(_LISTS) and os.path.isfile(file)):
+        is_list = file.lower().endswith(_LISTS) and os.path.isfile(file)
+        if not (is_list or (os.path.isdir(file) and is_hub_folder(file))):
             found.append(file)
             continue
         from stvid.data.manifest import read_manifest
+        from stvid.data.video_table import StoredVideo
 
         manifest = read_manifest(file)
         for note in manifest.notes:
             print(printable(note), file=sys.stderr)
-        if manifest.members is not None:
-            raise ConfigError(f"{file}: lies in shards; give the list of files that they were made of")
+        if manifest.members is not None and files_for is not None:
+            raise ConfigError(
+                f"{files_for}: needs files, but the videos of {file} lie {manifest.members.place}; write files and a "
+                "list of them: stvid prep manifest hugging-face"
+            )
         entries = [manifest[number] for number in range(len(manifest))]
         if any(entry.start is not None or entry.end is not None for entry in entries):
             raise ConfigError(f"{file}: lists parts of videos; stvid predict takes whole ones: list each once, alone")
-        found += dict.fromkeys(entry.path for entry in entries)
+        if manifest.members is not None:
+            found += [StoredVideo(manifest, number) for number in range(len(manifest))]
+        else:
+            found += dict.fromkeys(entry.path for entry in entries)
     return found
 
 

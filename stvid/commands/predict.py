@@ -29,6 +29,7 @@ from stvid.errors import ConfigError, VideoError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from stvid.data.video_table import StoredVideo
     from stvid.evaluation.predict import Prediction
     from stvid.evaluation.stream import StreamUpdate
     from stvid.evaluation.timeline import TimelineWindow
@@ -91,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
     own, dotted = split_config_options(argv)
     options = parse(_parser(), own)
     check_exchange_options(options)
-    options.files = expand_lists(options.files)
+    options.files = expand_lists(options.files, files_for=_files_for(options))
     if options.window is None:
         for name in ("window_stride", "out"):
             if getattr(options, name) is not None and (name != "out" or options.to is None):
@@ -109,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
         return run_exchange(model, options, backend=options.backend or config.data.backend)
     if options.window is not None:
         return _run_timelines(model, options)
-    if model.streams and options.stream is not False:
+    if model.streams and options.stream is not False and all(isinstance(file, str) for file in options.files):
         return _run_streams(model, options)
     _refuse_live(options.files)
 
@@ -133,12 +134,19 @@ def run(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _refuse_live(files: Sequence[str]) -> None:
+def _files_for(options: Any) -> str | None:
+    """Returns the option for which videos have to be files; None if there is none."""
+    if options.to is not None:
+        return f"--to {options.to}"
+    return "--window" if options.window is not None else "--stream" if options.stream else None
+
+
+def _refuse_live(files: Sequence[str | StoredVideo]) -> None:
     from stvid.video.remote import is_remote_file
     from stvid.video.streaming import is_live
 
     for file in files:
-        if is_live(file) and not is_remote_file(file):
+        if isinstance(file, str) and is_live(file) and not is_remote_file(file):
             raise ConfigError(f"{file}: a stream, which is classified over time: give the length of a --window")
 
 

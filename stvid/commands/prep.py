@@ -95,8 +95,15 @@ def _read(options: Any) -> Manifest:
 
 
 def _of_files(manifest: Manifest) -> Manifest:
+    from stvid.data.table_rows import TableRows
+
     if manifest.members is not None:
-        raise ConfigError(f"{manifest.source}: lies in shards already; give the list of files that they were made of")
+        how = (
+            "stvid prep manifest hugging-face writes them"
+            if isinstance(manifest.members, TableRows)
+            else ("give the list that the shards were made of")
+        )
+        raise ConfigError(f"{manifest.source}: its videos lie {manifest.members.place}, not in files; {how}")
     return manifest
 
 
@@ -177,7 +184,8 @@ def _converted(options: Any) -> Annotated:
         if options.fps is not None and not 0 < options.fps <= 1000:
             raise ConfigError(f"--fps {options.fps:g}: is not a number above 0 and up to 1000")
         out = Path(options.out)
-        videos = out.with_name(f"{out.stem}_videos") if options.dataset == "hugging-face" else None
+        stored = options.dataset in ("hugging-face", "parquet")  # bytes become files there
+        videos = out.with_name(f"{out.stem}_videos") if stored else None
         settings = ExchangeOptions(field=options.field, fps=options.fps, multilabel=None, videos=videos)
         return convert_export(options.dataset, annotation, root, settings)
     for option in ("field", "fps"):

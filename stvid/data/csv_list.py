@@ -39,6 +39,7 @@ class VideoList:
         splits: The split of each row; empty if no column names it.
         notes: What a user should know of it.
         class_names: All classes in their order, if the list itself says it.
+        tables: The files whose rows hold the videos as bytes, and the column of these; None if videos are files.
     """
 
     rows: list[Row]
@@ -46,6 +47,7 @@ class VideoList:
     splits: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    tables: tuple[tuple[str, ...], str] | None = None
 
     def of_split(self, splits: Sequence[str], path: str) -> VideoList:
         """Returns the same list with the rows of the first of these splits that it has."""
@@ -55,7 +57,7 @@ class VideoList:
             raise ManifestError(f"{path}: no row is of the split {splits[0]!r}; its column split has {there}")
         rows = [row for row, own in zip(self.rows, self.splits, strict=True) if own == chosen]
         note = f"{path}: {len(rows)} of {len(self.rows)} rows, those whose column split says {chosen}"
-        return VideoList(rows, self.sparse, self.splits, (*self.notes, note), self.class_names)
+        return VideoList(rows, self.sparse, self.splits, (*self.notes, note), self.class_names, self.tables)
 
 
 def list_table(text: str, path: str) -> tuple[Table, tuple[str, ...]]:

@@ -35,6 +35,7 @@ from stvid.data.dataset import (
 )
 from stvid.data.handover import ByValue, HandOver, sharing_advice, sockets_work, warn_of, worker_context
 from stvid.data.manifest import Manifest, read_manifest
+from stvid.data.members import Members
 from stvid.data.shard_stream import ShardStream
 from stvid.data.transforms import model_input
 from stvid.errors import ConfigError, StvidError
@@ -464,7 +465,7 @@ def make_train_loader(
     options["pin_memory"] = settings.pin_memory
     share = {"seed": seed, "rank": settings.rank, "world_size": settings.world_size}
     videos_per_batch = batch_size // dataset.repeats
-    if dataset.manifest.members is not None:
+    if isinstance(dataset.manifest.members, Members):
         if balance == "class":
             raise ConfigError(
                 "data.balance: shards are read from front to back, each video once an epoch; set it to none, or give a "

@@ -20,6 +20,7 @@ from stvid.data.csv_list import VideoList, list_table, read_csv_list
 from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions, format_of, read_exchange, read_if_via
 from stvid.data.labels import label_notes
 from stvid.data.shards import is_shards, read_shards
+from stvid.data.table_rows import TableRows
 from stvid.data.text_files import read_text
 from stvid.data.video_folder import VIDEO_EXTENSIONS, VideoFolder, is_video
 from stvid.data.video_table import Manifest, Row, VideoEntry, build_manifest
@@ -60,11 +61,12 @@ def read_manifest(
         shards: A folder or URL (``s3://``, ``https://``, whatever fsspec opens) with the ``shards.json`` and the tar
             files of `stvid prep shard`.
         label-studio: JSON or JSON-MIN of Label Studio: choices, and ranges of ``TimelineLabels``.
-        cvat: XML of CVAT 1.1, or the ZIP with it: tags of frames, or the times of objects.
+        cvat: XML of CVAT 1.1, the ZIP with it, or a folder of XML: tags of frames, or the times of objects.
         via: A project or CSV of VIA 3: segments of time.
         fiftyone: A folder that FiftyOne exported, or its ``labels.json`` or ``samples.json``.
-        hugging-face: A folder that ``save_to_disk`` of the package datasets has written, with a column of videos.
-        parquet, json: A table with the columns of a CSV.
+        hugging-face: A folder that ``save_to_disk`` of the package datasets has written, or one of Parquet files, with
+            a column of videos: their paths, or their bytes, which are read from there.
+        parquet, json: A table with the columns of a CSV; Parquet also with a column of videos.
 
     In the last six the videos are looked for below the root by the ends of their paths, and what is left out is counted
     in the manifest's `notes`.
@@ -121,6 +123,8 @@ def read_manifest(
     manifest = build_manifest(found.rows, root=base, class_names=names, source=path, multilabel=found.sparse)
     manifest.notes = (*found.notes, *label_notes(manifest.used_classes, path))
     manifest.splits = tuple(sorted({*found.splits}))
+    if found.tables is not None:
+        manifest.members = TableRows.of(*found.tables, [row.stored or (0, 0) for row in found.rows])
     return manifest
 
 

@@ -41,6 +41,11 @@ class Members:
     scan: np.ndarray
     scan_size: np.ndarray
 
+    @property
+    def place(self) -> str:
+        """Says in words where the videos lie, for messages."""
+        return "in shards"
+
     def subset(self, picked: np.ndarray) -> Members:
         """Returns the places of some of the videos."""
         columns = (self.shard, self.begin, self.data, self.size, self.scan, self.scan_size)

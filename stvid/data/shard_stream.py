@@ -72,7 +72,7 @@ class ShardStream(IterableDataset["TrainBatch | StvidError"]):
     def __init__(
         self, dataset: TrainDataset, *, videos_per_batch: int, seed: int, lanes: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        if dataset.manifest.members is None:
+        if not isinstance(dataset.manifest.members, Members):
             raise ValueError("the videos do not lie in shards")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")

@@ -17,10 +17,11 @@ import numpy as np
 
 from stvid.data.labels import are_numbers, label_places, order_labels, unknown_label
 from stvid.data.members import Members
+from stvid.data.table_rows import TableRows
 from stvid.errors import ManifestError
 from stvid.video.frame_index import Index
 
-__all__ = ["Manifest", "Row", "VideoEntry", "build_manifest", "checked_class_names"]
+__all__ = ["Manifest", "Row", "StoredVideo", "VideoEntry", "build_manifest", "checked_class_names"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class VideoEntry:
 
     Attributes:
         path: Absolute path of the video file (or of a folder of images), or its URL; in shards the tar and the name in
-            it.
+            it, in tables the file and the row.
         labels: Names of its classes; empty if unknown, several only in a multi-label manifest.
         start: Where the part to use begins, in seconds from the first frame of the video; None is the first frame.
         end: Where it ends, in seconds from the first frame; None is the end of the video.
@@ -53,6 +54,7 @@ class Row:
         where: Where the row stands in the list, for messages.
         group: What it shares with other rows (a person, a recording), so that they belong to the same split; may be
             empty.
+        stored: Number of the file and row in it where the bytes of the video lie; None if it is a file of its own.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Row:
     end: float | None
     where: str
     group: str = ""
+    stored: tuple[int, int] | None = None
 
 
 class _Ragged(NamedTuple):
@@ -102,7 +105,7 @@ class Manifest:
     Attributes:
         class_names: The names that label ids stand for.
         source: Where it came from, for messages.
-        members: Where the videos lie in shards; None if they are files.
+        members: Where the videos lie in shards, or in rows of tables; None if they are files.
         labels_are: ``numbers`` if the labels of the list are numbers, which were taken for places of `class_names`,
             which are words; else ``names``.
         notes: What a user should know of how the list was read, a line each: files that were left out, and the like.
@@ -121,7 +124,7 @@ class Manifest:
         spans: np.ndarray,
         class_names: tuple[str, ...],
         source: str,
-        members: Members | None = None,
+        members: Members | TableRows | None = None,
         labels_are: Literal["names", "numbers"] = "names",
     ) -> None:
         self._root = root
@@ -189,7 +192,8 @@ class Manifest:
         return f"Manifest({self.source!r}: {len(self)} videos, {len(self.class_names)} classes)"
 
     def content(self, index: int) -> str | bytes:
-        """Returns the source that a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard.
+        """Returns the source that a `VideoReader` opens for one row: its path, or its bytes if it lies in a shard
+        or a table.
 
         Raises:
             VideoError: If its shard cannot be read.
@@ -276,6 +280,24 @@ class Manifest:
             members=self.members,
             labels_are="numbers" if numbered else self.labels_are,
         )._said_of(self)
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """A video that is no file of its own: a row of a list in shards or tables.
+
+    Attributes:
+        manifest: The list.
+        index: Number of the row.
+    """
+
+    manifest: Manifest
+    index: int
+
+    @property
+    def path(self) -> str:
+        """The name of the video, for messages."""
+        return self.manifest[self.index].path
 
 
 def checked_class_names(names: Sequence[str], source: str) -> tuple[str, ...]:

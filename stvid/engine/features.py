@@ -298,7 +298,9 @@ def _on_ray(
 ) -> tuple[int, list[tuple[str, str]]]:
     """Writes the features of some rows on a Ray cluster; returns how many, and path and reason of those that failed."""
     if manifest.members is not None:
-        raise ConfigError(f"{manifest.source}: lies in shards, which --engine ray does not read; use --shard i/n")
+        raise ConfigError(
+            f"{manifest.source}: lies {manifest.members.place}, which --engine ray does not read; use --shard i/n"
+        )
     names = ("window", "stride", "views", "batch_size", "precision", "backend")
     device = None if chosen.accelerator == "auto" else chosen.accelerator.replace("gpu", "cuda")
     stage = FeatureFile(model, device=device, **{name: getattr(chosen, name) for name in names})

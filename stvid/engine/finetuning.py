@@ -25,6 +25,7 @@ from torch import nn
 from stvid.config import TrainConfig, config_keys, dump_config, find_config, load_config, parse_config
 from stvid.console import printable
 from stvid.data.manifest import Manifest
+from stvid.data.members import Members
 from stvid.data.mirroring import mirrored_classes
 from stvid.engine import train as training
 from stvid.engine.model import find_initial_weights, model_takes
@@ -272,7 +273,7 @@ def _loading(config: TrainConfig, videos: Manifest, model: VideoModel, given: se
         values["workers"] = max(1, usable_cores() // 4)
     counts = torch.bincount(torch.as_tensor(videos.primary), minlength=len(videos.class_names))
     counts = counts[counts > 0]
-    if config.task == "multiclass" and videos.members is None and counts.max() > 2 * counts.min():
+    if config.task == "multiclass" and not isinstance(videos.members, Members) and counts.max() > 2 * counts.min():
         values["balance"] = "class"
     if "data.batch_size" in given:
         return values

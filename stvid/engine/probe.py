@@ -446,8 +446,8 @@ def _write_list(videos: Manifest, path: Path) -> None:
     """Writes a list that `stvid train` reads."""
     if videos.members is not None:
         raise ConfigError(
-            f"data.train: {videos.source}: an attentive probe of videos in shards is trained with stvid train "
-            "--optim.frozen_epochs; linear and knn probes take shards"
+            f"data.train: {videos.source}: an attentive probe of videos that lie {videos.members.place} is trained "
+            "with stvid train --optim.frozen_epochs; linear and knn probes take them"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="", errors="surrogateescape") as file:

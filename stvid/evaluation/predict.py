@@ -16,6 +16,7 @@ from torch import nn
 from stvid.data.datamodule import LoaderSettings, make_eval_loader
 from stvid.data.dataset import EvalDataset, check_rate_known
 from stvid.data.manifest import Manifest, VideoEntry
+from stvid.data.video_table import StoredVideo
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError
 from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
@@ -53,7 +54,7 @@ class Prediction:
 
 def predict(
     model_or_checkpoint: nn.Module | str | os.PathLike[str],
-    videos: VideoLike | Sequence[VideoLike],
+    videos: VideoLike | StoredVideo | Sequence[VideoLike | StoredVideo],
     *,
     topk: int = 5,
     fps: float | None = None,
@@ -73,7 +74,8 @@ def predict(
             `stvid.load_model` takes them. A model's training mode and device
             are the same afterwards.
         videos: A list of videos, or one by itself: a path, bytes, a binary file object, a URL, or frames in memory (a
-            uint8 array or tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3)).
+            uint8 array or tensor (T, H, W, 3), or a list or iterator of images of PIL or of arrays (H, W, 3)), or a row
+            of a list whose videos are no files (`stvid.data.video_table.StoredVideo`).
         topk: How many classes to name; all, if there are fewer.
         fps: Frames a second of videos that are frames in memory; needed if the protocol has a rate.
         views: Temporal clips x spatial crops, as in ``4x3``; None takes those of the protocol.
@@ -136,7 +138,7 @@ def predict(
     return [replace(found[order[key]], path=_name(source)) for key, source in zip(keys, given, strict=True)]
 
 
-_Source = str | bytes | MemoryFrames
+_Source = str | bytes | MemoryFrames | StoredVideo
 
 
 def _is_path(source: _Source) -> TypeGuard[str]:
@@ -146,6 +148,8 @@ def _is_path(source: _Source) -> TypeGuard[str]:
 def _name(source: _Source) -> str:
     if isinstance(source, str):
         return source
+    if isinstance(source, StoredVideo):
+        return source.path
     return "<bytes>" if isinstance(source, bytes) else FRAMES_NAME
 
 
@@ -178,6 +182,8 @@ def _video_of_list(video: Any, fps: float | None) -> _Source:
 
 def _one_video(video: Any, fps: float | None) -> _Source | None:
     """Returns one video, or None if this is something else, such as a list of videos."""
+    if isinstance(video, StoredVideo):
+        return video
     if isinstance(video, (str, os.PathLike)):
         return os.fspath(video)
     if hasattr(video, "read"):
@@ -198,9 +204,10 @@ class _GivenVideos(EvalDataset):
         )
         self.sources = list(sources)
 
-    def content_and_index(self, index: int) -> tuple[_Source, Index | None]:
-        """Returns the video; its index is not known."""
-        return self.sources[index], None
+    def content_and_index(self, index: int) -> tuple[str | bytes | MemoryFrames, Index | None]:
+        """Returns the video; its index is not known, unless its shard has it."""
+        source = self.sources[index]
+        return source.manifest.content_and_index(source.index) if isinstance(source, StoredVideo) else (source, None)
 
 
 def _prediction(best: TopClasses | None, error: str | None) -> Prediction:

@@ -165,3 +165,58 @@ def test_a_causal_inflated_network_runs_as_a_stream(video: str, tmp_path: Path, 
     clip = json.loads(out)[0]
     assert streamed["classes"] == clip["classes"]
     assert streamed["probabilities"] == pytest.approx(clip["probabilities"], abs=1e-5)
+
+
+@pytest.fixture
+def table(make_dataset: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A data set of Hugging Face that holds its videos as bytes, and the same videos as files."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = make_dataset(tmp_path / "videos", classes=("left", "right"), per_class=3)
+    files = sorted(folder.rglob("*.mp4"))
+    rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    labels = [file.parent.name for file in files]
+    parquet.write_table(pyarrow.table({"video": rows, "label": labels}), tmp_path / "set.parquet", row_group_size=2)
+    return tmp_path / "set.parquet", folder
+
+
+def test_videos_that_lie_in_a_data_set(table: tuple[Path, Path], checkpoint: str, call: Call, tmp_path: Path) -> None:
+    """`stvid predict`, `test`, `features` and `train` read the bytes; the numbers are those of the files."""
+    parquet, folder = table
+    files = sorted(folder.rglob("*.mp4"))
+    found = []
+    for source in ([parquet], files):
+        code, out, err = call("predict", *source, "--checkpoint", checkpoint, "--json")
+        assert code == 0, err
+        found.append(json.loads(out))
+    assert [row["path"] for row in found[0]] == [f"{parquet}/{n}-{file.name}" for n, file in enumerate(files)]
+    assert [row["probabilities"] for row in found[0]] == [row["probabilities"] for row in found[1]]
+    results = []
+    for name, source in (("stored", parquet), ("files", folder)):
+        common = ["test", "--checkpoint", checkpoint, "--data", source, "--device", "cpu", "--out", tmp_path / name]
+        code, out, err = call(*common, "--workers", 1)
+        assert code == 0, err
+        results.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"])
+    assert results[0] == results[1]
+    code, _, err = call(
+        "features", "--data", parquet, "--checkpoint", checkpoint, "--out", tmp_path / "features", "--workers", 0
+    )
+    assert code == 0, err
+    for option in (["--to", "via"], ["--window", "1s"]):
+        code, _, err = call("predict", parquet, "--checkpoint", checkpoint, *option)
+        assert code == 2 and f"{' '.join(option[:2]) if option[0] == '--to' else option[0]}: needs files" in err
+
+
+def test_training_on_videos_that_lie_in_a_data_set(
+    table: tuple[Path, Path], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    model = stvid.create_model("timm/test_efficientnet", num_classes=2, num_frames=2, img_size=32)
+    own = Protocol(frames=2, stride=4, short_side=32, crop=32)
+    stvid.save_model(model, tmp_path / "w.safetensors", protocol=own)
+    quick = ["--trainer.max_epochs=1", "--data.workers=1", "--trainer.accelerator=cpu"]
+    code, _, err = call("train", "--init", tmp_path / "w.safetensors", "--data.train", table[0], *quick)
+    assert code == 0, err
+    code, out, err = call("test", "--checkpoint", next((tmp_path / "runs").iterdir()), "--workers", 0)
+    assert code == 0 and "videos counted" in out, err

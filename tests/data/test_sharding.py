@@ -93,7 +93,7 @@ def test_the_command(make_dataset: Callable[..., Path], tmp_path: Path, capsys: 
     assert (out / "shards.json").read_text() == text and not list(out.glob(".plan*"))
 
     assert main(["scan", str(out)]) == 2
-    assert "lies in shards already; give the list of files" in capsys.readouterr().err
+    assert "lie in shards, not in files; give the list that the shards were made of" in capsys.readouterr().err
 
 
 def test_a_video_that_changes_meanwhile(

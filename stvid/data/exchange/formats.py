@@ -10,9 +10,10 @@ from typing import Any
 from stvid.data.csv_list import VideoList
 from stvid.data.exchange.cvat import is_cvat_folder, read_cvat
 from stvid.data.exchange.fiftyone import is_fiftyone, is_fiftyone_folder, read_fiftyone
+from stvid.data.exchange.hub_files import holds_videos, is_hub_folder, read_hub_files
 from stvid.data.exchange.label_studio import is_label_studio, read_label_studio
 from stvid.data.exchange.rows import Export, as_list
-from stvid.data.exchange.tables import is_hub_folder, is_records, read_hub_folder, read_parquet, read_records
+from stvid.data.exchange.tables import is_records, read_parquet, read_records
 from stvid.data.exchange.via import is_via, is_via_csv, read_via, read_via_csv
 from stvid.data.text_files import parse_json, read_text
 from stvid.errors import ManifestError
@@ -31,7 +32,7 @@ class ExchangeOptions:
         field: Name under which the labels stand: a control, an attribute, a field, a column.
         fps: Frames a second by which the file counts frames.
         multilabel: Whether a video without labels shows none of the classes; None: if any video has several labels.
-        videos: Folder that videos are written to which a data set holds as bytes; None refuses these.
+        videos: Folder that videos are written to which a data set holds as bytes; None leaves them there.
     """
 
     field: str | None = None
@@ -84,7 +85,7 @@ def read_exchange(path: str, format: str, root: str, options: ExchangeOptions | 
         StvidError: If a package is missing that the format needs.
     """
     options = options or ExchangeOptions()
-    if format == "parquet" and options.videos is None:
+    if format == "parquet" and not holds_videos(path):
         return read_parquet(path, root, multilabel=bool(options.multilabel))
     if format == "json":
         return read_records(_json(path), path, root, multilabel=bool(options.multilabel))
@@ -98,7 +99,7 @@ def _json(path: str) -> Any:
 
 def _export(path: str, format: str, options: ExchangeOptions) -> Export:
     if format in ("hugging-face", "parquet"):
-        return read_hub_folder(path, field=options.field, videos=options.videos)
+        return read_hub_files(path, field=options.field, videos=options.videos)
     if format == "fiftyone":
         return read_fiftyone(path, field=options.field)
     if format == "cvat":

@@ -55,6 +55,7 @@ class Item:
         spare: How many of the last frames may be beyond the end of the video.
         also: Other names under which the video may lie.
         split: The split that the file names; may be empty.
+        stored: Number of the file of the export and row in it where the bytes of the video lie; None if it is a file.
     """
 
     video: str
@@ -67,6 +68,7 @@ class Item:
     spare: int = 0
     also: tuple[str, ...] = ()
     split: str = ""
+    stored: tuple[int, int] | None = None
 
 
 @dataclass
@@ -78,12 +80,14 @@ class Export:
         left_out: Kinds of things that are no labels of videos, and how many there are of each.
         remarks: What a user should know else, a sentence each.
         class_names: All classes in their order, if the file has one.
+        tables: The files whose rows hold videos as bytes, and the column of these.
     """
 
     items: list[Item] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
     class_names: tuple[str, ...] = ()
+    tables: tuple[tuple[str, ...], str] | None = None
 
 
 # --- values of JSON ---------------------------------------------------------------------------------------------------
@@ -279,7 +283,7 @@ def as_list(
     places, times = _Places(root, source), _FrameTimes(root, source, fps)
     parts: dict[tuple[str, float | None, float | None], tuple[Item, dict[str, None]]] = {}
     for item in export.items:
-        path = places.find(item)
+        path = item.video if item.stored is not None else places.find(item)
         start, end = times.part(item, path)
         if end is not None and end <= (start or 0.0):
             raise ManifestError(f"{source}, {item.where}: its part ends at {end:g} s, not after {start or 0:g} s")
@@ -297,9 +301,12 @@ def as_list(
     said = f"left out: {', '.join(f'{kind} ({count})' for kind, count in left_out.items())}" if left_out else ""
     if not parts:
         raise ManifestError(f"{source}: names no video that could be used{f'; {said}' if said else ''}")
-    rows = [Row(path, tuple(of), start, end, item.where) for (path, start, end), (item, of) in parts.items()]
+    rows = [
+        Row(path, tuple(of), start, end, item.where, stored=item.stored)
+        for (path, start, end), (item, of) in parts.items()
+    ]
     splits = [item.split for item, _ in parts.values()]
-    found = VideoList(rows, multilabel, _known_splits(splits, source), class_names=export.class_names)
+    found = VideoList(rows, multilabel, _known_splits(splits, source), (), export.class_names, export.tables)
     remarks = [*export.remarks, *([said] if said else [])]
     if places.missing:
         remarks.append(

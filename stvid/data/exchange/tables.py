@@ -1,8 +1,8 @@
 """Lists of videos as Parquet, as JSON, and as data sets of Hugging Face with a column of videos.
 
 Parquet and JSON have the columns of a CSV: ``path,label[,start,end][,split][,group]``; labels may be lists. A column of
-type ``datasets.Video`` holds for each video its path, or its bytes. Bytes are no file, which a list needs, so that
-`write_videos` puts them into a folder; ``stvid prep manifest hugging-face`` does that.
+type ``datasets.Video`` holds for each video its path, or its bytes; files of such data sets are read by
+`stvid.data.exchange.hub_files`, data sets that are open in Python here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from stvid.errors import ManifestError, StvidError, nearest
 from stvid.files import write_atomically
 
 __all__ = [
-    "is_hub_folder",
+    "LABEL_WORDS",
+    "PATH_WORDS",
+    "given_labels",
     "is_records",
     "read_hub_dataset",
-    "read_hub_folder",
     "read_parquet",
     "read_records",
     "to_hub_dataset",
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 _COLUMNS = ("path", "label", "start", "end", "split", "group")
-_PATH_WORDS = ("video", "path", "file", "file_name", "filename")
-_LABEL_WORDS = ("label", "labels", "class", "class_name", "category")
+PATH_WORDS = ("video", "path", "file", "file_name", "filename")
+LABEL_WORDS = ("label", "labels", "class", "class_name", "category")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -74,15 +75,6 @@ def read_parquet(source: str, root: str, *, multilabel: bool) -> VideoList:
         table = pyarrow.parquet.read_table(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise ManifestError(f"{source}: is no Parquet file that can be read ({_one_line(error)})") from error
-    kinds = {name: table.schema.field(name).type for name in table.column_names}
-    videos = [
-        name for name, kind in kinds.items() if pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0
-    ]
-    if "path" not in kinds and videos:
-        raise ManifestError(
-            f"{source}: its column {videos[0]!r} holds videos, not paths; write a list of it: "
-            "stvid prep manifest hugging-face"
-        )
     columns = {
         name: table.column(name).to_pylist() if name.strip().lower() in _COLUMNS else [None] * len(table)
         for name in table.column_names
@@ -134,40 +126,6 @@ def _one_line(error: BaseException) -> str:
 # --- data sets of Hugging Face ----------------------------------------------------------------------------------------
 
 
-def is_hub_folder(folder: str) -> bool:
-    """Tells whether a folder is what ``save_to_disk`` of a data set of Hugging Face has written."""
-    names = ("dataset_dict.json",), ("state.json", "dataset_info.json")
-    return any(all(os.path.isfile(os.path.join(folder, name)) for name in group) for group in names)
-
-
-def read_hub_folder(source: str, *, field: str | None = None, videos: Path | None = None) -> Export:
-    """Reads a data set of Hugging Face: a folder of ``save_to_disk``, or a Parquet file with a column of videos.
-
-    Args:
-        source: The folder or file.
-        field: The column of the labels; None takes one that is called so.
-        videos: Folder that videos are written to which lie in the data set as bytes; None refuses these.
-
-    Raises:
-        ManifestError: If it is damaged, or has no videos.
-        StvidError: If the package ``datasets`` is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise StvidError(f"{error}; data sets of Hugging Face need: pip install datasets") from error
-    try:
-        if os.path.isdir(source):
-            found = datasets.load_from_disk(source)
-        else:
-            import pyarrow.parquet
-
-            found = datasets.Dataset(pyarrow.parquet.read_table(source))
-    except Exception as error:  # pyarrow, fsspec and datasets have errors of their own
-        raise ManifestError(f"{source}: is no data set that datasets can read ({_one_line(error)})") from error
-    return _hub_export(found, source, field, videos)
-
-
 def read_hub_dataset(
     dataset: Any,
     *,
@@ -204,7 +162,7 @@ def to_hub_dataset(manifest: Manifest) -> Any:
         if a video has several labels or none; not there without labels), and ``start`` and ``end`` if there are parts.
 
     Raises:
-        ManifestError: If the videos lie in shards.
+        ManifestError: If the videos lie in shards or tables.
         StvidError: If the package ``datasets`` is not installed.
     """
     try:
@@ -212,7 +170,7 @@ def to_hub_dataset(manifest: Manifest) -> Any:
     except ImportError as error:
         raise StvidError(f"{error}; data sets of Hugging Face need: pip install datasets") from error
     if manifest.members is not None:
-        raise ManifestError(f"{manifest.source}: lies in shards; give the list of files that they were made of")
+        raise ManifestError(f"{manifest.source}: its videos lie {manifest.members.place}; give a list of files")
     entries = [manifest[number] for number in range(len(manifest))]
     columns: dict[str, list[Any]] = {"video": [entry.path for entry in entries]}
     features: dict[str, Any] = {"video": datasets.Video()}
@@ -240,7 +198,7 @@ def _hub_export(dataset: Any, source: str, field: str | None, videos: Path | Non
         for number, row in enumerate(_plain(part, column, labels), start=1):
             where = f"{split} row {number}".strip()
             path = _path_of(row[column], videos, f"{source}, {where}")
-            given = _given_labels(row[labels], names, f"{source}, {where}: {labels}") if labels else ()
+            given = given_labels(row[labels], names, f"{source}, {where}: {labels}") if labels else ()
             start, end = (row.get(name) for name in ("start", "end"))
             export.items.append(Item(path, given, where, start, end, split=split))
     if export.items and not any(item.labels for item in export.items):
@@ -252,7 +210,7 @@ def _video_column(part: Any, source: str) -> str:
     kinds = {name: type(feature).__name__ for name, feature in part.features.items()}
     found = [name for name, kind in kinds.items() if kind == "Video"]
     structs = [name for name, kind in part.features.items() if isinstance(kind, dict) and {"bytes", "path"} <= {*kind}]
-    found = found or structs or [name for name in _PATH_WORDS if name in kinds]
+    found = found or structs or [name for name in PATH_WORDS if name in kinds]
     if not found:
         raise ManifestError(f"{source}: has no column of videos ({', '.join(kinds)[:200]})")
     return found[0]
@@ -262,7 +220,7 @@ def _label_column(part: Any, source: str, field: str | None) -> str | None:
     names = list(part.features)
     if field is not None and field not in names:
         raise ManifestError(f"{source}: has no column {field!r}{nearest(field, names)} ({', '.join(names)[:200]})")
-    return field or next((name for name in _LABEL_WORDS if name in names), None)
+    return field or next((name for name in LABEL_WORDS if name in names), None)
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:
@@ -279,7 +237,12 @@ def _plain(part: Any, column: str, labels: str | None) -> Iterator[dict[str, Any
     yield from chosen
 
 
-def _given_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...]:
+def given_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Returns the labels of a row: names, or numbers of a ``ClassLabel``, one or several.
+
+    Raises:
+        ManifestError: If one is none; the message begins with `where`.
+    """
     values = value if isinstance(value, list) else [] if value is None else [value]
     found = []
     for one in values:
