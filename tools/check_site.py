@@ -99,10 +99,10 @@ def in_browser(site: Path, chromium: str, *, pages: Sequence[str], timeout: int 
             ]
             command = [chromium, *options, "--enable-logging=stderr", "--v=0", address]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            assert process.stderr is not None
             watchdog = threading.Timer(timeout, process.kill)
             watchdog.start()
             try:
-                assert process.stderr is not None
                 for line in process.stderr:  # what the page writes to its console
                     if RESULT in line:
                         answer, _ = json.JSONDecoder().raw_decode(line.partition(RESULT)[2])
@@ -111,6 +111,7 @@ def in_browser(site: Path, chromium: str, *, pages: Sequence[str], timeout: int 
                 watchdog.cancel()
                 process.kill()
                 process.wait()
+                process.stderr.close()
                 server.shutdown()
     return [f"Chromium gave no answer within {timeout} s"]
 

@@ -102,8 +102,9 @@ def python_page() -> str:
 
 
 def _cell(text: str) -> str:
-    """Returns text as one cell of a table."""
-    return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+    """Returns text as one cell of a table; a bar outside of code would end it, one in code stays as it is."""
+    words = " ".join(text.replace("``", "`").split()).split("`")
+    return "`".join(word if number % 2 else word.replace("|", "\\|") for number, word in enumerate(words))
 
 
 def _type_name(hint: Any) -> str:

@@ -141,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "stvid test: the report": "report.png",
         }
         write_overview(work / "overview.html", {text: images / name for text, name in pictures.items()})
-        screen.shoot(work / "overview.html", images / "overview.png", height=1490)
+        # The first card of the report; what follows would be cut in the middle.
+        screen.shoot(work / "overview.html", images / "overview.png", height=1172)
     print(f"{images}: {', '.join(sorted(path.name for path in images.glob('*.png')))}")
     return 0
 

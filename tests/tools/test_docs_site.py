@@ -36,6 +36,7 @@ def test_every_key_of_a_config_has_type_default_and_meaning() -> None:
     assert all(len(row) == 4 and all(cell.strip() for cell in row) for row in rows)
     told = dict(zip(keys, rows, strict=True))
     assert told["optim.name"][1:3] == ["`adamw` or `sgd` or `rmsprop`", '`"adamw"`']
+    assert "`run|jump`" in docs_site.config_page() and r"\|" not in told["task"][3]  # a bar in code is a bar
     assert told["data.workers"][1:3] == ["`int` or null", "`null`"]
 
 
