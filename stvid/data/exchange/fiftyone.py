@@ -322,7 +322,7 @@ def write_samples(samples: Iterable[tuple[str, dict[str, Any]]], folder: Path, c
     tables = []
     for video, fields in samples:
         path = video if "://" in video else os.path.abspath(video)
-        common = {"_media_type": "video", "tags": [], "metadata": None, "frames": frames}
+        common: dict[str, Any] = {"_media_type": "video", "tags": [], "metadata": None, "frames": frames}
         tables.append({"filepath": path, **common, **fields})
     contents = {"metadata.json": about, "samples.json": {"samples": tables}, frames: {"frames": {}}}
 

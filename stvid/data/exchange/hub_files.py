@@ -9,6 +9,7 @@ Facts: the types of columns stand as JSON under ``huggingface`` in the metadata 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stvid.data.csv_list import SPLITS
-from stvid.data.exchange.rows import Export, Item, label_of, list_of, table_of, text_of
+from stvid.data.exchange.rows import Export, Item, label_of, list_of, number_of, table_of, text_of
 from stvid.data.exchange.tables import LABEL_WORDS, PATH_WORDS, given_labels, write_videos
 from stvid.data.table_rows import TableRows, arrow_module, open_arrow
 from stvid.data.text_files import parse_json, read_text
@@ -113,7 +114,13 @@ class _Columns:
 
 
 def _features(schema: Any, source: str) -> dict[str, Any]:
-    """Returns what ``datasets`` says of the columns; empty if another program wrote the file."""
+    """Returns what ``datasets`` says of the columns; empty if another program wrote the file.
+
+    Raises:
+        ManifestError: If it is damaged, or two columns have one name.
+    """
+    if len({*schema.names}) < len(schema.names):
+        raise ManifestError(f"{source}: has two columns of one name ({', '.join(schema.names)[:200]})")
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}
@@ -170,7 +177,8 @@ def holds_videos(source: str) -> bool:
         StvidError: If pyarrow is not installed.
     """
     schema = _opened(source).schema_arrow
-    found = None if "path" in schema.names else _video_column(schema, _features(schema, source))
+    features = _features(schema, source)
+    found = None if "path" in schema.names else _video_column(schema, features)
     return found is not None and found[1] != "path"
 
 
@@ -235,33 +243,39 @@ def read_hub_files(source: str, *, field: str | None = None, videos: Path | None
     return export
 
 
-def _rows(file: str, field: str | None) -> tuple[_Columns, list[dict[str, Any]]]:
-    """Returns the columns and the rows of a file, with ``held``: whether there are bytes."""
+@dataclass(frozen=True)
+class _Row:
+    """One row of a file: its small columns, the path of its video, and whether the bytes of the video are there."""
+
+    values: dict[str, Any]
+    path: Any
+    held: bool
+
+
+def _rows(file: str, field: str | None) -> tuple[_Columns, list[_Row]]:
+    """Returns the columns and the rows of a file, without the bytes of the videos."""
     if file.endswith(".arrow"):
         table = open_arrow(file)
         columns = _columns(table.schema, file, field)
-        values = table.column(columns.video)
-        held = _leaf(values, "bytes", columns.kind)
-        paths = _leaf(values, "path", columns.kind)
-        valid = [] if held is None else held.is_valid().to_pylist()
-        small = table.select(_small(columns))
+        videos = table.column(columns.video)
+        content = _leaf(videos, "bytes", columns.kind)
+        held = None if content is None else content.is_valid().to_pylist()
+        count = table.num_rows
     else:
         parquet = _opened(file)
         columns = _columns(parquet.schema_arrow, file, field)
         leaf = f"{columns.video}.bytes" if columns.kind == "struct" else columns.video
-        valid = [] if columns.kind == "path" else _valid(parquet, leaf)
-        shown = [f"{columns.video}.path"] if columns.kind == "struct" else [columns.video] * (columns.kind == "path")
+        held = None if columns.kind == "path" else _valid(parquet, leaf)
+        shown = {"struct": [f"{columns.video}.path"], "path": [columns.video]}.get(columns.kind, [])
         table = parquet.read(columns=[*_small(columns), *shown])
-        there = columns.video in table.column_names
-        paths = _leaf(table.column(columns.video), "path", columns.kind) if there else None
-        small = table.select(_small(columns))
-    found = [{name: row.get(name) for name in small.column_names} for row in small.to_pylist()]
-    found = found or [{} for _ in range(len(table))]
-    names = [None] * len(table) if paths is None else paths.to_pylist()
-    there = valid or [False] * len(table)
-    return columns, [
-        {"values": row, "path": path, "held": held} for row, path, held in zip(found, names, there, strict=True)
-    ]
+        videos = table.column(columns.video) if columns.video in table.column_names else None
+        count = parquet.metadata.num_rows
+    paths = None if videos is None else _leaf(videos, "path", columns.kind)
+    names = [None] * count if paths is None else paths.to_pylist()
+    small = _small(columns)
+    values = table.select(small).to_pylist() if small else [{} for _ in range(count)]
+    there = [False] * count if held is None else held
+    return columns, [_Row(row, path, has) for row, path, has in zip(values, names, there, strict=True)]
 
 
 def _small(columns: _Columns) -> list[str]:
@@ -284,7 +298,7 @@ def _valid(parquet: Any, leaf: str) -> list[bool]:
     found: list[bool] = []
     for group in range(parquet.num_row_groups):
         about = parquet.metadata.row_group(group)
-        (column,) = (c for c in map(about.column, range(about.num_columns)) if c.path_in_schema == leaf)
+        column = next(c for c in map(about.column, range(about.num_columns)) if c.path_in_schema == leaf)
         known = column.statistics
         nulls = known.null_count if known is not None and known.has_null_count else None
         if nulls in (0, about.num_rows):
@@ -296,25 +310,28 @@ def _valid(parquet: Any, leaf: str) -> list[bool]:
     return found
 
 
-def _items(file: str, number: int, split: str, columns: _Columns, rows: Sequence[dict[str, Any]]) -> Iterator[Item]:
+def _items(file: str, number: int, split: str, columns: _Columns, rows: Sequence[_Row]) -> Iterator[Item]:
     for place, row in enumerate(rows):
-        where = f"{os.path.basename(file)}, row {place}"
-        values = row["values"]
-        labels = (
-            given_labels(values[columns.label], columns.class_names, f"{file}, row {place}: {columns.label}")
-            if columns.label
-            else ()
-        )
-        times = [values.get(name) for name in ("start", "end")]
-        path = row["path"]
-        if row["held"]:
+        where, known = f"{os.path.basename(file)}, row {place}", f"{file}, row {place}"
+        labels: tuple[str, ...] = ()
+        if columns.label:
+            labels = given_labels(row.values[columns.label], columns.class_names, f"{known}: {columns.label}")
+        start, end = (_seconds(row.values.get(name), f"{known}: {name}") for name in ("start", "end"))
+        path = row.path
+        if row.held:
             name = os.path.basename(path.replace("\\", "/")) if isinstance(path, str) else ""
             video = f"{file}/{place}{f'-{name}' if name else ''}"
-            yield Item(video, labels, where, *times, split=split, stored=(number, place))
+            yield Item(video, labels, where, start, end, split=split, stored=(number, place))
             continue
         if not isinstance(path, str) or not path.strip() or "\0" in path:
-            raise ManifestError(f"{file}, row {place}: has neither path nor bytes of a video")
-        yield Item(path, labels, where, *times, split=split)
+            raise ManifestError(f"{known}: has neither path nor bytes of a video")
+        yield Item(path, labels, where, start, end, split=split)
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    """Returns seconds; None and NaN, as pandas writes it, are none."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return None if missing else number_of(value, where)
 
 
 def _written(export: Export, folder: Path) -> Iterator[Item]:

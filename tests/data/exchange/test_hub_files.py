@@ -129,6 +129,30 @@ def test_columns_of_plain_bytes_and_of_paths(contents: list[bytes], tmp_path: Pa
         read_manifest(path)
 
 
+def test_odd_columns(contents: list[bytes], tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    only_bytes = pyarrow.array([{"bytes": content} for content in contents[:2]])
+    parquet.write_table(pyarrow.table({"clip": only_bytes}), path)  # no path, no label
+    found = read_manifest(path)
+    assert contents_of(found) == contents[:2] and [Path(e.path).name for e in found] == ["0", "1"]
+    times: dict[str, list[Any]] = {"start": ["soon"], "end": [float("nan")]}
+    parquet.write_table(pyarrow.table({"mp4": contents[:1], "end": times["end"]}), path)
+    assert read_manifest(path)[0].end is None
+    parquet.write_table(pyarrow.table({"mp4": contents[:1], "start": times["start"]}), path)
+    with pytest.raises(ManifestError, match="row 0: start: is 'soon', not a number"):
+        read_manifest(path)
+    parquet.write_table(pyarrow.table([contents[:1], contents[:1]], names=["mp4", "mp4"]), path)
+    with pytest.raises(ManifestError, match=r"two columns of one name \(mp4, mp4\)"):
+        read_manifest(path)
+    made = table(contents[:1]).replace_schema_metadata({"huggingface": '{"info": '})
+    parquet.write_table(made, path)
+    with pytest.raises(ManifestError, match="its schema"):
+        read_manifest(path)
+    parquet.write_table(table(contents[:1], label=[7]), path)
+    with pytest.raises(ManifestError, match="row 0: label: class 7 is none of the 2"):
+        read_manifest(path)
+
+
 def test_bytes_become_files(contents: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "set.parquet"
     parquet.write_table(table(contents), path)
