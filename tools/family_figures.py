@@ -169,7 +169,7 @@ def pathways() -> Figure:
 
 
 def attention() -> Figure:
-    """What a token looks at."""
+    """The places that a token looks at."""
     figure = Figure()
     _frames(figure, "Joint (VideoMAE, ViViT 1): everything", "Each token looks at all others.", ALL)
     space = [place for place in ALL if place[0] == SELF[0]]

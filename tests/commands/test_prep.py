@@ -29,7 +29,7 @@ def test_help_shows_types_and_defaults(command: str, capsys: pytest.CaptureFixtu
 def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 7
+    assert all(f"  {name} " in text for name in COMMANDS) and len(COMMANDS) == 8
     assert main(["shards"]) == 2
     assert "shards: no such command; nearest: shard" in capsys.readouterr().err
 

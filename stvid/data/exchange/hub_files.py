@@ -96,7 +96,7 @@ def _saved_files(folder: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What the columns of a file mean.
+    """Meaning of the columns of a file.
 
     Attributes:
         video: The column of videos.
