@@ -56,21 +56,24 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any], *, lasting: bool = True) -> None:
     """Writes a file so that an interruption or a full disk leaves the earlier file as it was.
 
     Args:
         path: Where the file is to be.
         write: Called with a temporary path in the same folder; what it writes there is moved into place.
+        lasting: Whether it must outlive a loss of power, for which the disk is waited for; without, the file may be
+            there with other bytes then.
     """
-    write_together({Path(path): write})
+    write_together({Path(path): write}, lasting=lasting)
 
 
-def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
+def write_together(contents: Mapping[Path, Callable[[Path], Any]], *, lasting: bool = True) -> None:
     """Writes files that belong together; none gets its name before all of them are on the disk.
 
     Args:
         contents: For each file where it is to be, and what writes it, as for `write_atomically`.
+        lasting: Whether they must outlive a loss of power.
 
     Raises:
         OSError: If a file cannot be written, whatever torch and safetensors raise then; `filename` is the file to be.
@@ -85,8 +88,9 @@ def write_together(contents: Mapping[Path, Callable[[Path], Any]]) -> None:
                 mode = temporary.stat().st_mode
                 run_writer(write, temporary, target)
                 os.chmod(temporary, mode)  # some libraries (safetensors) make files that nobody else may read
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())
+                if lasting:
+                    with open(temporary, "rb+") as file:
+                        os.fsync(file.fileno())
         for target, temporary in temporaries.items():
             with _named(temporary, target):
                 os.replace(temporary, target)

@@ -2,6 +2,9 @@
 
 An error is one line on standard error and a non-zero exit code: 2 for something in the call or the config, 1 for
 something in the data or the weights, 128 + n after signal n. ``STVID_DEBUG=1`` shows the traceback, too.
+
+Every command takes ``--remote_cache DIR`` and ``--remote_cache_gb N``: what is fetched of remote videos is kept there
+(`stvid.video.block_cache`). Where a machine has room is no matter of a config: they are handed on in the environment.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from stvid.commands.common import take_option
 from stvid.console import printable
 from stvid.errors import ConfigError, StvidError, UnknownNameError, nearest
 from stvid.version import __version__
@@ -23,6 +27,10 @@ def _help(program: str, about: str, commands: Mapping[str, Callable[[Sequence[st
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", about, ""]
     for name, command in commands.items():
         lines.append(f"  {name:<{max(map(len, commands))}}  {(command.__doc__ or '').strip().splitlines()[0]}")
+    lines += [
+        "",
+        "Of remote videos, every command keeps what it fetches with --remote_cache DIR [--remote_cache_gb 10].",
+    ]
     lines += ["", f"{program} COMMAND --help shows the options of a command; {program} --version shows the version."]
     return "\n".join(lines)
 
@@ -53,7 +61,7 @@ def dispatch(
     if name not in commands:
         return _fail(program, f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
     try:
-        return commands[name](rest)
+        return commands[name](_set_remote_cache(rest))
     except SystemExit as error:  # --help of a command
         return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:
@@ -78,6 +86,22 @@ def dispatch(
             )
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(program, f"internal error: {message[:500]} (STVID_DEBUG=1 shows where; please report it)", 70)
+
+
+def _set_remote_cache(arguments: Sequence[str]) -> list[str]:
+    """Puts the options of the cache of remote videos into the environment; returns the other arguments.
+
+    Raises:
+        ConfigError: If they, or what the environment says, cannot be used.
+    """
+    from stvid.video.block_cache import FOLDER_VARIABLE, LIMIT_VARIABLE, check_environment
+
+    for option, variable in (("--remote_cache", FOLDER_VARIABLE), ("--remote_cache_gb", LIMIT_VARIABLE)):
+        value, arguments = take_option(arguments, option)
+        if value is not None:
+            os.environ[variable] = value
+    check_environment()
+    return list(arguments)
 
 
 # The words of the loader of libraries, of torch and of C++ where memory is not given.

@@ -738,6 +738,7 @@ class AvSource:
             VideoError: If it has others.
         """
         promised = self.index.timestamps
+        remote.forget()
         content = remote.read_all()
         self._close_direct()
         self.source = content

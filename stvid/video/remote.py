@@ -16,12 +16,14 @@ import errno
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from stvid.errors import StvidError, VideoError
+from stvid.video.block_cache import cache_of_environment, version_key
+from stvid.video.several_ranges import MOST_PARTS, PART_HEAD, SeveralRanges
 
 __all__ = [
     "HollowFile",
@@ -37,8 +39,8 @@ __all__ = [
 
 MOST_REQUESTS = 6
 """Ranges that are fetched for one clip, if they can be joined to so few without much that is not needed."""
-_SPARE = 0.2
-"""Share of the needed bytes that may be fetched beside them to save requests."""
+_REQUEST_HEAD = 1024
+"""Bytes that another request costs, with those of its answer's head."""
 _AHEAD = 64 * 2**10
 """Bytes of one request where nobody has said what will be read."""
 _PART = 8 * 2**20
@@ -122,15 +124,24 @@ def _is_final(error: BaseException) -> bool:
     return status in _REFUSED if status is not None else isinstance(cause, _FINAL)
 
 
-def join_ranges(starts: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+def join_ranges(
+    starts: Sequence[int] | np.ndarray,
+    sizes: Sequence[int] | np.ndarray,
+    *,
+    most: int = MOST_REQUESTS,
+    least_gap: int = _REQUEST_HEAD,
+) -> list[tuple[int, int]]:
     """Joins pieces of a file to the ranges of bytes that are asked for.
 
-    The smallest gaps are closed first, as long as what lies in them is at most a fifth of what is needed. If there are
-    more than `MOST_REQUESTS` ranges then, gaps that are smaller than a request is worth are closed, too.
+    Gaps that take no more bytes than another request does are closed. If there are too many ranges then, the smallest
+    gaps are closed, so that the largest ones stay open: no other choice fetches fewer bytes in so few ranges. A gap of
+    more than 64 KB stays open all the same.
 
     Args:
         starts: Where the pieces begin, in bytes; they may overlap and come in any order.
         sizes: Their bytes.
+        most: Ranges that are wanted at most.
+        least_gap: Bytes up to which a gap is closed always.
 
     Returns:
         (start, end) of each range, ascending.
@@ -139,16 +150,11 @@ def join_ranges(starts: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.nd
     begins = np.asarray(starts, np.int64)[order]
     ends = np.maximum.accumulate(begins + np.asarray(sizes, np.int64)[order])
     gaps = begins[1:] - ends[:-1]
-    open_gaps = [int(number) for number in np.argsort(gaps, kind="stable") if gaps[number] > 0]
-    left = float(_SPARE * np.asarray(sizes, np.int64).sum())
-    closed = gaps <= 0
-    ranges = len(open_gaps) + 1
-    for number in open_gaps:
-        left -= float(gaps[number])
-        if left < 0 and (ranges <= MOST_REQUESTS or gaps[number] > _AHEAD):
-            break
-        closed[number] = True
-        ranges -= 1
+    closed = gaps <= least_gap
+    surplus = int((~closed).sum()) + 1 - most
+    if surplus > 0:
+        smallest = np.argsort(np.where(closed, np.iinfo(np.int64).max, gaps), kind="stable")[:surplus]
+        closed[smallest[gaps[smallest] <= _AHEAD]] = True
     firsts = np.concatenate(([0], np.flatnonzero(~closed) + 1)).astype(int)
     lasts = np.concatenate((np.flatnonzero(~closed), [len(begins) - 1])).astype(int)
     return [(int(begins[first]), int(ends[last])) for first, last in zip(firsts, lasts, strict=True)]
@@ -157,8 +163,9 @@ def join_ranges(starts: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.nd
 class RemoteFile(io.RawIOBase):
     """A file behind a URL, read like one of this machine.
 
-    Nothing is asked for until it is needed, not even the file's size. What was fetched is kept, up to 64 MB. Make it in
-    the process that reads, since connections do not survive a fork.
+    Nothing is asked for until it is needed, not even the file's size. What was fetched is kept, up to 64 MB, and on a
+    disk, too, if the environment names a folder for it (`stvid.video.block_cache`); then the server is asked for the
+    file's version first. Make it in the process that reads, since connections do not survive a fork.
 
     Args:
         url: Address of the file, of any kind that fsspec knows.
@@ -180,12 +187,16 @@ class RemoteFile(io.RawIOBase):
         self._at = 0
         self._size: int | None = None
         self._held: list[tuple[int, bytes]] = []  # the latest last
+        self._cache = cache_of_environment()
+        self._key: str | None = None  # of this version of the file in the cache; None until it was asked for
+        self._kept: set[tuple[int, int]] = set()  # ranges that the cache has
         if url.split("://", 1)[0].lower() in _LOCAL:
             raise RemoteError(url, "names a file of this machine; give its path")
         try:
             self._files, self._path = file_system(url)
         except StvidError as error:
             raise RemoteError(url, str(error).removeprefix(f"{url}: ")) from error
+        self._several = SeveralRanges(self._files, url)
 
     @property
     def size(self) -> int:
@@ -194,6 +205,7 @@ class RemoteFile(io.RawIOBase):
         Raises:
             RemoteError: If there is no such file, or the server does not tell its size.
         """
+        self._look_into_cache()
         if self._size is None:
             size = self._try(lambda: self._files.size(self._path))
             if size is None:
@@ -207,14 +219,8 @@ class RemoteFile(io.RawIOBase):
         Raises:
             RemoteError: If they cannot be read.
         """
-        wanted = [
-            number
-            for number, (start, size) in enumerate(zip(starts, sizes, strict=True))
-            if self._find(int(start), int(size)) is None
-        ]
-        if wanted:
-            places, lengths = np.asarray(starts)[wanted], np.asarray(sizes)[wanted]
-            self._keep(join_ranges(places, lengths))
+        pieces = [(int(start), int(size)) for start, size in zip(starts, sizes, strict=True)]
+        self._get([piece for piece in pieces if self._find(*piece) is None])
 
     def read_all(self) -> bytes:
         """Returns the whole file, fetched in parts at the same time, or in one where the server gives no parts.
@@ -225,9 +231,12 @@ class RemoteFile(io.RawIOBase):
         try:
             if self.size > _MOST_BYTES:
                 raise RemoteError(self.url, _TOO_LARGE)
-            if self.size > _PART:
-                parts = [(start, min(start + _PART, self.size)) for start in range(0, self.size, _PART)]
-                return b"".join(self._fetch(parts))
+            parts = [(start, min(start + _PART, self.size)) for start in range(0, self.size, _PART)]
+            kept = [self._from_cache(start, end) for start, end in parts]
+            missing = [part for part, content in zip(parts, kept, strict=True) if content is None]
+            if len(parts) > 1 or not missing:
+                fetched = iter(self._fetch_and_store(missing))
+                return b"".join(next(fetched) if content is None else content for content in kept)
         except NoPartsError:
             pass
         content = bytes(self._try(lambda: self._files.cat_file(self._path)))
@@ -235,7 +244,16 @@ class RemoteFile(io.RawIOBase):
         self.fetched += len(content)
         if len(content) > _MOST_BYTES:
             raise RemoteError(self.url, _TOO_LARGE)
+        if len(content) == self._size:
+            self._store([(0, len(content))], [content])
         return content
+
+    def forget(self) -> None:
+        """Forgets all that was fetched, also what the cache on the disk holds of this file."""
+        self._held.clear()
+        if self._cache is not None and self._key is not None:
+            self._cache.forget(self._key)
+            self._kept.clear()
 
     # what io.RawIOBase asks for
 
@@ -265,13 +283,17 @@ class RemoteFile(io.RawIOBase):
         """
         view = memoryview(buffer).cast("B")
         found = self._find(self._at, len(view))
+        if found is None and self._hold_cached([(self._at, len(view))]) == []:
+            found = self._find(self._at, len(view))
         if found is None:
             # A plan has told what will be read, or else somebody reads on from here.
             end = self._at + max(len(view), _AHEAD)
             end = end if self._size is None and len(view) >= _AHEAD else min(end, self.size)
             if end <= self._at:
                 return 0
-            (found,) = self._keep([(self._at, end)])
+            (content,) = self._fetch_and_store([(self._at, end)])
+            self._hold([(self._at, content)])
+            found = memoryview(content)
         count = min(len(view), len(found))
         view[:count] = found[:count]
         self._at += count
@@ -288,13 +310,123 @@ class RemoteFile(io.RawIOBase):
                     return found
         return None
 
-    def _keep(self, ranges: list[tuple[int, int]]) -> list[memoryview]:
-        contents = self._fetch(ranges)
-        self._held += [(start, content) for (start, _), content in zip(ranges, contents, strict=True)]
+    def _get(self, pieces: list[tuple[int, int]]) -> None:
+        """Gets pieces (start, size) from the cache on the disk, and the others from the server, and holds them."""
+        missing = self._hold_cached(pieces)
+        if not missing:
+            return
+        starts, sizes = zip(*missing, strict=True)
+        ranges = join_ranges(starts, sizes)
+        due = len(ranges) > 1 and self._several.is_due()
+        if self._several.sent and self._cache is None:  # which would keep a hundred small files of each clip
+            pieces_of = join_ranges(starts, sizes, most=MOST_PARTS, least_gap=PART_HEAD)
+            if len(ranges) > 1 and len(pieces_of) <= MOST_PARTS and self._fetch_several(pieces_of):
+                return
+        if due:
+            ranges = join_ranges(starts, sizes, most=MOST_REQUESTS - 1)
+        contents = self._fetch_and_store(ranges)
+        self._hold([(start, content) for (start, _), content in zip(ranges, contents, strict=True)])
+        if due:
+            self._ask_for_several(ranges[0][0], ranges[-1][1] - 1, contents)
+
+    def _fetch_several(self, ranges: list[tuple[int, int]]) -> bool:
+        """Holds ranges that were sent several in an answer; returns whether all of them came."""
+        groups = self._several.groups(ranges)
+        contents, count = self._several.fetch(groups)
+        self.requests += len(groups)
+        self.fetched += count
+        held = [(start, content) for (start, _), content in zip(ranges, contents, strict=True) if content is not None]
+        self._hold(held)
+        return len(held) == len(ranges)
+
+    def _ask_for_several(self, first: int, last: int, contents: list[bytes]) -> None:
+        """Asks the server for two bytes that are known in one request, and notes whether it sends them so."""
+        found, count = self._several.fetch([[(first, first + 1), (last, last + 1)]])
+        self.requests += 1
+        self.fetched += count
+        self._several.note(found == [contents[0][:1], contents[-1][-1:]] and count < _AHEAD)
+
+    def _hold(self, blocks: list[tuple[int, bytes]]) -> None:
+        """Holds blocks (start, bytes) in memory; the earliest that are held go for them."""
+        self._held += blocks
         held = sum(len(content) for _, content in self._held)
-        while held > _HELD and len(self._held) > len(ranges):
+        while held > _HELD and len(self._held) > len(blocks):
             held -= len(self._held.pop(0)[1])
-        return [memoryview(content) for content in contents]
+
+    # the cache on the disk
+
+    def _look_into_cache(self) -> None:
+        """Asks for the version of the file and for what the cache has of it; once, and only if there is a cache."""
+        if self._cache is None or self._key is not None:
+            return
+        self._files.invalidate_cache(self._path)  # of listings
+        facts = self._try(lambda: self._files.info(self._path))
+        if facts.get("size") is not None:
+            self._size = int(facts["size"])
+        self._key = version_key(self.url, facts)
+        if self._key is None:
+            self._cache.say_unversioned(self.url)
+            self._cache = None
+        else:
+            self._kept = set(self._cache.blocks(self._key))
+
+    def _hold_cached(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Holds the blocks of the cache in which pieces (start, size) lie; returns the pieces that it does not have."""
+        if self._cache is None or not pieces:
+            return pieces
+        self._look_into_cache()
+        blocks: dict[tuple[int, int], bytes] = {}
+        missing = []
+        for start, size in pieces:
+            while (place := self._block_of(start, start + size, blocks)) is not None and place not in blocks:
+                content = self._load(place)
+                if content is not None:
+                    blocks[place] = content
+            if place is None:
+                missing.append((start, size))
+        self._hold([(start, content) for (start, _), content in blocks.items()])
+        return missing
+
+    def _from_cache(self, start: int, end: int) -> memoryview | None:
+        """Returns the bytes of a range if the cache has them in one block."""
+        self._look_into_cache()
+        while (place := self._block_of(start, end, {})) is not None:
+            content = self._load(place)
+            if content is not None:
+                return memoryview(content)[start - place[0] : end - place[0]]
+        return None
+
+    def _block_of(self, start: int, end: int, first: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+        """Returns a block that holds a range, up to the end of the file; one of `first` if it can be."""
+        end = end if self._size is None else min(end, self._size)
+        for blocks in (first, self._kept):
+            for block in blocks:
+                if block[0] <= start < end <= block[1]:
+                    return block
+        return None
+
+    def _load(self, block: tuple[int, int]) -> bytes | None:
+        """Returns a block of the cache; None if it is gone or damaged, and then it is not asked for again."""
+        assert self._cache is not None and self._key is not None
+        content = self._cache.load(self._key, *block)
+        if content is None:
+            self._kept.discard(block)
+        return content
+
+    def _store(self, ranges: list[tuple[int, int]], contents: list[bytes]) -> None:
+        if self._cache is not None and self._key is not None:
+            for (start, _), content in zip(ranges, contents, strict=True):
+                self._cache.store(self._key, start, content)
+                self._kept.add((start, start + len(content)))
+
+    def _fetch_and_store(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Fetches ranges, and keeps them on the disk where there is a cache."""
+        if not ranges:
+            return []
+        self._look_into_cache()
+        contents = self._fetch(ranges)
+        self._store(ranges, contents)
+        return contents
 
     # requests
 

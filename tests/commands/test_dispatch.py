@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,21 @@ def test_a_want_of_memory_is_no_internal_error(
     assert dispatch("stvid", "", {"fail": fail}, ["fail"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith("stvid: error: ") and said in printed and printed.count("\n") == 1
+
+
+def test_every_command_takes_the_cache_of_remote_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STVID_REMOTE_CACHE", "")
+    monkeypatch.setenv("STVID_REMOTE_CACHE_GB", "")
+    seen: list[tuple[list[str], str, str]] = []
+
+    def note(argv: Sequence[str]) -> int:
+        seen.append((list(argv), os.environ["STVID_REMOTE_CACHE"], os.environ["STVID_REMOTE_CACHE_GB"]))
+        return 0
+
+    folder = tmp_path / "blocks"
+    assert dispatch("stvid", "", {"x": note}, ["x", "--a", "--remote_cache", str(folder), "--remote_cache_gb=2"]) == 0
+    assert seen == [(["--a"], str(folder), "2")] and folder.is_dir()
+    assert dispatch("stvid", "", {"x": note}, ["x", "--remote_cache_gb", "none"]) == 2
+    assert "--remote_cache_gb" in capsys.readouterr().err and len(seen) == 1

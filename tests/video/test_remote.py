@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,14 +57,26 @@ def gets(server: Server) -> list[str]:
         ([100], [50], [(100, 150)]),
         ([150, 100], [50, 50], [(100, 200)]),  # neighbours, in any order
         ([100, 120], [50, 10], [(100, 150)]),  # one within the other
-        ([0, 1100], [1000, 1000], [(0, 2100)]),  # a gap of a twentieth is not worth a request
+        ([0, 1100], [1000, 1000], [(0, 2100)]),  # a gap that is smaller than a request is not worth one
+        ([0, 5000], [1000, 1000], [(0, 1000), (5000, 6000)]),
         ([0, 10**6], [1000, 1000], [(0, 1000), (10**6, 10**6 + 1000)]),
-        # The small gap is closed first, and nothing is left for the large one.
+        # The small gap is closed, the large one is not.
         ([0, 1100, 10**7], [1000, 1000, 1000], [(0, 2100), (10**7, 10**7 + 1000)]),
     ],
 )
 def test_pieces_are_joined(starts: list[int], sizes: list[int], joined: list[tuple[int, int]]) -> None:
     assert join_ranges(starts, sizes) == joined
+
+
+def test_no_other_six_ranges_are_fewer_bytes() -> None:
+    rng = np.random.default_rng(0)
+    gaps = rng.integers(1, 60, 11) * 1000
+    starts = np.concatenate(([0], np.cumsum(gaps + 500)))
+    sizes = np.full(12, 500)
+    fetched = sum(end - start for start, end in join_ranges(starts, sizes, least_gap=0))
+    span = int(starts[-1] + 500)
+    least = min(span - int(gaps[list(left)].sum()) for left in itertools.combinations(range(11), 5))
+    assert fetched == least and len(join_ranges(starts, sizes)) == 6
 
 
 def test_many_small_pieces_become_few_requests() -> None:
