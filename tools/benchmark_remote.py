@@ -2,6 +2,7 @@
 
     python tools/benchmark_remote.py                 # 20 files of 10 s and 4 of 60 s, over a throttled server
     python tools/benchmark_remote.py --files 4 --rounds 1
+    python tools/benchmark_remote.py --several       # the server sends several ranges in an answer, as nginx does
 
 A server of this tool sends the files over the loopback, at 20 MB/s in all and 30 ms after each request, as an object
 store some way off would. Each round reads a random 16x4 clip of each file by
@@ -13,11 +14,16 @@ store some way off would. Each round reads a random 16x4 clip of each file by
 
 in turns and with the same choice of frames; the frames are compared first. It prints the medians of bytes over the
 bytes of the packets that the clip needs, over those of the file, of requests and of seconds.
+
+It also prints what no reader can go below: the share of the file that those packets are, from the key frame on without
+what nothing refers to, and the fewest bytes of six ranges in which they lie, with sound and packets that are not needed
+between them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import re
 import statistics
@@ -25,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,7 +63,7 @@ class _Link:
             time.sleep(wait)
 
 
-def _serve(folder: str, port: Any, counts: Any) -> None:
+def _serve(folder: str, port: Any, counts: Any, several: bool) -> None:
     """Sends the files of a folder; `counts` are the requests for bytes, and the bytes."""
     link = _Link(RATE)
 
@@ -76,21 +82,25 @@ def _serve(folder: str, port: Any, counts: Any) -> None:
         def answer(self, *, body: bool) -> None:
             time.sleep(LATENCY)
             content = Path(folder, self.path.lstrip("/")).read_bytes()
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            text = self.headers.get("Range", "")
+            if several and "," in text:
+                self.send(_multipart(content, text), 206, {"Content-Type": "multipart/byteranges; boundary=limit"})
+                return
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", text)
             first = int(asked[1]) if asked else 0
             last = min(int(asked[2]), len(content) - 1) if asked and asked[2] else len(content) - 1
-            self.send_response(206 if asked else 200)
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Length", str(last + 1 - first))
-            if asked:
-                self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            headers = {"Content-Range": f"bytes {first}-{last}/{len(content)}"} if asked else {}
+            self.send(content[first : last + 1], 206 if asked else 200, headers, body=body)
+
+        def send(self, content: bytes, status: int, headers: dict[str, str], *, body: bool = True) -> None:
+            self.send_response(status)
+            for name, value in {"Accept-Ranges": "bytes", "Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             with counts.get_lock():
                 counts[0] += 1
-            if not body:
-                return
-            for start in range(first, last + 1, _CHUNK):
-                part = content[start : min(start + _CHUNK, last + 1)]
+            for start in range(0, len(content) if body else 0, _CHUNK):
+                part = content[start : start + _CHUNK]
                 link.send(len(part))
                 try:
                     self.wfile.write(part)
@@ -105,6 +115,32 @@ def _serve(folder: str, port: Any, counts: Any) -> None:
     server.serve_forever()
 
 
+def _multipart(content: bytes, text: str) -> bytes:
+    """Returns the body of an answer of several ranges."""
+    parts = []
+    for first, last in re.findall(r"(\d+)-(\d+)", text):
+        place = f"Content-Range: bytes {first}-{last}/{len(content)}"
+        parts.append(f"\r\n--limit\r\nContent-Type: video/mp4\r\n{place}\r\n\r\n".encode())
+        parts.append(content[int(first) : int(last) + 1])
+    return b"".join([*parts, b"\r\n--limit--\r\n"])
+
+
+@contextlib.contextmanager
+def serving(folder: str, *, several: bool = False) -> Iterator[tuple[str, Any]]:
+    """Runs the server in a process of its own; gives its address, and its counts of requests and bytes."""
+    context = multiprocessing.get_context("spawn")
+    port, counts = context.Value("i", 0), context.Array("q", 2)
+    server = context.Process(target=_serve, args=(folder, port, counts, several), daemon=True)
+    server.start()
+    while not port.value:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port.value}", counts
+    finally:
+        server.terminate()
+        server.join()
+
+
 @dataclass
 class Cost:
     """The cost of one way to read clips; one number a clip."""
@@ -115,8 +151,17 @@ class Cost:
     seconds: list[float] = field(default_factory=list)
 
 
-def needed_bytes(index: Index, frames: np.ndarray) -> int:
-    """Returns the bytes of the packets that must be decoded for some frames, skipping what nothing refers to."""
+@dataclass(frozen=True)
+class Bounds:
+    """Bytes below which no reader of a clip can go."""
+
+    needed: int  # of the packets that must be decoded
+    six_ranges: int  # the fewest of six ranges in which they lie
+    file: int
+
+
+def bounds_of(index: Index, frames: np.ndarray, file_bytes: int) -> Bounds:
+    """Returns the bounds of some frames; packets to which nothing refers are skipped."""
     packets = index.packets
     assert packets is not None
     wanted = packets.of_frame[frames]
@@ -126,7 +171,12 @@ def needed_bytes(index: Index, frames: np.ndarray) -> int:
         first = starts[np.searchsorted(starts, number, side="right") - 1]
         sent[first : number + 1] |= ~packets.skippable[first : number + 1]
     sent[wanted] = True
-    return int(packets.size[sent].sum())
+    begins, sizes = packets.position[sent], packets.size[sent].astype(np.int64)
+    order = np.argsort(begins)
+    ends = begins[order] + sizes[order]
+    gaps = np.sort(begins[order][1:] - ends[:-1])
+    least = int(ends[-1] - begins.min() - gaps[-5:].sum())
+    return Bounds(int(sizes.sum()), least, file_bytes)
 
 
 def read_stvid(url: str, frames: np.ndarray, index: Index | None) -> np.ndarray:
@@ -175,7 +225,9 @@ def has_torchcodec() -> bool:
     return True
 
 
-def measure(files: Sequence[Path], base: str, counts: Any, *, rounds: int, seed: int) -> dict[str, Cost]:
+def measure(
+    files: Sequence[Path], base: str, counts: Any, *, rounds: int, seed: int
+) -> tuple[dict[str, Cost], list[Bounds]]:
     """Reads clips of all files in every way, by turns."""
     rng = np.random.default_rng(seed)
     indices = {file: scan(file) for file in files}
@@ -190,11 +242,13 @@ def measure(files: Sequence[Path], base: str, counts: Any, *, rounds: int, seed:
         print("torchcodec: not installed, left out")
     ways["PyAV, blocks"] = lambda file, url, frames: read_by_blocks(url, frames)
     costs = {name: Cost() for name in ways}
+    bounds = []
     for _ in range(rounds):
         for file in files:
             count = len(indices[file].timestamps)
             frames = rng.integers(0, count - FRAMES * STRIDE) + STRIDE * np.arange(FRAMES)
-            needed = needed_bytes(indices[file], frames)
+            bounds.append(bounds_of(indices[file], frames, file.stat().st_size))
+            needed = bounds[-1].needed
             pictures = {}
             for name, read in ways.items():
                 before = list(counts)
@@ -207,11 +261,11 @@ def measure(files: Sequence[Path], base: str, counts: Any, *, rounds: int, seed:
                 cost.bytes_file.append((counts[1] - before[1]) / file.stat().st_size)
             for name in ("stvid, header", "whole file"):
                 assert np.array_equal(pictures[name], pictures["stvid, index"]), f"{name}: other frames of {file}"
-    return costs
+    return costs, bounds
 
 
-def print_costs(title: str, costs: dict[str, Cost]) -> None:
-    """Prints the medians, and how many times what stvid with an index takes the others take."""
+def print_costs(title: str, costs: dict[str, Cost], bounds: Sequence[Bounds]) -> None:
+    """Prints the medians, how many times what stvid with an index takes the others take, and the bounds."""
     own = costs["stvid, index"]
     columns = ("bytes/needed", "bytes/file", "requests", "ms", "x bytes", "x time")
     print(f"\n{title}\n{'':20}" + "".join(f"{column:>13}" for column in columns))
@@ -224,6 +278,10 @@ def print_costs(title: str, costs: dict[str, Cost]) -> None:
         print(f"{name:20}{of_needed:13.2f}{of_file:13.3f}{requests:13.1f}{1000 * seconds:13.0f}", end="")
         print(f"{more_bytes:13.2f}{more_time:13.2f}")
     print(f"with the index at most {max(own.requests):.0f} requests, {max(own.bytes_needed):.2f} of the bytes needed")
+    share = statistics.median(bound.needed / bound.file for bound in bounds)
+    six = statistics.median(bound.six_ranges / bound.needed for bound in bounds)
+    six_file = statistics.median(bound.six_ranges / bound.file for bound in bounds)
+    print(f"no reader needs less than {share:.3f} of the file, in six ranges {six:.2f} of that: {six_file:.3f}")
 
 
 def with_header_first(file: Path) -> Path:
@@ -247,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--long", type=int, default=4, help="files of 60 s; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="clips of each file; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--several", action="store_true", help="the server sends several ranges in an answer")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         sets = {}
@@ -260,20 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 moved.append(target)
             sets[name] = moved
             sets[f"{name}, header first"] = [with_header_first(path) for path in moved]
-        context = multiprocessing.get_context("spawn")
-        port, counts = context.Value("i", 0), context.Array("q", 2)
-        server = context.Process(target=_serve, args=(folder, port, counts), daemon=True)
-        server.start()
-        while not port.value:
-            time.sleep(0.05)
-        for name, files in sets.items():
-            if files:
-                size = statistics.median(file.stat().st_size for file in files) / 1e6
-                costs = measure(
-                    files, f"http://127.0.0.1:{port.value}", counts, rounds=options.rounds, seed=options.seed
-                )
-                print_costs(f"{len(files)} files of {name}, {size:.2f} MB each", costs)
-        server.terminate()
+        with serving(folder, several=options.several) as (address, counts):
+            for name, files in sets.items():
+                if files:
+                    size = statistics.median(file.stat().st_size for file in files) / 1e6
+                    costs, bounds = measure(files, address, counts, rounds=options.rounds, seed=options.seed)
+                    print_costs(f"{len(files)} files of {name}, {size:.2f} MB each", costs, bounds)
     return 0
 
 
