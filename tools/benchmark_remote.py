@@ -63,15 +63,19 @@ class _Link:
             time.sleep(wait)
 
 
-def _serve(folder: str, port: Any, counts: Any, several: bool) -> None:
+def _serve(folder: str, port: Any, counts: Any, several: bool, rate: float, latency: float) -> None:
     """Sends the files of a folder; `counts` are the requests for bytes, and the bytes."""
-    link = _Link(RATE)
+    link = _Link(rate)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the reader has closed the line
+                super().handle()
 
         def do_HEAD(self) -> None:
             self.answer(body=False)
@@ -80,7 +84,7 @@ def _serve(folder: str, port: Any, counts: Any, several: bool) -> None:
             self.answer(body=True)
 
         def answer(self, *, body: bool) -> None:
-            time.sleep(LATENCY)
+            time.sleep(latency)
             content = Path(folder, self.path.lstrip("/")).read_bytes()
             text = self.headers.get("Range", "")
             if several and "," in text:
@@ -126,11 +130,13 @@ def _multipart(content: bytes, text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(folder: str, *, several: bool = False) -> Iterator[tuple[str, Any]]:
+def serving(
+    folder: str, *, several: bool = False, rate: float = RATE, latency: float = LATENCY
+) -> Iterator[tuple[str, Any]]:
     """Runs the server in a process of its own; gives its address, and its counts of requests and bytes."""
     context = multiprocessing.get_context("spawn")
     port, counts = context.Value("i", 0), context.Array("q", 2)
-    server = context.Process(target=_serve, args=(folder, port, counts, several), daemon=True)
+    server = context.Process(target=_serve, args=(folder, port, counts, several, rate, latency), daemon=True)
     server.start()
     while not port.value:
         time.sleep(0.05)
