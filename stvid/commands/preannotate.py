@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import pick_device
 from stvid.console import printable
 from stvid.errors import ConfigError, VideoError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from stvid.data.parts import Part
     from stvid.data.video_table import StoredVideo
+    from stvid.evaluation.predict import Prediction
     from stvid.evaluation.predicted import ExchangeSettings, Predicted
+    from stvid.evaluation.ranks import Team
     from stvid.models.base import VideoModel
 
-__all__ = ["add_exchange_options", "check_exchange_options", "expand_lists", "run_exchange"]
+__all__ = [
+    "Sharing",
+    "add_exchange_options",
+    "check_exchange_options",
+    "expand_lists",
+    "predicted",
+    "run_exchange",
+]
 
 _LISTS = (".csv", ".tsv", ".json", ".xml", ".zip", ".parquet")
 _OF_LABEL_STUDIO = ("root", "from_name", "to_name")
@@ -100,7 +111,65 @@ def expand_lists(files: Sequence[str], *, files_for: str | None = None) -> list[
     return found
 
 
-def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
+@dataclass(frozen=True)
+class Sharing:
+    """How the videos of a command are shared out.
+
+    Attributes:
+        part: The part of ``--shard``.
+        team: The processes that work together.
+        merged: Gets the files that are not needed once the parts are joined; None does not join.
+        weights: The model as it was loaded.
+    """
+
+    part: Part | None = None
+    team: Team | None = None
+    merged: list[Path] | None = None
+    weights: VideoModel | None = None
+
+    def __str__(self) -> str:
+        return "--devices" if self.team is not None else "--shard"
+
+    @property
+    def shares(self) -> bool:
+        """Whether there are parts."""
+        return self.journals or self.team is not None
+
+    @property
+    def journals(self) -> bool:
+        """Whether parts are kept in journals."""
+        return self.part is not None or self.merged is not None
+
+
+def predicted(model: VideoModel, options: Any, *, topk: int, backend: str, sharing: Sharing) -> list[Prediction] | None:
+    """Classifies the videos of the command; returns None if another process has the predictions, or will have them."""
+    from stvid.evaluation.evaluate import Execution
+    from stvid.evaluation.parts import join_predictions, predict_part, prediction_work
+    from stvid.evaluation.predict import Classification, predict_together
+
+    execution = Execution(device=options.device, precision=options.precision, backend=backend)
+    work = Classification.prepare(model, options.files, topk=topk, execution=execution)
+    if not sharing.journals:
+        return predict_together(work, sharing.team)
+    shared = prediction_work(work, options.out, weights=sharing.weights or model)
+    if sharing.part is not None:
+        report = predict_part(work, shared, sharing.part)
+        print(
+            printable(
+                f"shard {sharing.part}: {report.videos} of {len(set(work.places))} videos done, {report.failed} of "
+                f"them failed; {report.journal}; after all shards: stvid prep merge predict, with the same options"
+            )
+        )
+        return None
+    found, joined = join_predictions(work, shared)
+    for note in joined.notes:
+        print(printable(note), file=sys.stderr)
+    assert sharing.merged is not None
+    sharing.merged.extend(joined.journals)
+    return found
+
+
+def run_exchange(model: VideoModel, options: Any, *, backend: str, sharing: Sharing) -> int:
     """Predicts, and writes or prints the file; returns the exit code."""
     from stvid.evaluation.classes import name_classes
     from stvid.evaluation.evaluate import model_task
@@ -124,21 +193,25 @@ def run_exchange(model: VideoModel, options: Any, *, backend: str) -> int:
     )
     options.files = list(dict.fromkeys(options.files))
     check_target(options.files, options.to, options.out, settings)
-    predicted, failed = (
-        _over_time(model, options, settings) if options.window else _whole(model, options, settings, backend)
-    )
+    if options.window:
+        found, failed = _over_time(model, options, settings)
+    else:
+        predictions = predicted(model, options, topk=model.num_classes, backend=backend, sharing=sharing)
+        if predictions is None:
+            return 0
+        found, failed = _whole(predictions, settings)
     for error in failed:
         print(printable(f"stvid: error: {error}"), file=sys.stderr)
-    if not predicted:
+    if not found:
         return 1
     if options.out is None:
-        sys.stdout.write(to_text(predicted, options.to, settings))
+        sys.stdout.write(to_text(found, options.to, settings))
         if options.to == "label-studio":
             print(printable(_hint(settings)), file=sys.stderr)
-            print(label_studio_config(predicted, settings), file=sys.stderr)
+            print(label_studio_config(found, settings), file=sys.stderr)
     else:
-        written = write_predictions(predicted, options.to, options.out, settings)
-        print(printable(f"{len(predicted)} of {len(options.files)} videos: {', '.join(map(str, written))}"))
+        written = write_predictions(found, options.to, options.out, settings)
+        print(printable(f"{len(found)} of {len(options.files)} videos: {', '.join(map(str, written))}"))
         if options.to == "label-studio":
             print(printable(_hint(settings)))
     return 1 if failed else 0
@@ -160,19 +233,10 @@ def _root(options: Any) -> str:
 
 
 def _whole(
-    model: VideoModel, options: Any, settings: ExchangeSettings, backend: str
+    predictions: Sequence[Prediction], settings: ExchangeSettings
 ) -> tuple[list[Predicted], list[str | VideoError]]:
-    from stvid.evaluation.predict import predict
     from stvid.evaluation.predicted import predicted_whole
 
-    predictions = predict(
-        model,
-        options.files,
-        topk=model.num_classes,
-        device=pick_device(options.device),
-        precision=options.precision,
-        backend=backend,
-    )
     found = (predicted_whole(prediction, settings.task) for prediction in predictions)
     failed: list[str | VideoError] = [
         f"{prediction.path}: {prediction.error}" for prediction in predictions if prediction.error is not None
@@ -201,7 +265,7 @@ def _over_time(
             stride=stride,
             topk=1,
             views=options.views or "1x1",
-            device=pick_device(options.device),
+            device=options.device,
             precision=options.precision,
         )
         try:

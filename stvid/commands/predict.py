@@ -18,11 +18,18 @@ from stvid.commands.common import (
     optimized,
     parse,
     parser_for,
-    pick_device,
     say_unnamed,
     split_config_options,
 )
-from stvid.commands.preannotate import add_exchange_options, check_exchange_options, expand_lists, run_exchange
+from stvid.commands.preannotate import (
+    Sharing,
+    add_exchange_options,
+    check_exchange_options,
+    expand_lists,
+    predicted,
+    run_exchange,
+)
+from stvid.commands.sharing import add_sharing_options, given_part, place_on_device, run_shared
 from stvid.console import printable
 from stvid.errors import ConfigError, VideoError
 
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
     from stvid.data.video_table import StoredVideo
     from stvid.evaluation.predict import Prediction
+    from stvid.evaluation.ranks import Team
     from stvid.evaluation.stream import StreamUpdate
     from stvid.evaluation.timeline import TimelineWindow
     from stvid.models.base import VideoModel
@@ -84,46 +92,58 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
     add_exchange_options(parser)
+    add_sharing_options(parser, what="the file of --out, which is that of one process")
     return parser
 
 
-def run(argv: Sequence[str]) -> int:
-    """Classify video files, as a whole or over time."""
+def run(argv: Sequence[str], *, merged: list[Path] | None = None) -> int:
+    """Classify video files, as a whole or over time.
+
+    Args:
+        argv: The arguments of the command.
+        merged: Joins the parts of a run with ``--shard`` instead of predicting; gets the files that are not needed
+            afterwards.
+    """
+    if merged is None:
+        return run_shared(_parser(), argv, _run)
     own, dotted = split_config_options(argv)
-    options = parse(_parser(), own)
+    return _run(parse(_parser(), own), dotted, None, merged=merged)
+
+
+def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list[Path] | None = None) -> int:
     check_exchange_options(options)
     options.files = expand_lists(options.files, files_for=_files_for(options))
-    if options.window is None:
-        for name in ("window_stride", "out"):
-            if getattr(options, name) is not None and (name != "out" or options.to is None):
-                raise ConfigError(f"--{name}: belongs to --window, which is missing")
-    elif options.stream:
-        raise ConfigError("--stream: one pass over the whole source, which has no --window")
+    sharing = Sharing(given_part(options), team, merged)
+    _check_options(options, sharing)
+    place_on_device(options, team)
     model, config = load(options, dotted)
     if model.takes_texts and not model.num_classes:
         raise ConfigError(f"{options.checkpoint}: its classes are texts: give them, --classes 'opening a door,running'")
     say_unnamed(model)
     if options.stream and not model.streams:
         raise ConfigError(f"--stream: {type(model).__name__} sees later frames, too, so it takes clips or a --window")
+    weights = model
     model = optimized(model, options)
     if options.to is not None:
-        return run_exchange(model, options, backend=options.backend or config.data.backend)
+        backend = options.backend or config.data.backend
+        return run_exchange(model, options, backend=backend, sharing=dataclasses.replace(sharing, weights=weights))
     if options.window is not None:
         return _run_timelines(model, options)
     if model.streams and options.stream is not False and all(isinstance(file, str) for file in options.files):
+        if sharing.shares:
+            raise ConfigError(f"{sharing}: shares out whole videos, not streams; give --stream false for clips")
         return _run_streams(model, options)
     _refuse_live(options.files)
 
-    from stvid.evaluation.predict import predict
-
-    predictions = predict(
+    predictions = predicted(
         model,
-        options.files,
+        options,
         topk=options.topk,
-        device=pick_device(options.device),
-        precision=options.precision,
         backend=options.backend or config.data.backend,
+        sharing=dataclasses.replace(sharing, weights=weights),
     )
+    if predictions is None:
+        return 0
     if options.json:
         print(json.dumps([dataclasses.asdict(prediction) for prediction in predictions], indent=2, allow_nan=False))
     else:
@@ -132,6 +152,23 @@ def run(argv: Sequence[str]) -> int:
     for prediction in failed:
         print(printable(f"stvid: error: {prediction.path}: {prediction.error}"), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check_options(options: Any, sharing: Sharing) -> None:
+    """Raises ConfigError if options of a window, or of parts, stand without what they belong to."""
+    if options.window is None:
+        for name in ("window_stride", "out"):
+            if getattr(options, name) is not None and (name != "out" or options.to is None):
+                raise ConfigError(f"--{name}: belongs to --window, which is missing")
+    elif options.stream:
+        raise ConfigError("--stream: one pass over the whole source, which has no --window")
+    if sharing.shares and options.window is not None:
+        raise ConfigError(f"{sharing}: shares out whole videos; with --window give each process a list of its own")
+    if sharing.journals and (options.to is None or options.out is None):
+        raise ConfigError(
+            f"{sharing}: needs --to and --out, such as --to csv --out predictions.csv: the parts keep what they did "
+            "beside that file"
+        )
 
 
 def _files_for(options: Any) -> str | None:
@@ -198,7 +235,7 @@ def _run_timelines(model: VideoModel, options: Any) -> int:
             stride=stride,
             topk=options.topk,
             views=views,
-            device=pick_device(options.device),
+            device=options.device,
             precision=options.precision,
         )
         try:
@@ -223,7 +260,7 @@ def _run_streams(model: VideoModel, options: Any) -> int:
             source,
             topk=options.topk,
             views=options.views,
-            device=pick_device(options.device),
+            device=options.device,
             precision=options.precision,
         )
         if not options.json:

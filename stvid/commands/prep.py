@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stvid.commands import predict, test
 from stvid.commands.common import parse, parser_for
 from stvid.commands.dispatch import dispatch
 from stvid.console import printable
@@ -582,7 +583,15 @@ def check_leakage(argv: Sequence[str]) -> int:
     return 1 if pairs else code
 
 
-_IN_PARTS: dict[str, Callable[..., int]] = {"scan": scan, "transcode": transcode, "index": index, "shard": shard}
+_IN_PARTS: dict[str, Callable[..., int]] = {
+    "scan": scan,
+    "transcode": transcode,
+    "index": index,
+    "shard": shard,
+    "test": test.run,
+    "predict": predict.run,
+}
+"""The commands with ``--shard``, whose parts are joined: those of ``stvid prep``, then those of ``stvid``."""
 
 
 def merge(argv: Sequence[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +17,16 @@ from stvid.commands.common import (
     optimized,
     parse,
     parser_for,
-    pick_device,
     split_config_options,
     with_test_videos,
+)
+from stvid.commands.sharing import (
+    add_engine_options,
+    add_sharing_options,
+    check_engine_options,
+    given_part,
+    place_on_device,
+    run_shared,
 )
 from stvid.console import printable
 from stvid.errors import ConfigError
@@ -27,6 +36,11 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from stvid.data.manifest import Manifest
+    from stvid.data.parts import Part
+    from stvid.evaluation.batch_parts import BatchWork
+    from stvid.evaluation.evaluate import Evaluation
+    from stvid.evaluation.parts import PartReport
+    from stvid.evaluation.ranks import Team
     from stvid.evaluation.record import EvaluationResult
     from stvid.models.base import VideoModel
     from stvid.protocol import Protocol
@@ -70,7 +84,11 @@ def _parser() -> ArgumentParser:
         help="time: measure reversed, shuffled and frozen frames too, on the same decoded clips.",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="Clips in one forward pass.")
-    parser.add_argument("--workers", type=int | None, help="Decoding processes; default one for each core, 8 at most.")
+    parser.add_argument(
+        "--workers", type=int | None, help="Decoding processes of a device; default one for each core, 8 at most."
+    )
+    add_sharing_options(parser, what="the result, which is that of one process")
+    add_engine_options(parser)
     parser.add_argument(
         "--out",
         type=str | None,
@@ -82,13 +100,97 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str]) -> int:
-    """Measure a model on labelled videos with multi-view evaluation."""
-    own, dotted = split_config_options(argv)
-    options = parse(_parser(), own)
+def run(argv: Sequence[str], *, merged: list[Path] | None = None) -> int:
+    """Measure a model on labelled videos with multi-view evaluation.
 
-    from stvid.evaluation.evaluate import PROBES, EvaluationPlan
-    from stvid.runs import read_test_videos
+    Args:
+        argv: The arguments of the command.
+        merged: Joins the parts of a run with ``--shard`` instead of measuring; gets the files that are not needed
+            afterwards.
+    """
+    if merged is None:
+        return run_shared(_parser(), argv, _run)
+    own, dotted = split_config_options(argv)
+    return _run(parse(_parser(), own), dotted, None, merged=merged, command=["stvid", "test", *argv])
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A test that is about to begin.
+
+    Attributes:
+        options: Those of the command.
+        model: The model as it was loaded.
+        evaluation: What is measured.
+        folder: Where the result goes.
+        seed: That of the config.
+    """
+
+    options: Any
+    model: VideoModel
+    evaluation: Evaluation
+    folder: Path
+    seed: int
+
+    @property
+    def work(self) -> BatchWork:
+        """The evaluation as work that can be shared out."""
+        from stvid.evaluation.parts import work_of
+
+        return work_of(self.evaluation, self.folder, weights=self.model, optimize=self.options.optimize)
+
+
+def _run(
+    options: Any,
+    dotted: Sequence[str],
+    team: Team | None,
+    *,
+    merged: list[Path] | None = None,
+    command: Sequence[str] = (),
+) -> int:
+    check_engine_options(options)
+    part = given_part(options)
+    wanted = options.device
+    place_on_device(options, team)
+    test = _prepared(options, dotted, runs=merged is None, wanted=wanted)
+    if part is not None:
+        return _do_part(test, part)
+    if team is not None and not team.first:
+        return _help(test, team)
+    with claimed(test.folder / "result.json"):
+        result, journals = _joined(test) if merged is not None else _measured(test, team)
+        if command:
+            from stvid.evaluation.result import typed_command
+
+            result.command = typed_command(command)
+        _complete(test, result)
+        written = result.save(test.folder)
+        _write_report(test, result)
+    if merged is None:
+        for journal in journals:
+            journal.unlink(missing_ok=True)
+    else:
+        merged += journals
+    _report_to_services(options.checkpoint, test.folder)
+    if options.json:
+        print(written.read_text(encoding="utf-8"))
+    else:
+        print(printable(result.summary(), keep="\n"))
+        print(printable(f"written to {test.folder} (report.html, result.json, logits.npz)"))
+    return 0
+
+
+def _prepared(options: Any, dotted: Sequence[str], *, runs: bool, wanted: str | None) -> _Test:
+    """Loads the model and the list of videos.
+
+    Args:
+        options: Those of the command.
+        dotted: Those of the config.
+        runs: Whether the model is to run here.
+        wanted: The device that the user named.
+    """
+    from stvid.evaluation.evaluate import PROBES, prepare
+    from stvid.runs import default_workers, read_test_videos
 
     model, config = load(options, dotted)
     if options.data is not None:
@@ -100,27 +202,110 @@ def run(argv: Sequence[str]) -> int:
         _take_texts_of(model, videos)
     videos = _with_classes_of(model, videos)
     protocol = model.default_protocol
-    measured: dict[str, Any] = {
-        "also": _further_views("none" if model.joins_clips and options.also == "auto" else options.also, protocol),
-        "task": model.task,
-        "temporal": options.frame_order,
-        "probe": PROBES if options.probe else (),
-        "seed": config.seed,
-        "average": options.average,
-    }
-    folder = _folder(options, protocol.views, videos, EvaluationPlan(protocol, **measured).digest(videos))
     options.backend = options.backend or config.data.backend
-    with claimed(folder / "result.json"):
-        result = _measure(model, videos, measured, options, folder)
-        written = result.save(folder)
-        _write_report(model, result, videos, folder, backend=options.backend, seed=config.seed)
-    _report_to_services(options.checkpoint, folder)
-    if options.json:
-        print(written.read_text(encoding="utf-8"))
-    else:
-        print(printable(result.summary(), keep="\n"))
-        print(printable(f"written to {folder} (report.html, result.json, logits.npz)"))
+    evaluation = prepare(
+        optimized(model, options) if runs else model,
+        videos,
+        protocol=protocol,
+        also=_further_views("none" if model.joins_clips and options.also == "auto" else options.also, protocol),
+        task=model.task,
+        temporal=options.frame_order,
+        probe=PROBES if options.probe else (),
+        seed=config.seed,
+        average=options.average,
+        batch_size=options.batch_size,
+        workers=default_workers(options.workers),
+        device=wanted if options.engine == "ray" else options.device,
+        precision=options.precision,
+        backend=options.backend,
+        progress=sys.stderr.isatty(),
+    )
+    folder = _folder(options, protocol.views, videos, evaluation.plan.digest(videos))
+    return _Test(options, model, evaluation, folder, config.seed)
+
+
+@contextlib.contextmanager
+def _continued(folder: Path) -> Iterator[None]:
+    """Says how to go on if Ctrl-C is pressed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(printable(f"stopped; the same command goes on where it was (from {folder})"), file=sys.stderr, flush=True)
+        raise
+
+
+def _part_report(test: _Test, part: Part) -> PartReport:
+    from stvid.evaluation.parts import evaluate_on_ray, evaluate_part
+
+    if test.options.engine == "local":
+        return evaluate_part(test.evaluation, test.work, part)
+    address, workers = test.options.ray_address, test.options.workers
+    return evaluate_on_ray(test.evaluation, test.work, part, address=address, workers=workers)
+
+
+def _do_part(test: _Test, part: Part) -> int:
+    """Measures the videos of one part; returns the exit code."""
+    with _continued(test.folder):
+        report = _part_report(test, part)
+    print(
+        printable(
+            f"shard {part}: {report.videos} of {len(test.evaluation.videos)} videos done, {report.failed} of them "
+            f"failed; {report.journal}; after all shards: stvid prep merge test, with the same options"
+        )
+    )
     return 0
+
+
+def _help(test: _Test, team: Team) -> int:
+    """Measures the videos of a process that is not the first of its team; returns the exit code."""
+    from stvid.evaluation.parts import evaluate_part
+
+    team.meet()
+    evaluate_part(test.evaluation, test.work, team.rank.part)
+    team.finish()
+    return 0
+
+
+def _measured(test: _Test, team: Team | None) -> tuple[EvaluationResult, list[Path]]:
+    """Measures the videos; returns the result, and the files that are not needed once it is written."""
+    from stvid.data.parts import Part
+    from stvid.evaluation.evaluate import run_evaluation
+    from stvid.evaluation.parts import evaluate_part
+
+    with _continued(test.folder):
+        if test.options.engine == "ray":
+            test.work.fold(1)
+            _part_report(test, Part(1, 1))
+            return _joined(test)
+        if team is None:
+            return run_evaluation(test.evaluation, resume_from=test.folder), []
+        work = test.work
+        work.fold(team.rank.count)
+        team.meet()
+        evaluate_part(test.evaluation, work, team.rank.part, title=f"videos of 1 of {team.rank.count} devices")
+        team.finish()
+    return _joined(test)
+
+
+def _joined(test: _Test) -> tuple[EvaluationResult, list[Path]]:
+    """Joins the parts; returns the result, and the files that are not needed once it is written."""
+    from stvid.evaluation.parts import join_evaluation
+
+    result, joined = join_evaluation(test.evaluation, test.work)
+    for note in joined.notes:
+        print(printable(note), file=sys.stderr)
+    return result, joined.journals
+
+
+def _complete(test: _Test, result: EvaluationResult) -> None:
+    """Adds what is known of the model to a result: its cost, and its published numbers."""
+    from stvid.evaluation.cost import measure_cost
+    from stvid.evaluation.published import compare_with_published
+
+    model = test.model
+    result.cost |= measure_cost(model, model.default_protocol, device=test.options.device)
+    if model.weights is not None:
+        result.published = compare_with_published(model.weights, result)
 
 
 def _take_texts_of(model: VideoModel, videos: Manifest) -> None:
@@ -162,47 +347,16 @@ def _with_classes_of(model: VideoModel, videos: Manifest) -> Manifest:
     return videos
 
 
-def _measure(
-    model: VideoModel, videos: Manifest, measured: dict[str, Any], options: Any, folder: Path
-) -> EvaluationResult:
-    from stvid.evaluation.cost import measure_cost
-    from stvid.evaluation.evaluate import evaluate
-    from stvid.evaluation.published import compare_with_published
-    from stvid.runs import default_workers
-
-    device = pick_device(options.device)
-    try:
-        result = evaluate(
-            optimized(model, options),
-            videos,
-            batch_size=options.batch_size,
-            workers=default_workers(options.workers),
-            device=device,
-            precision=options.precision,
-            backend=options.backend,
-            progress=sys.stderr.isatty(),
-            resume_from=folder,
-            **measured,
-        )
-    except KeyboardInterrupt:
-        print(printable(f"stopped; the same command goes on where it was (from {folder})"), file=sys.stderr, flush=True)
-        raise
-    result.cost |= measure_cost(model, model.default_protocol, device=device)
-    if model.weights is not None:
-        result.published = compare_with_published(model.weights, result)
-    return result
-
-
-def _write_report(
-    model: VideoModel, result: EvaluationResult, videos: Manifest, folder: Path, *, backend: str, seed: int
-) -> None:
+def _write_report(test: _Test, result: EvaluationResult) -> None:
     from stvid.data.dataset import EvalDataset
     from stvid.look.report import find_examples, write_report
 
+    model, videos, backend = test.model, test.evaluation.videos, test.options.backend
     protocol = model.default_protocol
     seen = EvalDataset(videos, protocol, views=protocol.views, backend=backend, multilabel=result.task == "multilabel")
-    examples = find_examples(result, seen, seed=seed)
-    write_report(result, folder, examples=examples, title=f"{model.recipe['name']} on {Path(videos.source).name}")
+    examples = find_examples(result, seen, seed=test.seed)
+    title = f"{model.recipe['name']} on {Path(videos.source).name}"
+    write_report(result, test.folder, examples=examples, title=title)
 
 
 def _report_to_services(checkpoint: str, folder: Path) -> None:

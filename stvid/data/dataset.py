@@ -563,7 +563,7 @@ class EvalDataset(Dataset[EvalSample]):
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
         entry: VideoEntry = self.manifest[index]
-        labels = _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
+        labels = self.labels(index)
         try:
             content, known = self.content_and_index(index)
             with VideoReader(
@@ -587,6 +587,10 @@ class EvalDataset(Dataset[EvalSample]):
             crop_boxes=tuple(frames.source_box(plan.box) for plan in plans[:crops]),
             same=_first_equal(plans),
         )
+
+    def labels(self, index: int) -> np.ndarray:
+        """Returns the label of a video as its sample has it: int64 (), or multi-hot float32 (K,)."""
+        return _target(self.manifest.label_ids(index), self.manifest, self.multilabel)
 
     def content_and_index(self, index: int) -> tuple[str | bytes | MemoryFrames, Index | None]:
         """Returns where or what a video is, and its index if the list of videos has it."""

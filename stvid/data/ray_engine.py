@@ -54,7 +54,7 @@ def _ray() -> Any:
 
 
 @contextlib.contextmanager
-def started_ray(address: str | None, workers: int | None) -> Iterator[None]:
+def started_ray(address: str | None, workers: int | None) -> Iterator[int]:
     """Connects to a Ray cluster, or starts Ray on this machine; ends that at the end of the ``with``.
 
     If this process is connected already, that connection is used and stays.
@@ -63,13 +63,16 @@ def started_ray(address: str | None, workers: int | None) -> Iterator[None]:
         address: The cluster, as Ray names it: ``auto``, ``HOST:PORT``, ``ray://HOST:PORT``; None starts Ray here.
         workers: Cores that Ray may use here; None takes all.
 
+    Yields:
+        How many GPUs the cluster has.
+
     Raises:
         StvidError: If Ray is missing, the cluster cannot be reached, or its machines have no or another stvid.
     """
     ray = _ray()
     if ray.is_initialized():
         with _settings():
-            yield
+            yield int(ray.cluster_resources().get("GPU", 0))
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -86,7 +89,7 @@ def started_ray(address: str | None, workers: int | None) -> Iterator[None]:
     try:
         with _settings():
             _check_workers(ray)
-            yield
+            yield int(ray.cluster_resources().get("GPU", 0))
     finally:
         ray.shutdown()
 
@@ -192,13 +195,16 @@ def _mapped(ray: Any, stage: Stage, keys: Sequence[str], size: int, workers: int
         videos = ray.data.from_arrow(tables)
         if stage.lasting:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
-            most = workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+            # A machine with fewer cores than the stage would use takes it alone.
+            cores = min(stage.cores, max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes()))
+            room = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
+            most = workers or max(1, int(room) // (1 if gpus else cores))
             found = videos.map_batches(
                 _InFolder,
                 fn_constructor_args=[stage, os.getcwd()],
                 batch_size=None,
                 compute=ActorPoolStrategy(min_size=1, max_size=most),
-                num_cpus=1,
+                num_cpus=cores,
                 num_gpus=gpus,
                 max_task_retries=_RETRIES,
             )

@@ -34,6 +34,7 @@ class Stage:
             again.
         lasting: Whether a call leaves something for the next one that is costly to make, so that an engine should keep
             the processes that hold it.
+        cores: CPU cores that a call uses.
         options: All that the work depends on beside the file, as JSON can hold it.
         column: The column that names the file.
 
@@ -45,6 +46,7 @@ class Stage:
     fields: ClassVar[Mapping[str, type]] = {}
     rows_at_once: ClassVar[int] = 1
     lasting: ClassVar[bool] = False
+    cores: int = 1
 
     def __init__(self, options: Mapping[str, Any], *, column: str = "path") -> None:
         self.options = dict(options)

@@ -30,21 +30,27 @@ from stvid.data.transforms import model_input
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError, ManifestError, StvidError
 from stvid.evaluation.metrics import Average
-from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, videos_digest
+from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, packed, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.inference import OptimizedModel
 from stvid.protocol import Protocol, Task
 
 __all__ = [
     "PROBES",
+    "Evaluation",
     "EvaluationError",
     "EvaluationPlan",
     "EvaluationResult",
+    "Execution",
     "Placement",
     "Temporal",
     "ViewAccumulator",
+    "add_record",
     "evaluate",
+    "outcome_of",
     "perturb_time",
+    "prepare",
+    "run_evaluation",
     "sample_logits",
 ]
 
@@ -354,6 +360,61 @@ def evaluate(
         StvidError: If a worker was killed.
     """
     began = time.perf_counter()
+    evaluation = prepare(
+        model,
+        manifest,
+        views=views,
+        protocol=protocol,
+        task=task,
+        also=also,
+        average=average,
+        temporal=temporal,
+        probe=probe,
+        seed=seed,
+        batch_size=batch_size,
+        view_chunk=view_chunk,
+        workers=workers,
+        device=device,
+        precision=precision,
+        backend=backend,
+        progress=progress,
+    )
+    return run_evaluation(evaluation, resume_from=resume_from, began=began)
+
+
+def prepare(
+    model: nn.Module,
+    manifest: Manifest | str | os.PathLike[str],
+    *,
+    views: str | ViewPlan | None = None,
+    protocol: Protocol | None = None,
+    task: Task | None = None,
+    also: Sequence[str | ViewPlan] = (),
+    average: Average = "probabilities",
+    temporal: Temporal = "normal",
+    probe: Sequence[Temporal] = (),
+    seed: int = 0,
+    **execution: Any,
+) -> Evaluation:
+    """Checks the arguments of `evaluate` and reads the list; no video is read, and the model does not run.
+
+    Args:
+        model: See `evaluate`, as for all others.
+        manifest: The videos.
+        views: The views.
+        protocol: The protocol.
+        task: The task.
+        also: Further views.
+        average: What is averaged.
+        temporal: The order of frames.
+        probe: Other orders of frames.
+        seed: The seed of the shuffled order.
+        **execution: The fields of `Execution`.
+
+    Raises:
+        ConfigError: If an argument is not usable.
+        ManifestError: If the list cannot be read, or has no labels that the protocol names.
+    """
     used, used_task = model_protocol(model, protocol, views), model_task(model, task)
     videos = _labelled(manifest, used, used_task, count=_num_classes(model))
     plan = EvaluationPlan(
@@ -365,20 +426,7 @@ def evaluate(
         probe=tuple(probe),
         seed=seed,
     )
-    execution = _Execution(
-        batch_size=batch_size,
-        view_chunk=batch_size if view_chunk is None else view_chunk,
-        workers=workers,
-        device=device,
-        precision=precision,
-        backend=backend,
-        progress=progress,
-        resume_from=resume_from,
-    )
-    result, resumed = _evaluate(model, videos, plan, execution)
-    if not resumed:
-        result.cost["seconds"] = time.perf_counter() - began
-    return result
+    return Evaluation(model, videos, plan, Execution(**execution))
 
 
 @dataclass(frozen=True)
@@ -456,64 +504,158 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class _Execution:
-    """How the work is done: arguments of `evaluate` that change its speed, but not what it measures."""
+class Execution:
+    """How the work is done: arguments of `evaluate` that change its speed, but not what it measures.
 
-    batch_size: int
-    view_chunk: int
-    workers: int
-    device: torch.device | str | None
-    precision: str
-    backend: str
-    progress: bool
-    resume_from: str | os.PathLike[str] | None
+    Attributes:
+        batch_size: Clips in one forward pass.
+        view_chunk: The same, if that is to differ from the clips that are decoded at a time; None takes `batch_size`.
+        workers: Decoding processes.
+        device: None leaves the model where it is.
+        precision: As `evaluate` has it.
+        backend: Decoder.
+        progress: Show a bar on standard error.
+
+    Raises:
+        ConfigError: If a number is not usable.
+    """
+
+    batch_size: int = 8
+    view_chunk: int | None = None
+    workers: int = 0
+    device: torch.device | str | None = None
+    precision: str = "32-true"
+    backend: str = "av"
+    progress: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size, workers=self.workers, view_chunk=self.view_chunk)
+        check_counts(batch_size=self.batch_size, workers=self.workers, view_chunk=self.chunk)
+
+    @property
+    def chunk(self) -> int:
+        """Clips in one forward pass."""
+        return self.batch_size if self.view_chunk is None else self.view_chunk
 
 
-def _evaluate(
-    model: nn.Module, videos: Manifest, plan: EvaluationPlan, execution: _Execution
-) -> tuple[EvaluationResult, bool]:
-    """Returns the result, and whether a part of it was known from an interrupted evaluation."""
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation whose arguments were checked (`prepare`): what is measured of which videos, and how.
+
+    Attributes:
+        model: Maps clips (B, C, T, H, W) to logits (B, K).
+        videos: The videos, with the classes of the protocol.
+        plan: What is measured.
+        execution: How the work is done.
+    """
+
+    model: nn.Module
+    videos: Manifest
+    plan: EvaluationPlan
+    execution: Execution
+
+    @property
+    def at_once(self) -> int:
+        """How many videos are decoded, and given to the model, at a time."""
+        return max(1, self.execution.batch_size // len(self.plan.accumulator().layout.views))
+
+    def batches(self) -> list[range]:
+        """Returns the numbers of the videos of each batch of an evaluation that is done in one go.
+
+        The numbers of a video may depend in their last digits on the videos that are in one batch with it, so that
+        whoever shares out the work shares whole batches.
+        """
+        step, count = self.at_once, len(self.videos)
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def dataset(self) -> EvalDataset:
+        """Returns the views of the videos."""
+        return EvalDataset(
+            self.videos,
+            self.plan.protocol,
+            views=self.plan.accumulator().layout.protocols,
+            backend=self.execution.backend,
+            decode_threads=1,
+            multilabel=self.plan.task == "multilabel",
+        )
+
+    def started(self) -> contextlib.AbstractContextManager[Placement]:
+        """Puts the model into evaluation mode on its device until the end of the ``with``."""
+        return inference(self.model, device=self.execution.device, precision=self.execution.precision)
+
+    def arithmetic(self, place: Placement) -> tuple[str, ...]:
+        """Returns the precision and the device, as `EvaluationResult.arithmetic` has them."""
+        computed = (f"{self.execution.precision} on {place.device}",)
+        return self.model.notes if isinstance(self.model, OptimizedModel) else computed
+
+    def measure(self, samples: Sequence[EvalSample], place: Placement) -> tuple[list[VideoRecord], list[EvalSample]]:
+        """Runs the model over a batch of videos, within `started`.
+
+        Returns:
+            The record of each video that could be read, and the samples that could not.
+        """
+        run = functools.partial(
+            sample_logits,
+            self.model,
+            protocol=self.plan.protocol,
+            placement=place,
+            view_chunk=self.execution.chunk,
+            seed=self.plan.seed,
+        )
+        return _measure(samples, run, self.plan)
+
+    @contextlib.contextmanager
+    def decoded(self, todo: Sequence[int], place: Placement) -> Iterator[Iterator[list[EvalSample]]]:
+        """Starts decoding and yields the batches of some videos; at the end it stops the worker processes.
+
+        They are not left to be stopped when the loader is forgotten: the traceback of an exception would keep them
+        alive.
+        """
+        if not todo:
+            yield iter(())
+            return
+        settings = LoaderSettings(self.at_once, self.execution.workers, pin_memory=place.device.type == "cuda")
+        loader = make_eval_loader(self.dataset(), settings, only=todo)
+        with contextlib.closing(iter(loader)) as batches:
+            yield batches
+
+
+def run_evaluation(
+    evaluation: Evaluation, *, resume_from: str | os.PathLike[str] | None = None, began: float | None = None
+) -> EvaluationResult:
+    """Does an evaluation in one go, as `evaluate` does.
+
+    Args:
+        evaluation: What is measured.
+        resume_from: See `evaluate`.
+        began: The time of `time.perf_counter` from which the cost counts the seconds; None takes now.
+
+    Raises:
+        EvaluationError: If no video could be read, or the logits are not finite.
+        StvidError: If a worker was killed.
+    """
+    began = time.perf_counter() if began is None else began
+    videos, plan, execution = evaluation.videos, evaluation.plan, evaluation.execution
     accumulator = plan.accumulator()
     measured = plan.digest(videos)
-    dataset = EvalDataset(
-        videos,
-        plan.protocol,
-        views=accumulator.layout.protocols,
-        backend=execution.backend,
-        decode_threads=1,
-        multilabel=plan.task == "multilabel",
-    )
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(inference(model, device=execution.device, precision=execution.precision))
+        place = stack.enter_context(evaluation.started())
         store = None
-        if execution.resume_from is not None:
-            parts = {"measured": measured, "model": model_digest(model), "precision": execution.precision}
+        if resume_from is not None:
+            parts = {"measured": measured, "model": model_digest(evaluation.model), "precision": execution.precision}
             key = digest(parts | {"backend": execution.backend, "device": place.device.type})
-            store = stack.enter_context(ProgressFile(Path(execution.resume_from) / f"interrupted-{key}.jsonl", key))
+            store = stack.enter_context(ProgressFile(Path(resume_from) / f"interrupted-{key}.jsonl", key))
         known = [] if store is None else store.records
         for record in known:
-            _add(accumulator, record, videos)
-        at_once = max(1, execution.batch_size // len(accumulator.layout.views))
-        todo = _remaining(len(videos), accumulator, known, at_once)
+            add_record(accumulator, record, videos)
+        todo = _remaining(len(videos), accumulator, known, evaluation.at_once)
         done = len(videos) - len(todo)
         if store is not None and known:
             print(f"continuing: {done} of {len(videos)} videos are done ({store.path})", file=sys.stderr, flush=True)
         bar = stack.enter_context(progress_bar("videos", len(videos), done=done, enabled=execution.progress))
-        run = functools.partial(
-            sample_logits,
-            model,
-            protocol=plan.protocol,
-            placement=place,
-            view_chunk=execution.view_chunk,
-            seed=plan.seed,
-        )
-        for samples in stack.enter_context(_batches(dataset, todo, at_once, execution.workers, place)):
-            records, failed = _measure(samples, run, plan)
+        for samples in stack.enter_context(evaluation.decoded(todo, place)):
+            records, failed = evaluation.measure(samples, place)
             for record in records:
-                _add(accumulator, record, videos)
+                add_record(accumulator, record, videos)
             for sample in failed:
                 path = videos[sample.index].path
                 accumulator.add_failure(sample.index, path, str(sample.error), labels=sample.labels)
@@ -522,27 +664,11 @@ def _evaluate(
             bar.advance(len(samples))
     result = accumulator.result()
     result.evaluation = measured
-    computed = (f"{execution.precision} on {place.device}",)
-    result.arithmetic = model.notes if isinstance(model, OptimizedModel) else computed
+    result.arithmetic = evaluation.arithmetic(place)
     result.progress_file = None if store is None else store.path
-    return result, bool(known)
-
-
-@contextlib.contextmanager
-def _batches(
-    dataset: EvalDataset, todo: Sequence[int], at_once: int, workers: int, place: Placement
-) -> Iterator[Iterator[list[EvalSample]]]:
-    """Starts decoding and yields the batches of some videos; at the end it stops the worker processes.
-
-    They are not left to be stopped when the loader is forgotten: the traceback of an exception would keep them alive.
-    """
-    if not todo:
-        yield iter(())
-        return
-    settings = LoaderSettings(at_once, workers, pin_memory=place.device.type == "cuda")
-    loader = make_eval_loader(dataset, settings, only=todo)
-    with contextlib.closing(iter(loader)) as batches:
-        yield batches
+    if not known:
+        result.cost["seconds"] = time.perf_counter() - began
+    return result
 
 
 def _remaining(count: int, accumulator: ViewAccumulator, known: Sequence[VideoRecord], at_once: int) -> list[int]:
@@ -592,7 +718,8 @@ def _measure(
     return records, failed
 
 
-def _add(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) -> None:
+def add_record(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) -> None:
+    """Gives the record of a video to an accumulator."""
     accumulator.add(
         record.index,
         record.logits,
@@ -601,6 +728,14 @@ def _add(accumulator: ViewAccumulator, record: VideoRecord, videos: Manifest) ->
         distinct=record.distinct,
         probes=record.probes,
     )
+
+
+def outcome_of(records: Sequence[VideoRecord], failed: Sequence[EvalSample]) -> dict[str, Any]:
+    """Returns what came out of a batch as JSON can hold it."""
+    return {
+        "videos": [packed(record) for record in records],
+        "failed": [[sample.index, str(sample.error)] for sample in failed],
+    }
 
 
 def check_counts(*, workers: int, **counts: int) -> None:

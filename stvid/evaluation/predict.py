@@ -5,28 +5,40 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stvid.data.datamodule import LoaderSettings, make_eval_loader
-from stvid.data.dataset import EvalDataset, check_rate_known
+from stvid.data.dataset import EvalDataset, EvalSample, check_rate_known
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.video_table import StoredVideo
 from stvid.data.views import ViewPlan
 from stvid.errors import ConfigError
 from stvid.evaluation.classes import NOT_FINITE, TopClasses, top_classes
-from stvid.evaluation.evaluate import check_counts, inference, model_protocol, model_task, sample_logits
+from stvid.evaluation.evaluate import (
+    Execution,
+    Placement,
+    check_counts,
+    inference,
+    model_protocol,
+    model_task,
+    sample_logits,
+)
+from stvid.evaluation.ranks import Team
 from stvid.protocol import Protocol, Task
 from stvid.video.memory import FRAMES_NAME, is_frame, read_whole
 from stvid.video.reader import Index, MemoryFrames, VideoLike
 from stvid.video.remote import is_url
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Classification", "Prediction", "predict", "predict_together"]
+
+
+_Source = str | bytes | MemoryFrames | StoredVideo
 
 
 @dataclass
@@ -108,37 +120,147 @@ def predict(
         from stvid.zoo import load_model
 
         model = load_model(model_or_checkpoint)
-    used = model_protocol(model, protocol, views)
-    used_task = model_task(model, task)
-    given = _given_videos(videos, fps)
-    for source in given:
-        if isinstance(source, MemoryFrames):
-            check_rate_known(source, used)
-    # A file that is given twice is decoded once.
-    keys = [os.path.realpath(source) if _is_path(source) else number for number, source in enumerate(given)]
-    order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    sources = [given[keys.index(key)] for key in order]
+    execution = Execution(batch_size=batch_size, workers=workers, device=device, precision=precision, backend=backend)
+    work = Classification.prepare(
+        model, videos, topk=topk, fps=fps, views=views, protocol=protocol, task=task, execution=execution
+    )
+    return predict_together(work, None) or []
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A call of `predict` whose arguments were checked: which videos, and how they are classified.
+
+    Attributes:
+        model: Maps clips (B, C, T, H, W) to logits (B, K).
+        given: The videos as they were given.
+        places: For each of them its number among the different ones: a file that is given twice is decoded once.
+        protocol: How clips are read, with the views.
+        task: ``multiclass`` or ``multilabel``.
+        topk: How many classes to name.
+        execution: How the work is done.
+    """
+
+    model: nn.Module
+    given: Sequence[_Source]
+    places: Sequence[int]
+    protocol: Protocol
+    task: Task
+    topk: int
+    execution: Execution
+
+    @classmethod
+    def prepare(
+        cls,
+        model: nn.Module,
+        videos: VideoLike | Sequence[VideoLike],
+        *,
+        execution: Execution,
+        topk: int = 5,
+        fps: float | None = None,
+        views: str | ViewPlan | None = None,
+        protocol: Protocol | None = None,
+        task: Task | None = None,
+    ) -> Classification:
+        """Checks the arguments, which are those of `predict`; no video is read, and the model does not run.
+
+        Raises:
+            ConfigError: If an argument is not usable.
+            VideoError: If frames in memory have another type or shape.
+        """
+        check_counts(workers=0, topk=topk)
+        used = model_protocol(model, protocol, views)
+        used_task = model_task(model, task)
+        given = _given_videos(videos, fps)
+        for source in given:
+            if isinstance(source, MemoryFrames):
+                check_rate_known(source, used)
+        keys = [os.path.realpath(source) if _is_path(source) else number for number, source in enumerate(given)]
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return cls(model, given, [order[key] for key in keys], used, used_task, topk, execution)
+
+    @property
+    def sources(self) -> list[_Source]:
+        """The different videos."""
+        found: dict[int, _Source] = {}
+        for place, source in zip(self.places, self.given, strict=True):
+            found.setdefault(place, source)
+        return [found[place] for place in range(len(found))]
+
+    @property
+    def at_once(self) -> int:
+        """How many videos are decoded, and given to the model, at a time."""
+        return max(1, self.execution.batch_size // ViewPlan.parse(self.protocol.views).num_views)
+
+    def batches(self) -> list[range]:
+        """Returns the numbers of the different videos of each batch; see `Evaluation.batches`."""
+        step, count = self.at_once, len(set(self.places))
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def started(self) -> contextlib.AbstractContextManager[Placement]:
+        """Puts the model into evaluation mode on its device until the end of the ``with``."""
+        return inference(self.model, device=self.execution.device, precision=self.execution.precision)
+
+    def classified(
+        self, batches: Sequence[range], todo: Sequence[int], place: Placement
+    ) -> Generator[tuple[int, dict[int, Prediction]], None, None]:
+        """Decodes and classifies some of the batches, within `started`.
+
+        Yields:
+            The number of a batch, and the predictions by the numbers of its videos.
+        """
+        wanted = [index for batch in todo for index in batches[batch]]
+        if not wanted:
+            return
+        dataset = _GivenVideos(self.sources, self.protocol, views=self.protocol.views, backend=self.execution.backend)
+        settings = LoaderSettings(self.at_once, self.execution.workers, pin_memory=place.device.type == "cuda")
+        loader = make_eval_loader(dataset, settings, only=wanted)
+        run = partial(
+            sample_logits,
+            self.model,
+            protocol=self.protocol,
+            placement=place,
+            view_chunk=self.execution.chunk,
+        )
+        with contextlib.closing(iter(loader)) as decoded:
+            for batch, samples in zip(todo, decoded, strict=True):
+                yield batch, {sample.index: self._prediction(sample, logits) for sample, logits in run(samples)}
+
+    def _prediction(self, sample: EvalSample, logits: Tensor | None) -> Prediction:
+        best = None if logits is None else top_classes(logits.numpy(), self.protocol, task=self.task, topk=self.topk)
+        return _prediction(best, sample.error)
+
+    def in_order(self, found: Mapping[int, Prediction]) -> list[Prediction]:
+        """Returns one prediction for each video that was given, with its name."""
+        pairs = zip(self.places, self.given, strict=True)
+        return [replace(found[place], path=_name(source)) for place, source in pairs]
+
+
+def predict_together(work: Classification, team: Team | None) -> list[Prediction] | None:
+    """Classifies all videos, with other processes if there is a team.
+
+    Args:
+        work: The videos, and how they are classified.
+        team: The processes that share the batches; None does all here.
+
+    Returns:
+        One prediction for each video that was given; None in a process that is not the first.
+    """
+    batches = work.batches()
+    numbers: Sequence[int] = range(len(batches))
     found: dict[int, Prediction] = {}
-    if order:
-        dataset = _GivenVideos(sources, used, views=used.views, backend=backend)
-        with inference(model, device=device, precision=precision) as place:
-            loader = make_eval_loader(
-                dataset,
-                LoaderSettings(
-                    max(1, batch_size // ViewPlan.parse(used.views).num_views),
-                    workers,
-                    pin_memory=place.device.type == "cuda",
-                ),
-            )
-            run = partial(sample_logits, model, protocol=used, placement=place, view_chunk=batch_size)
-            with contextlib.closing(iter(loader)) as batches:
-                for sample, logits in (pair for samples in batches for pair in run(samples)):
-                    best = None if logits is None else top_classes(logits.numpy(), used, task=used_task, topk=topk)
-                    found[sample.index] = _prediction(best, sample.error)
-    return [replace(found[order[key]], path=_name(source)) for key, source in zip(keys, given, strict=True)]
-
-
-_Source = str | bytes | MemoryFrames | StoredVideo
+    with work.started() as place:
+        todo = numbers if team is None else team.rank.part.of(numbers)
+        with contextlib.closing(work.classified(batches, todo, place)) as outcomes:
+            for _, predictions in outcomes:
+                found |= predictions
+    if team is not None:
+        for others in team.gather(found):
+            found |= others
+        team.finish()
+        if not team.first:
+            return None
+    return work.in_order(found)
 
 
 def _is_path(source: _Source) -> TypeGuard[str]:

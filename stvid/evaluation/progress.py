@@ -28,7 +28,7 @@ from stvid.errors import StvidError
 from stvid.files import load_arrays
 from stvid.journal import Journal
 
-__all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "videos_digest"]
+__all__ = ["ProgressFile", "VideoRecord", "digest", "model_digest", "packed", "unpacked", "videos_digest"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ProgressFile:
 
     def _take(self, batch: dict[str, Any]) -> None:
         try:
-            self.records += [_unpack(base64.b64decode(packed)) for packed in batch["videos"]]
+            self.records += [unpacked(packed) for packed in batch["videos"]]
         except (KeyError, TypeError, ValueError) as error:
             raise StvidError(f"{self.path}: cannot be read ({error}); delete it to begin again") from error
 
@@ -80,7 +80,7 @@ class ProgressFile:
         Raises:
             StvidError: If they cannot be written.
         """
-        videos = [base64.b64encode(_pack(record)).decode() for record in records]
+        videos = [packed(record) for record in records]
         if videos:
             self._journal.add({"videos": videos})
 
@@ -93,16 +93,23 @@ class ProgressFile:
         self._journal.__exit__(kind, error, trace)
 
 
-def _pack(record: VideoRecord) -> bytes:
+def packed(record: VideoRecord) -> str:
+    """Returns a record as text, with every bit of its numbers."""
     stream = io.BytesIO()
     arrays: dict[str, Any] = {f"probe_{name}": values for name, values in record.probes.items()}
     arrays |= {"index": record.index, "logits": record.logits, "labels": record.labels, "distinct": record.distinct}
     np.savez(stream, **arrays)
-    return stream.getvalue()
+    return base64.b64encode(stream.getvalue()).decode()
 
 
-def _unpack(packed: bytes) -> VideoRecord:
-    stored = load_arrays(io.BytesIO(packed))
+def unpacked(text: str) -> VideoRecord:
+    """Returns the record of a text that `packed` made.
+
+    Raises:
+        KeyError: If something is missing.
+        ValueError: If it is damaged.
+    """
+    stored = load_arrays(io.BytesIO(base64.b64decode(text)))
     return VideoRecord(
         index=int(stored["index"]),
         logits=stored["logits"],

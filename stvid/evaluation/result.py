@@ -28,7 +28,15 @@ from stvid.evaluation.record import EvaluationResult, Temporal, compute_metrics
 from stvid.protocol import Protocol, Task
 from stvid.version import __version__
 
-__all__ = ["EvaluationError", "EvaluationResult", "Temporal", "ViewAccumulator", "check_choice"]
+__all__ = [
+    "EvaluationError",
+    "EvaluationResult",
+    "Temporal",
+    "ViewAccumulator",
+    "check_choice",
+    "library_versions",
+    "typed_command",
+]
 
 
 class EvaluationError(StvidError):
@@ -282,8 +290,8 @@ class ViewAccumulator:
             confusion=None if self.task == "multilabel" else M.confusion_matrix(scores, labels),
             task=self.task,
             temporal=self.temporal,
-            command=_command(sys.argv),
-            versions=_versions(),
+            command=typed_command(sys.argv),
+            versions=library_versions(),
             also=self.also,
             extra_logits=extra if extra.shape[1] else None,
             average=self.average,
@@ -334,15 +342,16 @@ def _label_array(labels: Any) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _command(arguments: Sequence[str]) -> str:
-    """Returns the command of this process as one would type it: without the folder that the program lies in."""
+def typed_command(arguments: Sequence[str]) -> str:
+    """Returns the command of a process as one would type it: without the folder that the program lies in."""
     program = Path(arguments[0])
     if program.name == "__main__.py":
         return shlex.join(["python", "-m", program.parent.name, *arguments[1:]])
     return shlex.join([program.name, *arguments[1:]])
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Returns the versions of what the numbers depend on."""
     # From the packages' metadata: importing a decoder in this process is what stvid avoids.
     packages = ("torch", "torchvision", "av")
     found = {name: importlib.metadata.version(name) for name in packages}

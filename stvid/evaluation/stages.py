@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,12 +32,22 @@ import torch
 from stvid.data.manifest import Manifest, VideoEntry
 from stvid.data.stage_base import Rows, Stage
 from stvid.errors import StvidError, VideoError
-from stvid.evaluation.evaluate import check_counts, inference, model_protocol
+from stvid.evaluation.batch_parts import hardware
+from stvid.evaluation.evaluate import (
+    Evaluation,
+    EvaluationPlan,
+    Execution,
+    check_counts,
+    inference,
+    model_protocol,
+    model_task,
+    outcome_of,
+)
 from stvid.evaluation.features import ClipFeatures, FeatureClips, clip_features, save_features
 from stvid.evaluation.predict import predict
 from stvid.models.base import VideoModel
 
-__all__ = ["FeatureFile", "Features", "ModelStage", "Predict"]
+__all__ = ["FeatureFile", "Features", "ModelStage", "Predict", "Test", "TestBatch"]
 
 
 class ModelStage(Stage):
@@ -250,3 +261,94 @@ class Predict(ModelStage):
             "probabilities": found.probabilities,
             "class_ids": found.class_ids,
         }
+
+
+class Test(ModelStage):
+    """Gives the logits of all views of a video, those that `stvid test` gives of it by itself.
+
+    Args:
+        source: Weights, as `stvid.load_model` takes them.
+        views: Temporal clips x spatial crops; None takes the protocol's.
+        batch_size: Clips in one forward pass.
+        **options: ``device``, ``column``, and ``precision`` and ``backend`` as `stvid.evaluate` has them.
+
+    The columns are ``logits`` (views, classes), clip by clip, and ``distinct``: how many of the views are different.
+    `stvid.evaluation.result.ViewAccumulator` makes numbers of them.
+    """
+
+    __test__ = False  # pytest takes it for tests of its own
+    fields: ClassVar[Mapping[str, type]] = {"logits": np.ndarray, "distinct": int}
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | VideoModel,
+        *,
+        views: str | None = None,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> None:
+        check_counts(workers=0, batch_size=batch_size)
+        own: dict[str, Any] = {"views": views, "batch_size": batch_size}
+        super().__init__(source, **{"precision": "32-true", "backend": "av", **own, **options})
+
+    def nothing(self, name: str) -> Any:
+        """Returns an array without views, or 0."""
+        return np.empty((0, self.model.num_classes), "f4") if name == "logits" else super().nothing(name)
+
+    def work(self, path: str) -> Mapping[str, Any]:
+        """Reads one video and runs the model over its views."""
+        names = ("batch_size", "precision", "backend")
+        execution = Execution(**{name: self.options[name] for name in names})
+        protocol = model_protocol(self.model, None, self.options["views"])
+        plan = EvaluationPlan(protocol, model_task(self.model, None))
+        evaluation = Evaluation(self.model, Manifest.from_entries([VideoEntry(path)]), plan, execution)
+        with evaluation.started() as place:
+            records, failed = evaluation.measure([evaluation.dataset()[0]], place)
+        for sample in failed:
+            raise VideoError(path, str(sample.error))
+        return {"logits": records[0].logits, "distinct": records[0].distinct}
+
+
+class TestBatch(ModelStage):
+    """Measures the batches of an evaluation, with the same bits as one process.
+
+    The column ``path`` holds tasks as `TestBatch.task` makes them. The columns ``videos`` and ``failed`` are what
+    `stvid.evaluation.evaluate.outcome_of` says of a batch, each as JSON, and ``where`` is the hardware.
+
+    Args:
+        evaluation: What is measured; its model travels with the stage, its list of videos does not.
+        device: Where the model runs.
+        threads: Threads of torch for a model on the CPU, which its last digits depend on.
+    """
+
+    __test__ = False  # pytest takes it for tests of its own
+    fields: ClassVar[Mapping[str, type]] = {"videos": list, "failed": list, "where": str}
+    rows_at_once = 4
+
+    def __init__(self, evaluation: Evaluation, *, device: str, threads: int) -> None:
+        execution = evaluation.execution
+        super().__init__(evaluation.model, device=device)  # type: ignore[arg-type]
+        self.plan = evaluation.plan
+        self.execution = replace(execution, device=None, workers=0, progress=False)
+        self.threads = threads if device == "cpu" else None
+        self.cores = self.threads or 1
+
+    @staticmethod
+    def task(videos: Manifest, batch: range) -> str:
+        """Returns a task as text: the videos of a batch, and the number of the first of them."""
+        entries = [videos[index] for index in batch]
+        return json.dumps([batch.start, [[entry.path, entry.start, entry.end] for entry in entries]])
+
+    def work(self, path: str) -> Mapping[str, Any]:
+        """Reads the videos of a batch and runs the model over their views."""
+        first, listed = json.loads(path)
+        entries = [VideoEntry(video, start=start, end=end) for video, start, end in listed]
+        evaluation = Evaluation(self.model, Manifest.from_entries(entries), self.plan, self.execution)
+        if self.threads is not None and self.threads != torch.get_num_threads():
+            torch.set_num_threads(self.threads)
+        dataset = evaluation.dataset()
+        with evaluation.started() as place:
+            # The order of shuffled frames depends on the number of a video in the whole list.
+            samples = [replace(dataset[index], index=first + index) for index in range(len(dataset))]
+            records, failed = evaluation.measure(samples, place)
+            return {**outcome_of(records, failed), "where": hardware(place.device)}
