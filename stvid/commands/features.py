@@ -18,11 +18,14 @@ from stvid.commands.common import (
     split_config_options,
     with_test_videos,
 )
+from stvid.commands.sharing import given_rank
 from stvid.console import printable, progress_bar
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+    from stvid.evaluation.ranks import Team
 
 __all__ = ["run"]
 
@@ -48,7 +51,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--device", type=str | None, help="cpu, cuda (all GPUs), cuda:1, ...; default the GPUs if there are any."
     )
-    parser.add_argument("--devices", type=str, default="auto", help="How many devices share the videos.")
+    parser.add_argument(
+        "--devices",
+        type=str,
+        default="auto",
+        help="How many devices share the videos. Over machines, start the command with torchrun or srun.",
+    )
     parser.add_argument(
         "--shard",
         type=str | None,
@@ -74,7 +82,19 @@ def _parser() -> ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Write clip features of many videos, with their seconds."""
     own, dotted = split_config_options(argv)
+    rank = given_rank(own)
+    if rank is None:
+        return _run(own, dotted, None)
+    from stvid.evaluation.ranks import together
+
+    with together(rank) as team:  # the processes meet first, so that one of them speaks for all
+        return _run(own, dotted, team)
+
+
+def _run(own: Sequence[str], dotted: Sequence[str], team: Team | None) -> int:
     options = parse(_parser(), own)
+    if team is not None and options.engine == "ray":
+        raise ConfigError("--engine ray: one process hands the work to Ray; start it without torchrun or srun")
 
     from stvid.data.parts import Part
     from stvid.engine.features import extract_features
@@ -90,10 +110,17 @@ def run(argv: Sequence[str]) -> int:
     part = None if options.shard is None else Part.parse(options.shard)
     if options.ray_address is not None and options.engine != "ray":
         raise ConfigError("--ray_address: belongs to --engine ray, which is missing")
-    accelerator, devices = _for_lightning(options.device, options.devices)
+    if team is not None and options.devices not in ("auto", str(team.rank.count)):
+        raise ConfigError(
+            f"--devices {options.devices}: leave it out: this is one of {team.rank.count} processes that were started "
+            "from outside"
+        )
+    accelerator, devices = _for_lightning(options.device, "auto" if team is not None else options.devices)
     model, config = load(options, dotted)
     videos = read_split(with_test_videos(config, options.data, dotted), "test", whole=True)
     count = len(videos) if part is None else len(part.of(range(len(videos))))
+    if team is not None:
+        count = len(team.rank.part.of(range(len(videos))))
     with progress_bar("videos", count) as bar:
         report = extract_features(
             model,
@@ -114,6 +141,7 @@ def run(argv: Sequence[str]) -> int:
             part=part,
             engine=options.engine,
             ray_address=options.ray_address,
+            team=team,
         )
     if not is_first_rank():
         return 0

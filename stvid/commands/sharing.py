@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from stvid.data.parts import Part
-    from stvid.evaluation.ranks import Team
+    from stvid.evaluation.ranks import Rank, Team
 
 __all__ = [
     "add_engine_options",
     "add_sharing_options",
     "check_engine_options",
     "given_part",
+    "given_rank",
     "place_on_device",
     "run_shared",
 ]
@@ -88,6 +89,17 @@ def _is_shard(word: str) -> bool:
     return word == "--shard" or word.startswith("--shard=")
 
 
+def given_rank(argv: Sequence[str]) -> Rank | None:
+    """Returns the place that torchrun or SLURM gave this process, unless it does a ``--shard`` or gives help.
+
+    Raises:
+        ConfigError: If their variables make no sense.
+    """
+    from stvid.evaluation.ranks import Rank
+
+    return None if any(word in ("-h", "--help") or _is_shard(word) for word in argv) else Rank.of_environment()
+
+
 def run_shared(parser: ArgumentParser, argv: Sequence[str], work: Callable[[Any, list[str], Team | None], int]) -> int:
     """Runs a command in the processes that share its videos: those of torchrun or SLURM, or of ``--devices``.
 
@@ -100,11 +112,10 @@ def run_shared(parser: ArgumentParser, argv: Sequence[str], work: Callable[[Any,
     Raises:
         ConfigError: If the options do not fit together, or the variables of torchrun or SLURM make no sense.
     """
-    from stvid.evaluation.ranks import Rank, started, together
+    from stvid.evaluation.ranks import started, together
 
     own, dotted = split_config_options(argv)
-    alone = any(word in ("-h", "--help") or _is_shard(word) for word in own)
-    rank = None if alone else Rank.of_environment()
+    rank = given_rank(own)
     if rank is not None:  # the processes meet first, so that one of them speaks for all
         with together(rank) as team:
             options = parse(parser, own)

@@ -34,6 +34,7 @@ from stvid.evaluation.features import (
     save_features,
 )
 from stvid.evaluation.progress import model_digest
+from stvid.evaluation.ranks import Team, alone
 from stvid.evaluation.result import check_choice
 from stvid.evaluation.stages import FeatureFile
 from stvid.files import claimed, write_table
@@ -83,6 +84,8 @@ class FeatureSettings:
         engine: ``local`` runs on devices of this machine through Lightning, ``ray`` on those of a Ray cluster: then
             `workers` is the most models at once, 0 for all that it has room for, and `devices` has no meaning.
         ray_address: The cluster, as Ray names it; None starts Ray on this machine.
+        team: Processes of torchrun or SLURM that share the videos, this one on the GPU of its place (`devices` has no
+            meaning then). The report of the first is that of all.
 
     Raises:
         ConfigError: If a number is not usable.
@@ -103,6 +106,7 @@ class FeatureSettings:
     part: Part | None = None
     engine: EngineName = "local"
     ray_address: str | None = None
+    team: Team | None = None
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size, workers=self.workers)
@@ -269,7 +273,8 @@ def _extract(
     FeatureClips(**options, rows=[])  # refuses what is not usable before anything is written
     files = feature_files(manifest, target, chosen.format)
     check_settings(target, _recorded(model, protocol, chosen))
-    own = list(range(len(files))) if chosen.part is None else chosen.part.of(range(len(files)))
+    part = chosen.part if chosen.team is None else chosen.team.rank.part
+    own = list(range(len(files))) if part is None else part.of(range(len(files)))
     rows = [row for row in own if not files[row].exists()]
     present = len(own) - len(rows)
     if progress is not None:
@@ -279,13 +284,21 @@ def _extract(
         writer.written, writer.failed = _on_ray(model, manifest, [(row, files[row]) for row in rows], chosen, progress)
     elif rows:
         quiet_lightning()
-        trainer = _trainer(target, writer, chosen)
+        with contextlib.nullcontext() if chosen.team is None else alone():
+            trainer = _trainer(target, writer, chosen)
         task = _FeatureTask(model, protocol, batch_size=chosen.batch_size, average=chosen.crops == "mean")
         data = _FeatureData({**options, "rows": rows}, workers=chosen.workers)
-        trainer.predict(task, datamodule=data, return_predictions=False)
-        writer.written, writer.failed = _gathered(writer)
+        with contextlib.nullcontext() if chosen.team is None else alone():
+            trainer.predict(task, datamodule=data, return_predictions=False)
+        writer.written, writer.failed = _gathered(writer, trainer)
+    if chosen.team is not None:
+        everyone = chosen.team.gather((writer.written, present, writer.failed)) or [(0, 0, [])]
+        writer.written, present = (sum(values[place] for values in everyone) for place in (0, 1))
+        writer.failed = [item for _, _, failed in everyone for item in failed]
     if is_first_rank() and chosen.part is None:
         _write_lists(manifest, files, target, writer.failed, formulas=chosen.csv_formulas)
+    if chosen.team is not None:
+        chosen.team.finish()
     return FeatureReport(target, writer.written, present, sorted(writer.failed))
 
 
@@ -336,9 +349,13 @@ def _recorded(model: VideoModel, protocol: Protocol, settings: FeatureSettings) 
 
 
 def _trainer(folder: Path, writer: _FeatureWriter, settings: FeatureSettings) -> Trainer:
+    devices: Any = settings.devices
+    if settings.team is not None:
+        on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = [settings.team.rank.local % torch.cuda.device_count()] if on_gpu else 1
     return make_trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices,
+        devices=devices,
         precision=settings.precision,
         logger=False,
         enable_checkpointing=False,
@@ -348,10 +365,10 @@ def _trainer(folder: Path, writer: _FeatureWriter, settings: FeatureSettings) ->
     )
 
 
-def _gathered(writer: _FeatureWriter) -> tuple[int, list[tuple[str, str]]]:
+def _gathered(writer: _FeatureWriter, trainer: Trainer) -> tuple[int, list[tuple[str, str]]]:
     """Joins what all ranks did."""
     own = (writer.written, writer.failed)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if trainer.world_size == 1:
         return own
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, own)

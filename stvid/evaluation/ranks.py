@@ -28,7 +28,7 @@ from stvid.console import printable
 from stvid.data.parts import Part
 from stvid.errors import ConfigError, StvidError, UnknownNameError
 
-__all__ = ["Rank", "Team", "started", "together"]
+__all__ = ["Rank", "Team", "alone", "started", "together"]
 
 _WAIT = datetime.timedelta(minutes=5)  # for the other processes to come
 _FOR_EVER = datetime.timedelta(days=365)
@@ -307,6 +307,17 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hides the other processes from libraries that look for them until the end of the ``with``, such as Lightning."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "TORCHELASTIC_RUN_ID"}
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name in names or name.startswith("SLURM_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager
