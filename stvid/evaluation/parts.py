@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PartReport:
-    """What `evaluate_part` or `predict_part` did.
+    """The counts and the journal of a part that `evaluate_part` or `predict_part` did.
 
     Attributes:
         journal: The file that holds the logits or the predictions.
