@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from stvid.commands.common import parse, pick_device, split_config_options
+from stvid.commands.common import pick_device, split_config_options
 from stvid.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,12 +100,18 @@ def given_rank(argv: Sequence[str]) -> Rank | None:
     return None if any(word in ("-h", "--help") or _is_shard(word) for word in argv) else Rank.of_environment()
 
 
-def run_shared(parser: ArgumentParser, argv: Sequence[str], work: Callable[[Any, list[str], Team | None], int]) -> int:
+def run_shared(
+    command: str,
+    argv: Sequence[str],
+    read: Callable[[list[str]], Any],
+    work: Callable[[Any, list[str], Team | None], int],
+) -> int:
     """Runs a command in the processes that share its videos: those of torchrun or SLURM, or of ``--devices``.
 
     Args:
-        parser: The parser of the command, with `add_sharing_options`.
+        command: Its name.
         argv: Its arguments.
+        read: Parses its own options, among them those of `add_sharing_options`.
         work: Does the work of one process, of the options, those of the config, and the team; None for a process by
             itself. Returns the exit code.
 
@@ -118,20 +124,19 @@ def run_shared(parser: ArgumentParser, argv: Sequence[str], work: Callable[[Any,
     rank = given_rank(own)
     if rank is not None:  # the processes meet first, so that one of them speaks for all
         with together(rank) as team:
-            options = parse(parser, own)
+            options = read(own)
             if options.devices not in ("1", "auto", str(rank.count)):
                 raise ConfigError(
                     f"--devices {options.devices}: leave it out: this is one of {rank.count} processes that were "
                     "started from outside"
                 )
             return work(options, dotted, team)
-    options = parse(parser, own)
+    options = read(own)
     count = _device_count(options)
     if count == 1:
         return work(options, dotted, None)
     if options.shard is not None:
         raise ConfigError(f"--devices {options.devices}: a --shard is done by one process; leave one of them out")
-    command = parser.prog.removeprefix("stvid ")
     with started(count, [command, *argv]) as rank, together(rank) as team:
         return work(options, dotted, team)
 

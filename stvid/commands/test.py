@@ -109,7 +109,7 @@ def run(argv: Sequence[str], *, merged: list[Path] | None = None) -> int:
             afterwards.
     """
     if merged is None:
-        return run_shared(_parser(), argv, _run)
+        return run_shared("test", argv, lambda own: parse(_parser(), own), _run)
     own, dotted = split_config_options(argv)
     return _run(parse(_parser(), own), dotted, None, merged=merged, command=["stvid", "test", *argv])
 

@@ -120,7 +120,9 @@ def test_all_do_their_part(start: Callable[[str], list[subprocess.Popen[str]]]) 
     assert codes == [0, 0, 0] and shown == "all are here\ndone\n" and lines == []
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_process_that_dies_ends_all(
     victim: int, start: Callable[[str], list[subprocess.Popen[str]]], tmp_path: Path
 ) -> None:
@@ -137,7 +139,7 @@ def test_a_process_that_dies_ends_all(
     assert len(lines) == 1 and f"stvid: error: process {victim} of 3 ended before the work was done" in lines[0]
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_what_goes_wrong_is_said_once(number: int, start: Callable[[str], list[subprocess.Popen[str]]]) -> None:
     middle = f"if team.rank.number == {number}: raise ConfigError('--views: none')"
     codes, shown, lines = ends(start(f"{middle}\n        time.sleep(3 if team.rank.number == {number} else 200)"))
