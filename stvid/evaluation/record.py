@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,6 +288,7 @@ class EvaluationResult:
             StvidError: If the folder cannot be written to or the disk is full; earlier files are left as they were.
         """
         target = Path(folder)
+        run = uuid.uuid4().hex  # in both files, so that load() sees if they do not belong together
         record = {
             "metrics": self.metrics,
             "protocol": self.protocol.to_dict(),
@@ -310,8 +311,11 @@ class EvaluationResult:
             "published": self.published,
             "command": self.command,
             "versions": self.versions,
+            "run": run,
         }
+        text = json.dumps(record, indent=2, allow_nan=False)
         arrays: dict[str, NDArray[Any]] = {
+            "run": np.array(run),
             "logits": self.logits,
             "labels": self.labels,
             "indices": self.indices,
@@ -321,9 +325,6 @@ class EvaluationResult:
         optional = {"confusion": self.confusion, "extra_logits": self.extra_logits, "distinct": self.distinct}
         arrays |= {name: value for name, value in optional.items() if value is not None}
         arrays |= {f"{_PROBE}{name}": value for name, value in self.probe_logits.items()}
-        run = _digest(record, arrays)  # in both files, so that load() sees if they do not belong together
-        text = json.dumps({**record, "run": run}, indent=2, allow_nan=False)
-        arrays["run"] = np.array(run)
         try:
             target.mkdir(parents=True, exist_ok=True)
             write_together(
@@ -397,15 +398,6 @@ class EvaluationResult:
             raise StvidError(
                 f"{target}: not an evaluation saved by stvid, or damaged ({reason}); run stvid test again"
             ) from error
-
-
-def _digest(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Returns 32 hexadecimal digits that depend on all that two files hold."""
-    state = hashlib.blake2b(json.dumps(record).encode(), digest_size=16)
-    for name, values in arrays.items():
-        state.update(f"{name} {values.dtype} {values.shape}".encode())
-        state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    return state.hexdigest()
 
 
 # The types of what result.json holds.
