@@ -189,7 +189,7 @@ def _prepared(options: Any, dotted: Sequence[str], *, runs: bool, wanted: str | 
         runs: Whether the model is to run here.
         wanted: The device that the user named.
     """
-    from stvid.evaluation.evaluate import PROBES, prepare
+    from stvid.evaluation.evaluate import PROBES, model_task, prepare
     from stvid.runs import default_workers, read_test_videos
 
     model, config = load(options, dotted)
@@ -208,7 +208,7 @@ def _prepared(options: Any, dotted: Sequence[str], *, runs: bool, wanted: str | 
         videos,
         protocol=protocol,
         also=_further_views("none" if model.joins_clips and options.also == "auto" else options.also, protocol),
-        task=model.task,
+        task=model_task(model, None),
         temporal=options.frame_order,
         probe=PROBES if options.probe else (),
         seed=config.seed,

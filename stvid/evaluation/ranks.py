@@ -80,18 +80,17 @@ class Rank:
             names = ("SLURM_PROCID", count, "SLURM_LOCALID")
         else:
             return None
-        defaults = (None, "1", "0")
-        texts = [values.get(name, default) or "" for name, default in zip(names, defaults, strict=True)]
+        texts = [values.get(name, default) for name, default in zip(names, ("", "1", "0"), strict=True)]
         for name, text in zip(names, texts, strict=True):
             if not text.isdecimal():
                 raise ConfigError(f"{name}: is {text!r}, not a number; unset it, or start with torchrun or srun")
-        number, count, local = map(int, texts)
-        if count == 1 and number == 0:
+        number, total, local = map(int, texts)
+        if total == 1 and number == 0:
             return None
-        if number >= count:
-            raise ConfigError(f"{names[0]}: is {number}, but there are {count} processes ({names[1]})")
+        if number >= total:
+            raise ConfigError(f"{names[0]}: is {number}, but there are {total} processes ({names[1]})")
         address, port = _first_process(values)
-        return cls(number, count, local, address, port)
+        return cls(number, total, local, address, port)
 
 
 def _first_process(values: Mapping[str, str]) -> tuple[str, int]:
