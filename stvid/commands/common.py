@@ -132,13 +132,20 @@ def split_config_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, dotted
 
 
-def add_checkpoint_options(parser: ArgumentParser) -> None:
-    """Adds the options that say which model is meant, and by which protocol; `load` reads them."""
+def add_checkpoint_options(parser: ArgumentParser, *, several: bool = False) -> None:
+    """Adds the options that say which model is meant, and by which protocol; `load` reads them.
+
+    Args:
+        parser: The parser of a command.
+        several: Whether ``--checkpoint`` takes more than one source; the command then calls `load` for each.
+    """
     parser.add_argument(
         "--checkpoint",
         type=str,
+        **({"nargs": "+", "action": "extend"} if several else {}),
         required=True,
-        help="Weights: published ones by name (uniformer_s.k400_16x4; see stvid models --pretrained), a file, the "
+        help=("One or more sources of weights, the first of which is shown first: " if several else "Weights: ")
+        + "published ones by name (uniformer_s.k400_16x4; see stvid models --pretrained), a file, the "
         "folder of a run (its best checkpoint, else its newest) or of transformers, hf-hub:org/repo, an https address.",
     )
     parser.add_argument(

@@ -6,7 +6,8 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,31 @@ from stvid.files import claimed, csv_cell, draft_folder, write_atomically
 from stvid.look.plots import Axes, Tick, round_ticks
 from stvid.look.rendering import render
 
-__all__ = ["ClassTrack", "TimelineFiles"]
+__all__ = ["ClassTrack", "TimelineFiles", "TrackLook", "colour_of", "dashes_of"]
+
+
+@dataclass(frozen=True)
+class TrackLook:
+    """How the scores of a timeline are drawn.
+
+    Attributes:
+        width: Width of the picture in pixels.
+        height: Height in pixels, without the legend.
+        span: First and last second of the axis; None goes from the first point to the last.
+        names: The classes that are drawn, in the order of their colours, of which those are left out that the model
+            does not have; empty takes those with the highest peaks.
+        marks: Seconds that are marked below the axis, each for a class of `names`.
+        bands: Parts of the axis that are shaded: first and last second of each.
+        legend: Whether the names stand below the plot.
+    """
+
+    width: int = 860
+    height: int = 300
+    span: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+    marks: tuple[tuple[float, str], ...] = ()
+    bands: tuple[tuple[float, float], ...] = ()
+    legend: bool = True
 
 
 class ClassTrack:
@@ -57,56 +82,84 @@ class ClassTrack:
         self.scores.append(np.mean([item.scores for item in self._group], axis=0))
         self._group = []
 
-    def svg(self, *, classes: int = 5) -> str:
+    def svg(self, *, classes: int = 5, look: TrackLook | None = None) -> str:
         """Returns a line for each of the classes that were ever the most probable, as an SVG picture.
 
         Args:
             classes: How many lines to draw at most; the classes with the highest peaks are taken.
+            look: How the picture is drawn; None draws one that stands alone, from the first point to the last.
         """
+        look = look or TrackLook()
         if self._group:
             self._close_group()
             self._group = []
-        width, height = 860, 300  # in pixels, without the legend
         left, right, top, bottom = 44, 12, 12, 34
-        inner_width, inner_height = width - left - right, height - top - bottom
-        if not self.times:
-            axes = Axes(left, top, inner_width, inner_height, (), ())
-            return render("timeline.svg.j2", width=width, height=height, axes=axes, lines=())
-        scores = np.stack(self.scores)
-        names = name_classes(self.class_names, scores.shape[1])
-        chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes].tolist()
-        begin, end = self.times[0], self.times[-1]
+        inner_width, inner_height = look.width - left - right, look.height - top - bottom
+        begin, end = look.span or ((self.times[0], self.times[-1]) if self.times else (0.0, 0.0))
         span = max(end - begin, 1e-9)
 
         def x(seconds: float) -> float:
-            return left + inner_width * ((seconds - begin) / span if len(self.times) > 1 else 0.5)
+            return left + inner_width * ((seconds - begin) / span if end > begin else 0.5)
 
         def y(score: float) -> float:
             return top + inner_height * (1 - score)
 
-        seconds = round_ticks(begin, end, count=8)
+        seconds = round_ticks(begin, end, count=max(2, look.width // 100)) if self.times else []
         axes = Axes(
             left,
             top,
             inner_width,
             inner_height,
             x_ticks=tuple(Tick(x(tick), f"{tick:g} s") for tick in seconds),
-            y_ticks=tuple(Tick(y(level), f"{level:g}") for level in (0, 0.25, 0.5, 0.75, 1)),
+            y_ticks=tuple(Tick(y(level), f"{level:g}") for level in (0, 0.25, 0.5, 0.75, 1)) if self.times else (),
         )
-        lines = [
+        return render(
+            "timeline.svg.j2",
+            axes=axes,
+            look=look,
+            lines=self._lines(classes, look, x, y),
+            bands=[(x(start), x(stop)) for start, stop in look.bands],
+            marks=[(x(second), colour_of(name, look.names)) for second, name in look.marks],
+        )
+
+    def _lines(
+        self, classes: int, look: TrackLook, x: Callable[[float], float], y: Callable[[float], float]
+    ) -> list[dict[str, Any]]:
+        """Returns the lines of the classes, in pixels."""
+        if not self.times:
+            return []
+        scores = np.stack(self.scores)
+        names = name_classes(self.class_names, scores.shape[1])
+        if look.names:
+            chosen = [names.index(name) for name in look.names if name in names]
+        else:
+            chosen = np.argsort(-scores.max(axis=0), kind="stable")[:classes].tolist()
+        shown = look.names or tuple(names[k] for k in chosen)
+        return [
             {
                 "name": names[k],
                 "most": scores[:, k].max(),
-                "colour": _COLOURS[number % len(_COLOURS)],
+                "colour": colour_of(names[k], shown),
+                "dashes": dashes_of(names[k], shown),
                 "points": [(x(time), y(score)) for time, score in zip(self.times, scores[:, k], strict=True)],
             }
-            for number, k in enumerate(chosen)
+            for k in chosen
         ]
-        return render("timeline.svg.j2", width=width, height=height, axes=axes, lines=lines)
 
 
 # Okabe and Ito's colours, which most colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+
+
+def colour_of(name: str, names: Sequence[str]) -> str:
+    """Returns the colour of a class in the plots that show the classes `names`."""
+    return _COLOURS[names.index(name) % len(_COLOURS)]
+
+
+def dashes_of(name: str, names: Sequence[str]) -> str:
+    """Returns the dashes of the line of a class, as SVG writes them; nothing for a solid line."""
+    return _DASHES[names.index(name) // len(_COLOURS) % len(_DASHES)]
 
 
 class TimelineFiles:
