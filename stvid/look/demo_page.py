@@ -97,7 +97,7 @@ def build_page(
                     elem_id="first",
                 )
                 second = gradio.Dropdown(
-                    [("no second model", NO_SECOND), *choices], value=NO_SECOND, label="Compare with", elem_id="second"
+                    [("none", NO_SECOND), *choices], value=NO_SECOND, label="Compare with", elem_id="second"
                 )
                 with gradio.Row():
                     seconds = gradio.Number(window, label="Window (seconds)", min_width=120, elem_id="window")

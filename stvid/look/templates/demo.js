@@ -13,14 +13,13 @@
   speak();
   document.documentElement.lang = "en";
 
-  // The list of a chooser is no stop for the Tab key: it would stay open over the fields below.
-  const skipLists = (event) => {
-    if (event.key !== "Tab") return;
-    for (const list of document.querySelectorAll("ul[role=listbox]")) {
-      for (let part = list, up = 0; part && up < 3; part = part.parentElement, up++) part.tabIndex = -1;
-    }
+  // The Tab key leaves a chooser. Gradio would take it for typing, and open the list over the fields below.
+  const leaveChooser = (event) => {
+    if (event.key !== "Tab" || event.target.getAttribute("role") !== "combobox") return;
+    event.stopPropagation();
+    for (const list of document.querySelectorAll("ul[role=listbox]")) list.tabIndex = -1; // while it fades away
   };
-  document.addEventListener("keydown", skipLists, true);
+  document.addEventListener("keydown", leaveChooser, true);
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -72,7 +71,8 @@
   };
 
   const REASONS = {
-    NotAllowedError: "The browser was not allowed to use the camera. Allow it in the settings of this page, beside its address.",
+    NotAllowedError:
+      "The browser was not allowed to use the camera. Allow it in the settings of this page, beside its address.",
     NotFoundError: "The browser finds no camera. Connect one, or drop a video instead.",
     NotReadableError: "Another program uses the camera. Close it, and try again.",
   };
@@ -81,13 +81,15 @@
     if (!navigator.mediaDevices || !window.MediaRecorder) {
       const why = window.isSecureContext
         ? "This browser cannot record videos. Drop a video instead."
-        : "Browsers give the camera only to pages of the same computer and to encrypted addresses. Open this page on the computer that serves it, or drop a video instead.";
+        : "Browsers give the camera only to pages of the same computer and to encrypted addresses. " +
+          "Open this page on the computer that serves it, or drop a video instead.";
       return say(why, true);
     }
     find("#camera-start").disabled = true;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: true, audio: false });
-      const kind = ["video/mp4;codecs=avc1.42E01E", "video/webm;codecs=vp8", "video/webm"].find((type) => MediaRecorder.isTypeSupported(type));
+      const kinds = ["video/mp4;codecs=avc1.42E01E", "video/webm;codecs=vp8", "video/webm"];
+      const kind = kinds.find((type) => MediaRecorder.isTypeSupported(type));
       recorder = new MediaRecorder(stream, kind ? { mimeType: kind } : {});
       const parts = [];
       recorder.ondataavailable = (event) => parts.push(event.data);
