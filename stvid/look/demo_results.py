@@ -33,7 +33,7 @@ __all__ = ["Comparison", "Lead", "ModelRun", "compare_runs", "results_page"]
 EXPLAINED = 3  # classes whose frames are shown
 PICTURES = 8  # frames that are shown of a class
 LISTED = 12  # changes of the leading class, and disagreements, that are listed
-_NARROW, _WIDE, _HALF = 360, 860, 600  # widths of a plot in pixels: on a phone, alone, and beside another
+_NARROW, _WIDE, _HALF = 330, 860, 600  # widths of a plot in pixels: on a phone, alone, and beside another
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,7 @@ def results_page(runs: Sequence[ModelRun], comparison: Comparison | None = None)
             _model_section(run, names, end=end, bands=bands, width=_HALF if len(runs) > 1 else _WIDE) for run in runs
         ],
         comparison=None if comparison is None else comparison.text,
+        shaded=bool(bands),
         end=_seconds(end),
     )
 
