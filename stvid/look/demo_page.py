@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.evaluate import check_counts
 from stvid.evaluation.timeline import check_windows
@@ -81,7 +83,6 @@ def build_page(
         models = ModelShelf({title: lambda: single}, device=device)
         models.get(title)
     classifier = Classifier(models, topk=topk, precision=precision)
-    choices = models.choices()
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"# {title}")
         with gradio.Row():
@@ -89,16 +90,7 @@ def build_page(
                 video = gradio.Video(label="Video", sources=["upload"], include_audio=True, height=340, elem_id="video")
                 gradio.HTML(render("demo_camera.html.j2", seconds=RECORDING_SECONDS))
             with gradio.Column(min_width=300):
-                first = gradio.Dropdown(
-                    choices,
-                    value=choices[0][1],
-                    label="Model",
-                    info="Type a part of a name to search.",
-                    elem_id="first",
-                )
-                second = gradio.Dropdown(
-                    [("none", NO_SECOND), *choices], value=NO_SECOND, label="Compare with", elem_id="second"
-                )
+                first, second = _choosers(gradio, models.choices())
                 with gradio.Row():
                     seconds = gradio.Number(window, label="Window (seconds)", min_width=120, elem_id="window")
                     step = gradio.Number(stride, label="Stride (seconds)", min_width=120, elem_id="stride")
@@ -115,6 +107,15 @@ def build_page(
         dropped = video.upload(classifier.classify, inputs, outputs, api_name=False, **work)
         stop.click(lambda: _message("Stopped."), None, message, api_name=False, queue=False, cancels=[clicked, dropped])
     return page
+
+
+def _choosers(gradio: ModuleType, choices: list[tuple[str, str]]) -> tuple[Any, Any]:
+    """Returns the lists in which the two models are chosen."""
+    first = gradio.Dropdown(
+        choices, value=choices[0][1], label="Model", info="Type a part of a name to search.", elem_id="first"
+    )
+    none = ("none", NO_SECOND)
+    return first, gradio.Dropdown([none, *choices], value=NO_SECOND, label="Compare with", elem_id="second")
 
 
 class Classifier:
@@ -172,6 +173,11 @@ class Classifier:
         except StvidError as error:
             reason = str(error).replace(video or "\0", Path(video or "").name)
             yield _message(f"Error: {reason}", error=True), results_page(runs), None
+            return
+        except (OSError, torch.OutOfMemoryError) as error:  # the machine's state, of which a visitor is told in words
+            short = error.strerror or "cannot read or write" if isinstance(error, OSError) else "too little memory"
+            text = f"Error: the computer of this page cannot do this now: {short}; a smaller model may help"
+            yield _message(text, error=True), results_page(runs), None
             return
         text = " and ".join(f"{run.windows} windows by {run.name}" for run in runs)
         yield _message(f"Done: {text}."), results_page(runs, compared), _saved(folder, len(runs))
@@ -306,6 +312,23 @@ class PageGuard:
         await send({"type": "http.response.body", "body": text})
 
 
+def _free_place(host: str, port: int | None) -> str:
+    """Returns in words where the page will listen.
+
+    Raises:
+        StvidError: If it cannot listen there.
+    """
+    where = f"{host}, port {port}" if port is not None else host
+    try:  # Gradio would try a hundred ports one after the other
+        family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StvidError(f"the page cannot listen on {where} ({error.strerror}); choose another") from error
+    return where
+
+
 def launch_page(
     page: Any,
     *,
@@ -334,14 +357,7 @@ def launch_page(
         raise ConfigError(f"port: {port!r} is not a whole number from 1 to 65535")
     if isinstance(max_upload_mb, bool) or not isinstance(max_upload_mb, int) or max_upload_mb < 1:
         raise ConfigError(f"max_upload_mb: {max_upload_mb!r} is not a positive whole number")
-    where = f"{host}, port {port}" if port is not None else host
-    try:  # Gradio would try a hundred ports one after the other
-        family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StvidError(f"the page cannot listen on {where} ({error.strerror}); choose another") from error
+    where = _free_place(host, port)
     gradio = _import_gradio()
     hosts = frozenset(("localhost", "127.0.0.1", "::1", host.lower())) if is_loopback(host) else None
     theme = gradio.themes.Default(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from stvid.errors import ConfigError, DownloadError, StvidError
@@ -304,6 +305,23 @@ def test_reasons(shelf: ModelShelf, files: tuple[Path, Path]) -> None:
         assert "<section" not in results and written is None
     message, results, written = list(classifier.classify(good, "first", "away.k400", 0.5, 0.25))[-1]
     assert "Error: away.k400" in message and results.count("<section") == 1 and written is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory: GPU 0 at /secret"), "too little memory"),
+        (OSError(28, "No space left on device", "/secret"), "No space left on device"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_said(files: tuple[Path, Path], error: Exception, words: str) -> None:
+    def fail() -> VideoModel:
+        raise error
+
+    classifier = Classifier(ModelShelf({"large": fail}))
+    message, _, written = list(classifier.classify(str(files[0]), "large", None, 0.5, 0.25))[-1]
+    assert f"cannot do this now: {words}" in message and "/secret" not in message and 'role="alert"' in message
+    assert written is None
 
 
 def guarded(hosts: frozenset[str] | None, host: str | None, kind: str = "http") -> list[dict[str, Any]]:
