@@ -41,6 +41,8 @@ class Site:
         at_stem: Whether it takes the image, or what was made of it without any layer.
         heads: Heads of the attention that happens in it; None if there is no attention, 0 if their number is unknown.
         read: Whether others use its weights, or read their shape.
+        windows: How many windows of each image follow each other on the first axis, where that has no images; else 0.
+        of_image: Whether the tensor is made of the image, unlike learned queries that are repeated for each.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Site:
     at_stem: bool = False
     heads: int | None = None
     read: bool = False
+    windows: int = 0
+    of_image: bool = True
 
     @property
     def channels(self) -> int:
@@ -68,9 +72,10 @@ class Site:
 
     @property
     def sees_frames(self) -> bool:
-        """Whether the input has one entry per frame, and more than one place in it."""
+        """Whether the input is made of the frames, with one entry for each, and more than one place in it."""
         places = self.shape[2:] if self.channels_first else self.shape[1:-1]
-        return self.batch_axis is not None and len(self.shape) > 2 and torch.Size(places).numel() > 1
+        several = len(self.shape) > 2 and torch.Size(places).numel() > 1
+        return self.batch_axis is not None and several and self.of_image
 
 
 @dataclass
@@ -324,8 +329,8 @@ def examine(
     """
     if next(network.parameters(), None) is None:
         raise ConfigError(f"{name}: has no parameters to inflate")
-    images = images_for(network, (IMAGES, in_chans, *img_size))
     more = images_for(network, (MORE, in_chans, *img_size))
+    images = more[:IMAGES]
     declared = getattr(network, "num_classes", None)
     declared = declared if isinstance(declared, int) and not isinstance(declared, bool) and declared >= 0 else None
     with no_training(network):
@@ -338,7 +343,7 @@ def examine(
         candidates = _could_classify(network, record, reached, anatomy.width)
         again, noise = _run_again(network, more, name, candidates, anatomy.width)
         classified = reader(again.output)
-    anatomy.sites = _sites(network, record, again)
+    anatomy.sites = _sites(network, record, again, record.behind([record.image]) if record.image in reached else None)
     dead = _dead(record, reached)
     anatomy.blocks = [block for block in _blocks_that_ran(network, anatomy.sites, record) if block.name not in dead]
     anatomy.attention = _find_attention(network, anatomy, record)
@@ -391,8 +396,8 @@ def _run_again(
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
-def _sites(network: nn.Module, record: Record, again: Record) -> dict[str, Site]:
-    """Puts the two runs together."""
+def _sites(network: nn.Module, record: Record, again: Record, made: set[int] | None) -> dict[str, Site]:
+    """Puts the two runs together; `made` are the tensors that are made of the image, None if that is not known."""
     sites = {}
     read = record.used_elsewhere | record.read_elsewhere
     heads: dict[str, int] = {}
@@ -423,6 +428,8 @@ def _sites(network: nn.Module, record: Record, again: Record) -> dict[str, Site]
             at_stem=all(call.at_stem for call in calls),
             heads=heads.get(name),
             read=name in read,
+            windows=_windows(first, again.calls.get(name, [])) if len(calls) == 1 and axis is None else 0,
+            of_image=made is None or any(call.took in made for call in calls),
         )
     return sites
 
@@ -444,9 +451,26 @@ def _common_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:
     """Returns the axis of the images that all calls of a module have in common, in the same argument."""
     if len(calls) != len(again):
         return None
-    axes = {_growing_axis(few.shape, many.shape) for few, many in zip(calls, again, strict=True)}
+    axes = {
+        _growing_axis(few.shape, None if few.argument is None else many.shapes.get(few.argument))
+        for few, many in zip(calls, again, strict=True)
+    }
     same = len({(call.argument, len(call.shape)) for call in calls}) == 1
     return axes.pop() if len(axes) == 1 and same else None
+
+
+def _windows(few: Call, again: Sequence[Call]) -> int:
+    """Returns how many windows of one image follow each other on the first axis, before those of the next; 0 if none.
+
+    The second run begins with the images of the first, so that it has the same entries first.
+    """
+    if len(again) != 1 or not few.means or few.shape[1:] != again[0].shape[1:]:
+        return 0
+    count = len(few.means) // IMAGES
+    means, more = torch.tensor(few.means), torch.tensor(again[0].means)
+    if len(more) != MORE * count or torch.allclose(means[:count], means[count:]):
+        return 0
+    return count if torch.allclose(means, more[: len(means)], rtol=1e-3, atol=1e-5) else 0
 
 
 def _output_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:

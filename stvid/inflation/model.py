@@ -237,7 +237,7 @@ class InflatedModel(VideoModel):
     def _fold(self, clip: Tensor) -> Tensor:
         """Maps (B, C, T, H, W) to (B*T, C, H, W), and tells all layers how many frames there are."""
         self._check_clip(clip)
-        self.time.frames = clip.shape[2]
+        self.time.clips, self.time.frames = clip.shape[0], clip.shape[2]
         return self.time.laid_out(clip.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2))
 
     def _unfold(self, frames: Tensor) -> Tensor:

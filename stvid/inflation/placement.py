@@ -69,7 +69,8 @@ def has_attention(network: nn.Module, img_size: tuple[int, int]) -> bool:
 def attention_places(anatomy: Anatomy) -> list[Site]:
     """Returns the blocks in which attention happens, and for attention elsewhere what is around it, in order.
 
-    That is the attention layer itself, or if it sees windows, what is around it and sees whole frames.
+    That is the attention layer itself, or if it sees windows, what is around it and sees whole frames, if there is
+    such a module.
     """
     places: dict[str, Site] = {}
     for attention in anatomy.attention:
@@ -80,6 +81,8 @@ def attention_places(anatomy: Anatomy) -> list[Site]:
             if site is not None and site.sees_frames:
                 block = site
             name = name.rpartition(".")[0]
+        if block is None and attention.windows and attention.of_image:
+            block = attention
         if block is not None:
             heads = max(places[block.name].heads or 0 if block.name in places else 0, attention.heads or 0)
             places[block.name] = dataclasses.replace(block, heads=heads)

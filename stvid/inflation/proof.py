@@ -20,6 +20,7 @@ from stvid.inflation.model import InflatedModel
 from stvid.inflation.outputs import Reader
 from stvid.inflation.report import EXACT, FilterPair, InflationReport, LayerDifference
 from stvid.inflation.temporal import TemporalConv, TemporalFilter
+from stvid.inflation.watching import tensors_in
 
 __all__ = [
     "Comparison",
@@ -288,7 +289,7 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
     """Trains a copy of the model for one step on two clips of one frame.
 
     Raises:
-        ConfigError: If that fails although the network itself runs in training mode.
+        ConfigError: If that fails although the network itself can be trained.
     """
     images = images_for(network, (2, model.in_chans, *model.img_size))
     devices = [images.device] if images.device.type == "cuda" else []
@@ -311,7 +312,7 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
         except Exception as error:  # whatever a network's own code raises
             if (problem := _why_not_trainable(network, images)) is None:
                 raise ConfigError(f"{report.source}: the video model cannot be trained ({in_words(error)})") from error
-            report.notes.append(f"the network itself does not run in training mode ({problem})")
+            report.notes.append(f"the network itself cannot be trained here ({problem})")
             return
     if kinds and kinds[0] and model.reader.plain:
         report.notes.append(
@@ -320,11 +321,13 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
         )
 
 
-@torch.no_grad()
 def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
-    """Returns why a network does not run in training mode; None if it does."""
+    """Returns why a network cannot be trained for one step; None if it can."""
     try:
-        copied(network).train()(images)
+        with torch.enable_grad():
+            found = [tensor for tensor in tensors_in(copied(network).train()(images)) if tensor.requires_grad]
+            if found:
+                torch.stack([tensor.float().square().sum() for tensor in found]).sum().backward()
     except Exception as error:  # whatever a network's own code raises
         return in_words(error)
     return None

@@ -54,20 +54,22 @@ class Recomputed(nn.Module):
         """Does what the block does."""
         if not torch.is_grad_enabled() or self.time.memory is not None:  # what a stream keeps is not kept twice
             return self.block(*args, **kwargs)
-        time, frames, norms = self.time, self.time.frames, _batch_norms(self.block)
+        time, norms = self.time, _batch_norms(self.block)
+        clips, frames = time.clips, time.frames
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             first, again = _recompute_contexts(norms)
-            return first, _with_frames(time, frames, again)  # another clip may have come through since
+            return first, _with_clips(time, clips, frames, again)  # another clip may have come through since
 
         return checkpoint(self.block, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 @contextmanager
-def _with_frames(time: ClipTime, frames: int, inner: AbstractContextManager[Any]) -> Iterator[None]:
-    before, time.frames = time.frames, frames
+def _with_clips(time: ClipTime, clips: int, frames: int, inner: AbstractContextManager[Any]) -> Iterator[None]:
+    before = time.clips, time.frames
+    time.clips, time.frames = clips, frames
     try:
         with inner:
             yield
     finally:
-        time.frames = before
+        time.clips, time.frames = before

@@ -55,8 +55,9 @@ FOCUS = 2.0  # what a score loses at the start for each frame beside the one tha
 
 
 class _Current(threading.local):
-    """The frames of the clips that this thread is working on, 0 before the first; and its stream, during a step."""
+    """The clips that this thread is working on, 0 before the first, and their frames; its stream, during a step."""
 
+    clips = 0
     frames = 0
     memory: StreamMemory | None = None
 
@@ -70,7 +71,8 @@ class ClipTime:
         frames: Frames of the clips that the network is made for.
 
     Attributes:
-        frames: Frames that enter the network, in this thread.
+        clips: Clips that enter the network, in this thread.
+        frames: Frames of each of them.
         stride: Product of the strides of the layers that have run, while `recording`; then of all.
         recording: Whether a trial run finds out after how many strides each layer comes.
         channels_last: Whether the network runs in channels_last; else every layer gives tensors in torch's usual
@@ -92,6 +94,15 @@ class ClipTime:
     @frames.setter
     def frames(self, frames: int) -> None:
         self._current.frames = frames
+
+    @property
+    def clips(self) -> int:
+        """Clips that this thread is working on."""
+        return self._current.clips
+
+    @clips.setter
+    def clips(self, clips: int) -> None:
+        self._current.clips = clips
 
     @property
     def memory(self) -> StreamMemory | None:
@@ -570,7 +581,12 @@ def _times(table: Tensor, frames: int) -> Tensor:
 
 
 def _along(change: Callable[[Tensor], Tensor], x: Tensor, site: Site, time: ClipTime) -> Tensor:
-    """Changes a tensor that has the images on the axis of a site."""
+    """Changes a tensor that has the images on the axis of a site, or windows of images on its first axis."""
+    if site.windows:
+        images = x.unflatten(0, (time.clips * time.frames, -1))
+        if site.channels_first:  # (images, channels, windows, ...)
+            return time.laid_out(change(images.transpose(1, 2)).transpose(1, 2).flatten(0, 1))
+        return time.laid_out(change(images).flatten(0, 1))
     axis = site.batch_axis or 0
     return time.laid_out(change(x.movedim(axis, 0)).movedim(0, axis) if axis else change(x))
 

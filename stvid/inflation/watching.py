@@ -41,7 +41,8 @@ class Call:
     """One call of a module.
 
     Attributes:
-        argument: Position or keyword of the first tensor among the arguments; None if there is none.
+        argument: Position or keyword of the first tensor among the arguments, or if the output is not made from that
+            one, of the first from which it is; None if there is none.
         shape: Shape of that tensor.
         took: Number of that tensor, for `Record.before` and the like.
         inputs: Numbers of all tensors among the arguments.
@@ -49,6 +50,8 @@ class Call:
         at_stem: Whether no layer with weights came before, so that the module takes the image or what was made of it.
         output: Shape of the first tensor that it returned; None if there is none.
         gave: Numbers of all tensors that it returned.
+        shapes: Shapes of the tensors among its arguments, by their position or keyword.
+        means: Mean of each entry on the tensor's first axis; empty where that could hold nothing but images.
         order: Place among the ends of all calls.
     """
 
@@ -60,6 +63,8 @@ class Call:
     at_stem: bool
     output: tuple[int, ...] | None = None
     gave: tuple[int, ...] = ()
+    shapes: dict[int | str, tuple[int, ...]] = field(default_factory=dict)
+    means: tuple[float, ...] = ()
     order: int = 0
 
 
@@ -117,11 +122,13 @@ class Record:
         return forwards
 
 
-def _reached(start: Iterable[int], edges: dict[int, set[int]]) -> set[int]:
+def _reached(start: Iterable[int], edges: dict[int, set[int]], *, beyond: int = 0) -> set[int]:
+    """Follows edges from some tensors; those up to the number `beyond` are reached, but not followed further."""
     found = set(start)
     waiting = list(found)
     while waiting:
-        for other in edges.get(waiting.pop(), ()):
+        number = waiting.pop()
+        for other in edges.get(number, ()) if number > beyond else ():
             if other not in found:
                 found.add(other)
                 waiting.append(other)
@@ -172,11 +179,13 @@ class _Numbers:
 class _Watch(TorchFunctionMode):
     """Follows the tensors through every function of torch that the network calls."""
 
-    def __init__(self, network: nn.Module, record: Record) -> None:
+    def __init__(self, network: nn.Module, record: Record, batch: int) -> None:
         super().__init__()
         self.record = record
+        self.batch = batch
         self.numbers = _Numbers()
         self.running: list[str] = []
+        self.begun: list[int] = []
         self.ended = 0
         self.behind_layer: set[int] = set()
         self.from_weights: set[int] = set()
@@ -236,6 +245,8 @@ class _Watch(TorchFunctionMode):
             heads = query.shape[-3] if query.dim() >= 4 else 0
         elif func is F.multi_head_attention_forward:
             heads = int(kwargs["num_heads"] if "num_heads" in kwargs else args[4])
+        elif _name_of(func) == "flex_attention":  # the operator within torch's function of this name
+            heads = args[0].shape[-3]
         if heads is not None:
             self.record.attending.append(Attending(tuple(self.running), heads))
 
@@ -249,6 +260,7 @@ class _Watch(TorchFunctionMode):
             first = next(((place, value) for place, value in places if isinstance(value, Tensor)), None)
             inputs = tuple(self.numbers.of(tensor) for tensor in tensors_in((args, kwargs)))
             place, tensor = first if first is not None else (None, None)
+            self.begun.append(self.numbers.count)
             call = Call(
                 argument=place,
                 shape=() if tensor is None else tuple(tensor.shape),
@@ -256,6 +268,8 @@ class _Watch(TorchFunctionMode):
                 inputs=inputs,
                 alone=len(places) == 1 and place == 0,
                 at_stem=not self.behind_layer.intersection(inputs),
+                shapes={place: tuple(value.shape) for place, value in places if isinstance(value, Tensor)},
+                means=() if tensor is None else _means(tensor, self.batch),
             )
             self.record.calls.setdefault(name, []).append(call)
 
@@ -265,6 +279,7 @@ class _Watch(TorchFunctionMode):
             self.running.pop()
             call = next(call for call in reversed(self.record.calls[name]) if not call.order)
             outputs = list(tensors_of(output).values())
+            self._find_argument(call, [*enumerate(args), *kwargs.items()], outputs, self.begun.pop())
             self.link(tensors_in((args, kwargs)), outputs)  # also where a function of the user's own lies between
             first = output[0] if isinstance(output, tuple) and output else output
             call.output = tuple(first.shape) if isinstance(first, Tensor) else None
@@ -273,6 +288,26 @@ class _Watch(TorchFunctionMode):
             call.order = self.ended
             if has_own_weights(self.modules[name]):
                 self.behind_layer.update(call.gave)
+
+
+    def _find_argument(
+        self, call: Call, places: list[tuple[int | str, Any]], outputs: list[Tensor], before: int
+    ) -> None:
+        """Takes the next tensor among the arguments where the output is not made from the first, but from that one.
+
+        Args:
+            call: What is known of the call.
+            places: Its arguments with their positions and keywords.
+            outputs: What it returned.
+            before: How many tensors there were when it began.
+        """
+        tensors = [(place, value) for place, value in places if isinstance(value, Tensor)]
+        if len(tensors) < 2:
+            return
+        used = _reached({self.numbers.of(tensor) for tensor in outputs}, self.record.edges, beyond=before)
+        found = next(((place, tensor) for place, tensor in tensors if self.numbers.of(tensor) in used), None)
+        if found is not None and found[0] != call.argument:
+            call.argument, call.shape, call.took = found[0], tuple(found[1].shape), self.numbers.of(found[1])
 
 
 def watched(network: nn.Module, images: Tensor, *, functions: bool = True) -> Record:
@@ -284,7 +319,7 @@ def watched(network: nn.Module, images: Tensor, *, functions: bool = True) -> Re
         functions: Whether to follow tensors through functions, too; without, only the calls of modules are noted.
     """
     record = Record()
-    watch = _Watch(network, record)
+    watch = _Watch(network, record, len(images))
     with ExitStack() as stack:
         for name, module in watch.modules.items():
             if not name:
@@ -306,6 +341,14 @@ def _enter(watch: _Watch, name: str, module: nn.Module, args: Any, kwargs: Any) 
 
 def _leave(watch: _Watch, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
     watch.leave(name, args, kwargs, output)
+
+
+def _means(tensor: Tensor, batch: int) -> tuple[float, ...]:
+    """Returns the mean of each entry on the first axis of a tensor that could hold windows of images there."""
+    entries = tensor.shape[0] if tensor.dim() >= 3 else 0
+    if entries <= batch or entries % batch or tensor.is_meta or not tensor.is_floating_point():
+        return ()
+    return tuple(tensor.flatten(1).mean(1, dtype=torch.float64).tolist())
 
 
 def _name_of(func: Any) -> str:

@@ -27,7 +27,8 @@ def load(name: str) -> Any:
 
 
 own_networks, author_networks = load("own_networks"), load("author_networks")
-NETWORKS = {**own_networks.NETWORKS, **author_networks.NETWORKS}
+further_networks = load("further_networks")
+NETWORKS = {**own_networks.NETWORKS, **author_networks.NETWORKS, **further_networks.NETWORKS}
 SIDE = own_networks.SIDE
 
 
@@ -78,6 +79,53 @@ def test_networks_whose_images_depend_on_each_other_are_refused(name: str, mode:
     network = author_networks.REFUSED[name]().eval()
     with pytest.raises(ConfigError, match="depend on the other images in its batch"):
         stvid.inflate(network, num_frames=2, img_size=SIDE, temporal=mode)
+
+
+@pytest.mark.parametrize("mode", ["conv", "shift", "attention"])
+def test_layers_that_see_learned_queries_are_left_alone(mode: str) -> None:
+    model: Any = stvid.inflate(build("perceiver"), num_frames=4, img_size=SIDE, temporal=mode)
+    sites = model.anatomy.sites
+    assert not sites["layers.0.0.to_q"].sees_frames and sites["layers.0.0.to_k"].sees_frames
+    assert sites["layers.1.0.to_q"].sees_frames  # what the latents have read by then
+    assert not {"layers.0.0", "layers.0.0.to_q"} & set(model.inflated)
+
+
+def test_attention_is_put_on_the_input_that_a_layer_uses() -> None:
+    model: Any = stvid.inflate(build("lookvit"), num_frames=4, img_size=SIDE, temporal="attention")
+    answer = model.anatomy.sites["layers.0.2"]
+    assert (answer.argument, answer.shape) == (1, (2, 4, 16))  # the few tokens, not its first input
+    model.train()(torch.randn(1, 3, 4, SIDE, SIDE)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.temporal.parameters())
+
+
+def test_windows_are_told_from_each_other_and_from_images() -> None:
+    network = build("windows with registers")
+    model: Any = stvid.inflate(network, num_frames=4, img_size=SIDE, temporal="attention")
+    assert model.inflated == ["layers.0.1", "layers.1.1"] and model.anatomy.sites["layers.0.1"].windows == 4
+    larger, clip = torch.randn(2, 3, 3, 2 * SIDE, 2 * SIDE), torch.randn(1, 3, 4, SIDE, SIDE)
+    with torch.no_grad():
+        add_noise(model)
+        both = model(larger)
+        assert torch.allclose(both[1:], model(larger[1:]), atol=1e-5)
+    model.train()(clip).sum().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    logits = model(clip)
+    model(larger)  # before the blocks run again
+    logits.sum().backward()
+    assert all(torch.allclose(parameter.grad, expected[name]) for name, parameter in model.named_parameters())
+
+
+def test_windows_that_are_not_side_by_side_are_refused() -> None:
+    network = further_networks.WindowsWithRegisters(windows_first=True).eval()
+    with pytest.raises(ConfigError, match="no transformer block in which attention sees whole frames"):
+        stvid.inflate(network, num_frames=4, img_size=SIDE, temporal="attention")
+
+
+def test_a_network_that_cannot_be_trained_here_says_so() -> None:
+    model: Any = stvid.inflate(build("flex attention"), num_frames=2, img_size=SIDE, temporal="attention")
+    assert any("cannot be trained here" in note and "backward" in note for note in model.inflation.notes)
 
 
 @pytest.mark.parametrize("name", ["hornet", "vig", "coc", "lenet", "odconv", "sknet"])

@@ -66,7 +66,7 @@ def test_a_network_that_trains_otherwise_is_refused() -> None:
             return super().forward(x)
 
     notes = stvid.inflate(Untrainable().eval(), num_frames=2, img_size=16).inflation.notes
-    assert notes == ["the network itself does not run in training mode (AssertionError: for inference)"]
+    assert notes == ["the network itself cannot be trained here (AssertionError: for inference)"]
 
 
 class Chaotic(Net):
