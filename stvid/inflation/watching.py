@@ -289,7 +289,6 @@ class _Watch(TorchFunctionMode):
             if has_own_weights(self.modules[name]):
                 self.behind_layer.update(call.gave)
 
-
     def _find_argument(
         self, call: Call, places: list[tuple[int | str, Any]], outputs: list[Tensor], before: int
     ) -> None:

@@ -56,7 +56,7 @@ class Perceiver(nn.Module):
 
 
 class LookViT(nn.Module):
-    """Few tokens read many; the many then take over the transposed scores, so that their layer skips its first input."""
+    """Few tokens read many; the many then take over the transposed scores, so their layer skips its first input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,9 +141,10 @@ class WindowsWithRegisters(nn.Module):
             tokens = torch.cat((self.registers.expand(len(windows), -1, -1), windows), dim=1)
             tokens = tokens + attend(tokens)
             tokens = tokens + feed(tokens)
-            windows = tokens[:, 2:]
-            windows = windows.unflatten(0, (w, n)).transpose(0, 1) if self.windows_first else windows.unflatten(0, (n, w))
-            x = windows.reshape(n, side // 4, side // 4, 4, 4, DIM).permute(0, 5, 1, 3, 2, 4).reshape(n, DIM, side, side)
+            windows = tokens[:, 2:].unflatten(0, (w, n) if self.windows_first else (n, w))
+            windows = windows.transpose(0, 1) if self.windows_first else windows
+            maps = windows.reshape(n, side // 4, side // 4, 4, 4, DIM).permute(0, 5, 1, 3, 2, 4)
+            x = maps.reshape(n, DIM, side, side)
         return self.head(x.mean((2, 3)))
 
 
