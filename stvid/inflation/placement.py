@@ -326,7 +326,8 @@ def _add_head(guest: Guest) -> None:
     if width % heads:
         raise ConfigError(f"head_num_heads {heads}: does not divide the {width} features of a frame")
     depth = guest.options.head_depth
-    guest.temporal["head"] = TemporalTransformer(width, guest.time, depth=depth, num_heads=heads)
+    transformer = TemporalTransformer(width, guest.time, depth=depth, num_heads=heads)
+    guest.temporal["head"] = transformer.to(_type_of(guest.network, transformer.time_embed))
     guest.inflated.append("head")
 
 

@@ -512,6 +512,16 @@ def test_takes_other_clips_and_any_layout() -> None:
         model(clip[:, :, 0])
 
 
+@pytest.mark.parametrize("mode", ["conv", "shift", "attention", "none", "head"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_added_has_the_type_of_the_network(mode: str, dtype: torch.dtype) -> None:
+    network = timm.create_model("test_vit", num_classes=5, img_size=32).to(dtype)
+    model = build(network, num_frames=2, img_size=(32, 32), temporal=mode)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 2, 32, 32, dtype=dtype)).dtype == dtype
+
+
 def test_features_and_layer_groups() -> None:
     model = small("attention", "timm:test_vit")
     tokens = model.forward_features(torch.randn(1, 3, 4, 64, 64))
