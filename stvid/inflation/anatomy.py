@@ -346,7 +346,7 @@ def examine(
     anatomy.sites = _sites(network, record, again, record.behind([record.image]) if record.image in reached else None)
     dead = _dead(record, reached)
     anatomy.blocks = [block for block in _blocks_that_ran(network, anatomy.sites, record) if block.name not in dead]
-    anatomy.attention = _find_attention(network, anatomy, record)
+    anatomy.attention = [site for site in _find_attention(network, anatomy, record) if site.name not in dead]
     made_by = _averaged(noise, classified) if anatomy.num_classes else []
     anatomy.classifiers = made_by if _can_be_taken(network, record, made_by) else []
     if anatomy.num_classes:
