@@ -212,22 +212,33 @@ def test_what_never_reaches_the_logits_is_left_alone() -> None:
 
 
 def test_attention_that_never_reaches_the_logits_is_left_alone() -> None:
-    class Pooling(nn.Module):
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.probe = (
+                nn.MultiheadAttention(16, 2, batch_first=True),
+                nn.Parameter(torch.randn(1, 1, 16)),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attend(self.probe.expand(len(x), -1, -1), x, x)[0]
+
+    class Beside(nn.Module):
         """Returns a pooling by attention beside its logits, which are of the mean (SigLIP's classifier)."""
 
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.fc = nn.Conv2d(3, 16, 4, stride=4), nn.Linear(16, 5)
             self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
-            self.head, self.probe = nn.MultiheadAttention(16, 2, batch_first=True), nn.Parameter(torch.randn(1, 1, 16))
+            self.head = Pool()
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             x = self.embed(x).flatten(2).transpose(1, 2)
             for layer in self.layers:
                 x = layer(x)
-            return self.fc(x.mean(1)), self.head(self.probe.expand(len(x), -1, -1), x, x)[0]
+            return self.fc(x.mean(1)), self.head(x)
 
-    model = stvid.inflate(Pooling().eval(), num_frames=2, img_size=16, temporal="attention")
+    model = stvid.inflate(Beside().eval(), num_frames=2, img_size=16, temporal="attention")
     assert model.inflated == ["layers.0", "layers.1"]
 
 
