@@ -18,7 +18,7 @@ from stvid.inflation.guests import constants_of, copied, own_copy
 from stvid.inflation.image_weights import pick_state
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
-from stvid.inflation.proof import check_foldable, observe, prove_training
+from stvid.inflation.proof import Trial, check_foldable, prove_training
 from stvid.inflation.proof import prove as prove_still
 from stvid.inflation.report import RANDOM, InflationReport, TensorRule
 from stvid.inflation.sources import ImageOrigin, find_origin, head_classes, image_models, load_strictly
@@ -184,7 +184,8 @@ def inflate_with_report(
     before = copied(image.network) if prove or image.origin is None else None
     constants = constants_of(image.network) if image.origin is None else {}
     taken = {key: value.detach() for key, value in image.network.state_dict().items()}
-    model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes)).eval()
+    trial = Trial(before, image.name) if before is not None and prove else None
+    model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes), trial=trial).eval()
     report = InflationReport(
         image.name,
         f"{image.name} with temporal={model.options.temporal}, {num_frames} frames",
@@ -192,15 +193,12 @@ def inflate_with_report(
         weights=image.weights,
         notes=list(model.anatomy.notes),
     )
-    if before is not None:
-        seen = observe(before, model)
-        check_foldable(
-            before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader, observed=seen
-        )
-        if prove:
-            prove_still(before, model, report, observed=seen)
-        if prove and image.origin is None and report.as_promised:
-            prove_training(before, model, report)
+    if trial is not None:
+        prove_still(model, report, trial)
+        if image.origin is None and report.as_promised:
+            prove_training(trial.network, model, report)
+    elif before is not None:
+        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader)
     new_head = num_classes is not None and num_classes != model.num_classes
     if new_head:
         assert num_classes is not None
@@ -283,7 +281,9 @@ def _split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return own, {key: value for key, value in hyperparameters.items() if key not in own}
 
 
-def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int, new_head: bool = False) -> InflatedModel:
+def _inflated(
+    image: _Image, own: Mapping[str, Any], *, num_frames: int, new_head: bool = False, trial: Trial | None = None
+) -> InflatedModel:
     """Inflates a network in place, with the first result of `_split`."""
     options = dict(own)
     channels = {"in_chans": options.pop("in_chans")} if "in_chans" in options else {}
@@ -294,6 +294,7 @@ def _inflated(image: _Image, own: Mapping[str, Any], *, num_frames: int, new_hea
         img_size=image.img_size,
         source_name=image.name,
         new_head=new_head,
+        trial=trial,
         **channels,
     )
     model.origin = image.origin

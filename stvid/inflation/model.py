@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,6 +86,7 @@ class InflatedModel(VideoModel):
         in_chans: Channels of the clip.
         source_name: The name of the 2D network in messages.
         new_head: Whether the network gets a new classifier, so that its features will do instead of logits.
+        trial: Runs the model once it is built; None runs noise. It is called again where the layout has to change.
 
     Attributes:
         network: The 2D network without its classifier.
@@ -119,6 +120,7 @@ class InflatedModel(VideoModel):
         in_chans: int = 3,
         source_name: str = "the network",
         new_head: bool = False,
+        trial: Callable[[InflatedModel], object] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
@@ -142,7 +144,7 @@ class InflatedModel(VideoModel):
         guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.head_features)
         add_layers(guest)
         self.temporal, self.inflated = guest.temporal, guest.inflated
-        self._lay_out()
+        self._lay_out(trial)
         self._describe()
 
     # --- surgery ------------------------------------------------------------------------------------------------------
@@ -174,30 +176,32 @@ class InflatedModel(VideoModel):
             before, behind = sum(widths[:index]), sum(widths[index + 1 :])
             replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
 
-    def _lay_out(self) -> None:
-        """Chooses the layout in memory: channels_last, if the network runs in it; `Tensor.view` often does not.
-
-        Networks that are known do. Another one is tried, on two frames.
-        """
+    def _lay_out(self, trial: Callable[[InflatedModel], object] | None) -> None:
+        """Chooses the layout in memory: channels_last, if the network runs in it; `Tensor.view` often does not."""
         channels_last(self)
         try:
-            self._try()
+            self._try(trial)
+        except StvidError:
+            raise
         except Exception as problem:  # whatever a network's own code raises
             self.time.channels_last = False
             for parameter in self.parameters():
                 parameter.data = parameter.data.contiguous()
             try:
-                self._try()
+                self._try(trial)
             except Exception as error:
                 raise self._cannot_run(error) from problem
 
-    def _try(self) -> None:
+    def _try(self, trial: Callable[[InflatedModel], object] | None) -> None:
         """Runs a clip; with it each layer learns how many frames are left of a clip where it is."""
         strided = bool(self.options.strides) or self.options.joint
         self.time.stride, self.time.recording = 1, strided
         try:
             with no_training(self):
-                self(self._noise(self.num_frames if strided else 2))
+                if trial is None:
+                    self(self._noise(self.num_frames if strided else 2))
+                else:
+                    trial(self)
         finally:
             self.time.recording = False
             self.time.frames = self.num_frames

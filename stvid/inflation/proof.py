@@ -25,6 +25,7 @@ from stvid.inflation.watching import tensors_in
 __all__ = [
     "Comparison",
     "FewFrames",
+    "Trial",
     "check_foldable",
     "filter_pairs",
     "prove",
@@ -166,6 +167,39 @@ def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False) -> C
     return Comparison(((found - flat.logits).abs().max() / scale).item(), "logits", layers)
 
 
+@dataclass
+class Trial:
+    """Compares a model with its 2D network while it is built, when it runs for the first time.
+
+    Args:
+        network: Before it was inflated.
+        name: How messages call the network.
+
+    Attributes:
+        seen: What the 2D network does.
+        quick: The comparison in the network's own type; None as for `_compare`.
+    """
+
+    network: nn.Module
+    name: str
+    seen: Observed | None = None
+    quick: Comparison | None = None
+
+    def __call__(self, model: InflatedModel) -> None:
+        """Compares; at first with a check that frames can be folded into the batch."""
+        if self.seen is None:
+            self.seen = observe(self.network, model)
+            check_foldable(
+                self.network,
+                model.img_size,
+                in_chans=model.in_chans,
+                name=self.name,
+                read=model.reader,
+                observed=self.seen,
+            )
+        self.quick = _compare(self.seen, model)
+
+
 def _frames_of_proof(model: InflatedModel) -> int:
     """Returns how long the still video is: as long as the largest kernel, or whole where there are strides in time."""
     if model.options.strides or model.options.joint:
@@ -225,27 +259,24 @@ def _two_images(model: InflatedModel) -> Tensor:
 
 
 @torch.no_grad()
-def prove(
-    network: nn.Module, model: InflatedModel, report: InflationReport, *, observed: Observed | None = None
-) -> None:
+def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
     """Compares both networks on a still video, and fills in the report.
 
     First as they are, which is fast; what does not agree then is decided in float64, or where a network fixes its own
     type, against the rounding that it magnifies.
 
     Args:
-        network: Before it was inflated.
         model: The inflated network.
         report: What is filled in.
-        observed: What `observe` saw of the 2D network; None runs it.
+        trial: The comparison that was made while the model was built.
     """
     if model.options.spoils_ends:
         where = "first" if model.options.causal else "first and last"
         report.reasons = [f"zeros beyond the ends of the clip reach its {where} frames (padding=replicate avoids it)"]
+    network, quick = trial.network, trial.quick
     report.filters = filter_pairs(network, model)
-    seen = observe(network, model) if observed is None else observed
-    images = seen.images
-    quick = _compare(seen, model)
+    assert trial.seen is not None
+    images = trial.seen.images
     report.computed_in = str(images.dtype).removeprefix("torch.")
     if quick is not None and quick.difference < EXACT:
         report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
@@ -295,6 +326,7 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
     devices = [images.device] if images.device.type == "cuda" else []
     kinds: list[str] = []
     video = copied(model).train()
+    _freeze_plain_layers(video)
     video.network.register_forward_hook(
         lambda module, inputs, output: kinds.append("" if isinstance(output, Tensor) else type(output).__name__)
     )
@@ -319,6 +351,18 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
             f"in training mode the network returns a {kinds[0]}; the model takes the logits in it that are those of "
             "evaluation mode, and the others get no gradient"
         )
+
+
+def _freeze_plain_layers(model: InflatedModel) -> None:
+    """Spares a backward pass the gradients of those weights that are torch's own business, a third of its work.
+
+    Such are the weights of convolutions and linear layers that stayed what they were, behind the stem.
+    """
+    parts = dict(model.network.named_modules())
+    for site in model.anatomy.layers:
+        part: Any = parts[site.name]
+        if type(part) in (nn.Conv2d, nn.Linear) and not (site.at_stem or site.read) and "weight" in part._parameters:
+            part.weight.requires_grad = False
 
 
 def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:

@@ -165,11 +165,11 @@ def _split(network: nn.Module, images: Tensor, size: tuple[int, int], whole: Ten
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
         return None
     try:
-        features = own.forward_features(images)
-        if not isinstance(features, Tensor) or features.shape[0] != images.shape[0]:
+        features = own.forward_features(images[:1])
+        if not isinstance(features, Tensor) or features.shape[0] != 1:
             return None
         found = _layout_of(network, features, size)
-        return found if found is not None and _equal(own.forward_head(features), whole) else None
+        return found if found is not None and _equal(own.forward_head(features), whole[:1]) else None
     except Exception as error:  # whatever a network's own code raises: then the methods are for other inputs
         _log.debug("%s: forward_features is not used: %s", type(network).__name__, in_words(error))
         return None
