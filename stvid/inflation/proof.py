@@ -326,7 +326,6 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
     devices = [images.device] if images.device.type == "cuda" else []
     kinds: list[str] = []
     video = copied(model).train()
-    _freeze_plain_layers(video)
     video.network.register_forward_hook(
         lambda module, inputs, output: kinds.append("" if isinstance(output, Tensor) else type(output).__name__)
     )
@@ -351,18 +350,6 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
             f"in training mode the network returns a {kinds[0]}; the model takes the logits in it that are those of "
             "evaluation mode, and the others get no gradient"
         )
-
-
-def _freeze_plain_layers(model: InflatedModel) -> None:
-    """Spares a backward pass the gradients of those weights that are torch's own business, a third of its work.
-
-    Such are the weights of convolutions and linear layers that stayed what they were, behind the stem.
-    """
-    parts = dict(model.network.named_modules())
-    for site in model.anatomy.layers:
-        part: Any = parts[site.name]
-        if type(part) in (nn.Conv2d, nn.Linear) and not (site.at_stem or site.read) and "weight" in part._parameters:
-            part.weight.requires_grad = False
 
 
 def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
