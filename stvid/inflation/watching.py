@@ -347,7 +347,7 @@ def _means(tensor: Tensor, batch: int) -> tuple[float, ...]:
     entries = tensor.shape[0] if tensor.dim() >= 3 else 0
     if entries <= batch or entries % batch or tensor.is_meta or not tensor.is_floating_point():
         return ()
-    return tuple(tensor.flatten(1).mean(1, dtype=torch.float64).tolist())
+    return tuple(tensor.flatten(1).float().mean(1).tolist())
 
 
 def _name_of(func: Any) -> str:
