@@ -338,7 +338,7 @@ def examine(
         reader = find_reader(record.output, IMAGES, declared=declared, as_features=as_features, name=name)
         logits = reader(record.output)
         anatomy = Anatomy(width=logits.shape[1], reader=reader)
-        anatomy.num_classes = 0 if declared == 0 or reader.pooled else anatomy.width
+        anatomy.num_classes = 0 if declared == 0 or (as_features and reader.features) else anatomy.width
         reached = record.before(record.numbers[id(tensor)] for tensor in _read(reader, record.output))
         candidates = _could_classify(network, record, reached, anatomy.width)
         again, noise = _run_again(network, more, name, candidates, anatomy.width)

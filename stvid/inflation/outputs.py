@@ -38,6 +38,11 @@ class Reader:
         """Whether the network itself returns the logits."""
         return self == Reader()
 
+    @property
+    def features(self) -> bool:
+        """Whether what is taken is called a feature, so that no layer that makes it is a classifier."""
+        return self.pooled or any(path and path[-1] in _FEATURES for path in self.paths)
+
     def __call__(self, output: Any) -> Tensor:
         """Returns (N, C)."""
         found = [_at(output, path) for path in self.paths]

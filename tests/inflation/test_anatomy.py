@@ -242,6 +242,26 @@ def test_attention_that_never_reaches_the_logits_is_left_alone() -> None:
     assert model.inflated == ["layers.0", "layers.1"]
 
 
+def test_a_pooling_layer_is_no_classifier() -> None:
+    class Encoder(nn.Module):
+        """Returns a mapping with a pooled output, as the encoders of transformers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body = nn.Conv2d(3, 16, 4, stride=4), nn.Conv2d(16, 16, 3, padding=1)
+            self.pooler = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            x = self.body(self.embed(x)).flatten(2).transpose(1, 2)
+            return {"last_hidden_state": x, "pooler_output": self.pooler(x.mean(1)).tanh()}
+
+    model: Any = stvid.inflate(Encoder().eval(), num_frames=2, img_size=16, num_classes=5)
+    assert isinstance(model.network.pooler, nn.Linear) and model.head.fc.out_features == 5
+    assert (model(torch.randn(1, 3, 2, 16, 16)).shape, model.head.fc.in_features) == ((1, 5), 16)
+    model.train()(torch.randn(2, 3, 2, 16, 16)).sum().backward()
+    assert model.network.pooler.weight.grad is not None
+
+
 class Reading(nn.Module):
     """Reads what it likes of its layers."""
 
