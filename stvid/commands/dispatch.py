@@ -35,6 +35,36 @@ def _help(program: str, about: str, commands: Mapping[str, Callable[[Sequence[st
     return "\n".join(lines)
 
 
+def _run(
+    program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]], arguments: Sequence[str]
+) -> int:
+    """Runs the command that the arguments name, or shows the help or the version; see `dispatch`."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(program, about, commands))
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"{program} {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in commands:
+        raise ConfigError(f"{name}: no such command{nearest(name, commands)} (see: {program} --help)")
+    return commands[name](_set_remote_cache([_no_option(word) for word in rest]))
+
+
+def _flush() -> None:
+    """Writes what was printed, so that it fails here and not when Python ends, if it cannot be written.
+
+    Raises:
+        OSError: If it cannot be; it names the standard output.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nothing more can be printed
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def dispatch(
     program: str, about: str, commands: Mapping[str, Callable[[Sequence[str]], int]], argv: Sequence[str] | None
 ) -> int:
@@ -50,18 +80,10 @@ def dispatch(
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help(program, about, commands))
-        return 0 if arguments else 2
-    if arguments[0] in ("-V", "--version", "version"):
-        print(f"{program} {__version__}")
-        return 0
-    name, *rest = arguments
-    rest = [_no_option(word) for word in rest]
-    if name not in commands:
-        return _fail(program, f"{name}: no such command{nearest(name, commands)} (see: {program} --help)", 2)
     try:
-        return commands[name](_set_remote_cache(rest))
+        code = _run(program, about, commands, arguments)
+        _flush()
+        return code
     except SystemExit as error:  # --help of a command
         return error.code if isinstance(error.code, int) else 2
     except KeyboardInterrupt:

@@ -164,6 +164,7 @@ def _of_value(content: Any, source: str) -> list[str]:
             return content
         if all(isinstance(item, Mapping) for item in content):
             return _of_records(content, source)
+        _check_texts(content, source)
     raise ManifestError(f"{source}: needs a list of names, or a table from name to number or from number to name")
 
 
@@ -180,6 +181,8 @@ def _of_table(table: Any, source: str) -> list[str]:
         named = zip(keys, table.values(), strict=True)
         readings.append([(number, name) for number, name in named if number is not None])
     if not readings:
+        if None not in keys or None not in values:
+            _check_texts(table.values() if None not in keys else table, source)
         wrong = next((v for v, number in zip(table.values(), values, strict=True) if number is None), next(iter(table)))
         raise ManifestError(
             f"{source}: the values are not numbers of classes, and the keys neither, first {str(wrong)[:60]!r}; needs "
@@ -193,6 +196,16 @@ def _of_table(table: Any, source: str) -> list[str]:
     if orders[0] != orders[-1]:
         raise ManifestError(f"{source}: both sides are numbers, so it is not known which are the names; give a list")
     return orders[0]
+
+
+def _check_texts(names: Iterable[Any], source: str) -> None:
+    """Raises ManifestError if a name is no text: YAML takes no and yes for truth values, and numbers for numbers."""
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None and not isinstance(odd, (Mapping, list)):
+        reason = "YAML reads a bare no, off, yes or on so; " if isinstance(odd, bool) else ""
+        raise ManifestError(
+            f"{source}: needs a list of names, and {str(odd)[:60]} is no text ({reason}put quotes around it)"
+        )
 
 
 def _of_records(records: Sequence[Mapping[Any, Any]], source: str) -> list[str]:

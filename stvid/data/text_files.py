@@ -49,6 +49,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     text = re.sub(r"(?m)^\ufeff", "", text)
     if not text.strip():
         raise ManifestError(f"{path}: is empty")
+    if text.startswith("version https://git-lfs.github.com/"):
+        raise ManifestError(f"{path}: is a pointer of git-lfs, not the file itself; git lfs pull fetches it")
+    if re.match(r"(?i)\s*(<!doctype html|<html)\b", text):
+        raise ManifestError(f"{path}: is a page of the web (HTML), not a list; download the file itself")
     return text
 
 

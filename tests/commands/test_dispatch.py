@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,3 +52,18 @@ def test_every_command_takes_the_cache_of_remote_videos(
     assert seen == [(["--a"], str(folder), "2")] and folder.is_dir()
     assert dispatch("stvid", "", {"x": note}, ["x", "--remote_cache_gb", "none"]) == 2
     assert "--remote_cache_gb" in capsys.readouterr().err and len(seen) == 1
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["models", "uniformer_xxs"]])
+def test_what_is_printed_into_a_closed_pipe_or_a_full_disk_is_no_traceback(command: list[str]) -> None:
+    program = [sys.executable, "-m", "stvid", *command]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head -1` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert "No space left on device" in done.stderr

@@ -13,7 +13,13 @@ def test_text(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "a.txt") == [(1, "one"), (3, "two")]
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     (tmp_path / "c.txt").write_text(" \n")
-    for name, message in (("b.txt", "is not UTF-8 text"), ("c.txt", "is empty"), ("d.txt", "cannot be read")):
+    (tmp_path / "e.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    (tmp_path / "f.txt").write_text("\n<html lang=en><head><title>Sign in</title></head></html>\n")
+    cases = (
+        *(("b.txt", "is not UTF-8 text"), ("c.txt", "is empty"), ("d.txt", "cannot be read")),
+        *(("e.txt", "is a pointer of git-lfs"), ("f.txt", "is a page of the web")),
+    )
+    for name, message in cases:
         with pytest.raises(ManifestError, match=f"{name}: {message}"):
             read_text(tmp_path / name)
 
