@@ -56,6 +56,8 @@ def resolve_source(source: str | os.PathLike[str], *, prefer: str | None = "best
         StvidError: If the file cannot be fetched.
     """
     given = os.fspath(source)
+    if not given:
+        raise CheckpointError("checkpoint: its name is empty; a variable of the shell may not be set")
     if given.lower().endswith((".onnx", ".pt2")) and os.path.isfile(given):
         raise CheckpointError(
             f"{given}: is a program that stvid export wrote, not weights: run it with stvid.load_exported, and give "

@@ -62,6 +62,8 @@ def test_an_exported_program_is_no_checkpoint(name: str, tmp_path: Path) -> None
 
 
 def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="its name is empty"):
+        resolve_source("")  # and not the folder in which one is
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         resolve_source(tmp_path / "missing.pth")
     with pytest.raises(CheckpointError, match=r"uniformer_s: is a model, not weights; .*uniformer_s\.k400_16x4"):

@@ -86,6 +86,8 @@ def read_manifest(
             number, what is wrong and what would be right.
     """
     path = expand_home(os.fspath(source))
+    if not path:
+        raise ManifestError("the name of the list of videos is empty; a variable of the shell may not be set")
     if format not in FORMATS:
         raise ManifestError(
             f"format {format!r} does not exist; use one of {', '.join(FORMATS)}{nearest(format, FORMATS)}"
@@ -106,6 +108,8 @@ def read_manifest(
             raise ManifestError(f"{path}: root has no meaning for a folder per class; leave it out")
         rows, notes = read_class_folders(path)
         manifest = build_manifest(rows, root=path, class_names=class_names, source=path)
+        if multilabel:
+            notes = (*notes, f"{path}: in folders no video has several labels; a list joins them by | (run|jump)")
         manifest.notes = (*notes, *label_notes(manifest.used_classes, path))
         return manifest
     if is_folder and format not in EXCHANGE:

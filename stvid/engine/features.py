@@ -354,6 +354,7 @@ def _trainer(folder: Path, writer: _FeatureWriter, settings: FeatureSettings) ->
         on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         devices = [settings.team.rank.local % torch.cuda.device_count()] if on_gpu else 1
     return make_trainer(
+        section="",
         accelerator=settings.accelerator,
         devices=devices,
         precision=settings.precision,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from stvid.inflation.temporal import TemporalConv
 
 __all__ = ["check_precision", "make_trainer", "quiet_lightning", "strategy_of"]
 
+_REFUSALS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
+
 
 def quiet_lightning() -> None:
     """Silences the hints and warnings of Lightning that say nothing to a user of stvid."""
@@ -29,21 +32,40 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
 
 
-def make_trainer(*, devices: int | str, **options: Any) -> Trainer:
+def make_trainer(*, devices: int | str, section: str = "trainer.", **options: Any) -> Trainer:
     """Makes a trainer that leaves the sharing of the videos among the ranks to stvid's own loaders.
 
     Args:
         devices: How many devices, as a number or in digits, or anything else that Lightning takes.
+        section: What stands before the names of the arguments where a user gives them, for errors.
         **options: The other arguments of Lightning's `Trainer`, which refuses what it does not know.
 
     Raises:
-        ConfigError: If Lightning cannot use accelerator, devices, strategy or precision here; its message says which.
+        ConfigError: If Lightning cannot use accelerator, devices, strategy or precision here; it says which.
     """
     count: Any = int(devices) if str(devices).lstrip("-").isdigit() else devices
     try:
         return Trainer(devices=count, enable_model_summary=False, use_distributed_sampler=False, **options)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    except _REFUSALS as error:
+        key = _refused_key({"devices": count} | options)
+        where = "trainer" if key is None else f"{section}{key}"
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _refused_key(options: Mapping[str, Any]) -> str | None:
+    """Returns the key that Lightning refuses, and its value; None if it refuses none of those of the devices.
+
+    Its messages do not always name the argument, so the arguments are tried, each beside those before it.
+    """
+    tried: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    for key in ("accelerator", "devices", "strategy", "precision"):
+        if key in options:
+            tried[key] = options[key]
+            try:
+                Trainer(**({"accelerator": "cpu"} | tried))
+            except _REFUSALS:
+                return f"{key} {options[key]}"
+    return None
 
 
 def strategy_of(config: TrainConfig) -> str | Strategy:

@@ -462,6 +462,8 @@ class AvSource:
                 raise VideoError(self.name, f"more than {MAX_FRAMES} frames: cut it into shorter files")
         if not times or self.clock is None:
             detail = f"none of its frames can be decoded ({problems[-1]})" if problems else "it holds no frames"
+            if problems and self.container is not None and self.container.format.name.startswith("webp"):
+                detail += "; FFmpeg reads no moving WebP: convert it, for example to GIF"
             raise VideoError(self.name, detail)
         rate = self.stream.average_rate
         stated = float(rate) if rate else None

@@ -106,6 +106,8 @@ def available_backends() -> dict[str, str]:
 
 def check_file(path: str, *, folder: bool) -> None:
     """Says in one line why a path cannot be a video."""
+    if not path:
+        raise MissingFileError("video", "its name is empty; a variable of the shell may not be set")
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -219,6 +219,8 @@ def test_csv_label_that_is_not_a_class(tmp_path: Path) -> None:
 
 
 def test_source_errors(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="is empty; a variable of the shell"):
+        read_manifest("")
     with pytest.raises(ManifestError, match="no such file or folder"):
         read_manifest(tmp_path / "none.csv")
     path = write(tmp_path / "list.csv", "a.mp4,run\n")
@@ -253,6 +255,7 @@ def test_folder_per_class(tmp_path: Path) -> None:
             ("run/deep/er/c.webm", ("run",)),
         ]
     assert read_manifest(tmp_path, class_names=["walk", "run", "jump"]).primary.tolist() == [2, 1, 1, 1]
+    assert "in folders no video has several labels" in read_manifest(tmp_path, multilabel=True).notes[2]
 
 
 def test_folder_of_cameras_and_recorders(tmp_path: Path) -> None:

@@ -234,8 +234,8 @@ def test_bad_calls(model: VideoModel, videos: Path, tmp_path: Path) -> None:
         ({"format": "csv"}, "format"),
         ({"batch_size": 0}, "batch_size"),
         ({"views": "2x2"}, "crops"),
-        ({"accelerator": "abacus"}, "trainer"),
-        ({"devices": 0}, "trainer"),
+        ({"accelerator": "abacus"}, "accelerator abacus"),
+        ({"devices": 0}, "devices 0"),
     ):
         with pytest.raises(ConfigError, match=words):
             extract_features(model, manifest, tmp_path / words, **{**ON_CPU, **options})

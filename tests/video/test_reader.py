@@ -625,6 +625,8 @@ def test_missing_and_empty_files_and_folders(tmp_path: Path, make_video: MakeVid
     with pytest.raises(MissingFileError, match="no such file") as caught:
         VideoReader(tmp_path / "none.mp4")
     assert isinstance(caught.value, FileNotFoundError) and caught.value.source == str(tmp_path / "none.mp4")
+    with pytest.raises(MissingFileError, match="its name is empty"):
+        VideoReader("")
     with pytest.raises(VideoError, match="is a folder"):
         VideoReader(tmp_path)
     (tmp_path / "empty.mp4").touch()
@@ -678,6 +680,13 @@ def test_a_file_of_which_nothing_can_be_decoded(make_video: MakeVideo, tmp_path:
     path.write_bytes(data)
     with pytest.raises(VideoError, match="none of its frames can be decoded"):
         VideoReader(path)
+
+
+def test_a_moving_webp_is_named(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (16, 16), (60 * number, 0, 0)) for number in range(4)]
+    pictures[0].save(tmp_path / "moving.webp", save_all=True, append_images=pictures[1:], duration=100)
+    with pytest.raises(VideoError, match="FFmpeg reads no moving WebP"):
+        VideoReader(tmp_path / "moving.webp")
 
 
 def test_a_playlist_is_not_followed(make_video: MakeVideo, tmp_path: Path) -> None:
