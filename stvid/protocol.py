@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 from stvid.errors import ConfigError, nearest
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "KINETICS_MEAN", "KINETICS_STD", "Protocol", "Task", "parse_views"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "KINETICS_MEAN",
+    "KINETICS_STD",
+    "Protocol",
+    "Task",
+    "checked_protocol",
+    "parse_views",
+]
 
 Task = Literal["multiclass", "multilabel"]
 """Whether a video has exactly one class (softmax over the logits) or any number of them (sigmoid of each logit)."""
@@ -182,3 +191,17 @@ class Protocol:
         how += f" at {self.fps:g} fps" if self.fps else ""
         colours = "; channels bgr (blue, green, red)" if self.channels == "bgr" else ""
         return f"{how}; short side {self.short_side}, crop {self.crop}{colours}; views {self.views}"
+
+
+def checked_protocol(value: object) -> Protocol:
+    """Returns a protocol that a caller has given.
+
+    Raises:
+        ConfigError: If it is none, as a name or a table.
+    """
+    if not isinstance(value, Protocol):
+        raise ConfigError(
+            f"protocol: {str(value)[:80]!r} is no stvid.Protocol; a model's own is model.default_protocol, and "
+            "stvid.Protocol.from_dict makes one of a table"
+        )
+    return value

@@ -33,7 +33,7 @@ from stvid.evaluation.features import feature_files, load_features
 from stvid.look.inspection import inspect_video
 from stvid.look.report import report_html
 from stvid.models.base import VideoModel
-from stvid.protocol import IMAGENET_MEAN, Protocol
+from stvid.protocol import IMAGENET_MEAN, Protocol, checked_protocol
 
 NAMES = ("left", "right", "turn")
 RGB = Protocol(
@@ -265,3 +265,10 @@ def test_earlier_results_of_single_frames_are_still_known_by_their_digest() -> N
     assert "frames_per_segment" not in EvaluationPlan(RGB)._described()
     rows = RGB.replace(frames_per_segment=2)
     assert EvaluationPlan(rows)._described()["frames_per_segment"] == 2
+
+
+def test_what_is_no_protocol_is_said() -> None:
+    assert checked_protocol(Protocol()) == Protocol()
+    for value in ("k400", {"frames": 8}):
+        with pytest.raises(ConfigError, match=r"^protocol: .* is no stvid\.Protocol; .*from_dict"):
+            checked_protocol(value)

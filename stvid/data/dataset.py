@@ -36,7 +36,7 @@ from stvid.data.sampling import sample_train, sample_views
 from stvid.data.transforms import TrainTransform, model_input, shown_pixels
 from stvid.errors import ConfigError, ManifestError, StvidError, VideoError
 from stvid.notebook import picture_address, render_html
-from stvid.protocol import Protocol, parse_views
+from stvid.protocol import Protocol, checked_protocol, parse_views
 from stvid.video.memory import checked_rate
 from stvid.video.reader import Index, MemoryFrames, VideoLike, VideoReader
 from stvid.video.stored_index import index_beside
@@ -198,7 +198,7 @@ def load_clip(
     if in_memory is not None:
         source = MemoryFrames(in_memory.images, checked_rate(replacements.pop("fps")) or in_memory.fps)
     given = {name: value for name, value in replacements.items() if value is not None}
-    used = (protocol if protocol is not None else Protocol()).replace(**given)
+    used = (checked_protocol(protocol) if protocol is not None else Protocol()).replace(**given)
     if isinstance(source, MemoryFrames):
         check_rate_known(source, used, seconds=start is not None or end is not None)
     with VideoReader(source, backend=backend) as reader:

@@ -79,8 +79,8 @@ class Comparison:
 
 
 def compare(
-    first: EvaluationResult,
-    second: EvaluationResult,
+    first: EvaluationResult | str | os.PathLike[str],
+    second: EvaluationResult | str | os.PathLike[str],
     *,
     names: tuple[str, str] = ("the first", "the second"),
     resamples: int = 2000,
@@ -92,7 +92,7 @@ def compare(
     their common folder. A video that one of the two could not read is left out and counted.
 
     Args:
-        first: The result to compare with.
+        first: The result to compare with, or the file or folder that `stvid test` wrote it to.
         second: The result that is compared.
         names: The names of the two results in messages.
         resamples: How often the videos are drawn again with replacement.
@@ -100,7 +100,11 @@ def compare(
 
     Raises:
         ConfigError: If the results are of different videos, labels, classes or tasks.
+        StvidError: If a result cannot be read.
     """
+    first, second = (
+        result if isinstance(result, EvaluationResult) else EvaluationResult.load(result) for result in (first, second)
+    )
     pair = _pair(first, second, names)
     run = _compare_multilabel if first.task == "multilabel" else _compare_multiclass
     return run(pair, resamples, seed)

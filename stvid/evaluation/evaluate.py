@@ -33,7 +33,7 @@ from stvid.evaluation.metrics import Average
 from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, packed, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.inference import OptimizedModel
-from stvid.protocol import Protocol, Task
+from stvid.protocol import Protocol, Task, checked_protocol
 
 __all__ = [
     "PROBES",
@@ -282,7 +282,9 @@ def model_protocol(model: nn.Module, protocol: Protocol | None, views: str | Vie
     Raises:
         ConfigError: If there is none, or the views cannot be read.
     """
-    found = protocol if protocol is not None else getattr(model, "default_protocol", None)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {model!r} is no network: load it first, as in stvid.load_model({str(model)!r})")
+    found = checked_protocol(protocol) if protocol is not None else getattr(model, "default_protocol", None)
     if not isinstance(found, Protocol):
         raise ConfigError(f"{type(model).__name__} has no default_protocol; pass protocol=stvid.Protocol(...)")
     return found.replace(views=str(ViewPlan.parse(found.views if views is None else views)))

@@ -16,6 +16,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -261,10 +262,15 @@ def build_model(
         The model in training mode. Its ``default_protocol`` is the published one at these frames and this size.
 
     Raises:
-        ValueError: If `num_classes` is negative or absurdly large, or the model cannot be built at these frames or
-            this size.
-        TypeError: If the model has no such hyperparameter; the message names it.
+        ValueError: If `num_classes` is negative or absurdly large, `in_chans` is not from 1 up, or the model cannot be
+            built at these frames or this size.
+        TypeError: If the model has no such hyperparameter; the message names it; or `num_classes` is no number.
     """
+    if not isinstance(num_classes, Integral):
+        raise TypeError(f"num_classes is {num_classes!r}: a whole number is needed")
+    channels = (hyperparameters or {}).get("in_chans", 3)
+    if not isinstance(channels, Integral) or channels < 1:
+        raise ValueError(f"in_chans is {channels!r}: a whole number from 1 up is needed")
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}: 0 gives features, otherwise the number of classes")
     if num_classes > MOST_CLASSES:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from stvid.errors import ConfigError
+from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.comparison import compare, mcnemar
 from stvid.evaluation.metrics import average_precision, multilabel_metrics
 from stvid.evaluation.result import EvaluationResult, ViewAccumulator
@@ -55,6 +56,15 @@ def test_wins_losses_and_classes() -> None:
     assert (back.wins, back.losses, back.difference) == (1, 3, -0.25)
     same = compare(first, first)
     assert same.interval == (0, 0) and same.p_value == 1.0
+
+
+def test_results_are_named_by_their_folders(tmp_path: Path) -> None:
+    labels = [0, 1, 2, 2]
+    first, second = result([0, 1, 2, 0], labels), result([0, 1, 2, 2], labels)
+    second.save(tmp_path / "second")
+    assert compare(first, tmp_path / "second").difference == compare(first, second).difference == 0.25
+    with pytest.raises(StvidError, match=r"nowhere: neither a result\.json nor a folder"):
+        compare(first, str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("wins", "losses"), list(product(range(7), range(7))))

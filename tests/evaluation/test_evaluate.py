@@ -168,6 +168,10 @@ def test_views_and_protocol_override_the_models(videos):
     other = evaluate(model, videos, protocol=PROTOCOL.replace(stride=1, views="3x1"))
     assert other.protocol == PROTOCOL.replace(stride=1, views="3x1")
     assert evaluate(Tiny(protocol=None), videos, protocol=PROTOCOL).views == "1x1"
+    with pytest.raises(ConfigError, match=r"'runs/a' is no network: .*stvid\.load_model\('runs/a'\)"):
+        evaluate("runs/a", videos)
+    with pytest.raises(ConfigError, match=r"^protocol: 'k400' is no stvid\.Protocol"):
+        evaluate(model, videos, protocol="k400")
     with pytest.raises(ConfigError, match="Tiny has no default_protocol"):
         evaluate(Tiny(protocol=None), videos)
 

@@ -87,3 +87,7 @@ def test_a_family_that_needs_to_be_run_is_refused(tmp_path: Path) -> None:
 def test_a_negative_number_of_classes() -> None:
     with pytest.raises(ValueError, match="num_classes is -5"):
         stvid.create_model("r3d_18", num_classes=-5)
+    with pytest.raises(TypeError, match="num_classes is '5'"):
+        stvid.create_model("r3d_18", num_classes="5")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="in_chans is 0"):
+        stvid.create_model("r3d_18", in_chans=0)
