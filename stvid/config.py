@@ -138,9 +138,27 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: {key}: unknown key{_hint(str(key))}")
 
 
+# What other programs call a key of the config.
+_OTHER_WORDS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "lr_rate"), "optim.lr"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("pretrained", "weights", "load_from", "finetune"), "init"),
+    **dict.fromkeys(("gpus", "num_gpus", "n_gpus"), "trainer.devices"),
+    **dict.fromkeys(("num_workers", "n_workers"), "data.workers"),
+    **dict.fromkeys(("num_frames", "clip_len"), "protocol.frames"),
+    **dict.fromkeys(("img_size", "input_size", "image_size"), "protocol.crop"),
+    **dict.fromkeys(("out", "output_dir", "work_dir"), "output"),
+}
+
+
 def _hint(key: str) -> str:
-    """Names the nearest keys, by the whole name, or by its last part for a key in the wrong section."""
+    """Names the nearest keys: what is meant by another program's word, a section, or the key of a like name."""
     known = config_keys()
+    if (meant := _OTHER_WORDS.get(key.rpartition(".")[2])) in known:
+        return f"; nearest: {meant}"
+    top = [*_section_types(), *(name for name in known if "." not in name)]
+    if "." not in key and (found := nearest(key, top)):
+        return found
     if found := nearest(key, known):
         return found
     last = key.rpartition(".")[2]
