@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from stvid.errors import StvidError
@@ -68,7 +69,7 @@ class StreamMemory:
             return None
         place = len(self._new)
         parts = list(self._old[place : place + number])
-        if len(parts) != number or any(part.shape != tuple(shape) for part in parts):
+        if [part.shape for part in parts] != [torch.Size(shape)] * number:
             raise StvidError("the state of the stream is of another model, or of frames of another size")
         return parts
 

@@ -117,12 +117,19 @@ NORM_EPS, NORM_MOMENTUM = 1e-3, 0.01  # official code: norm_epsilon, 1 - norm_mo
 
 def to_frames(clip: Tensor) -> Tensor:
     """Folds the frames of a clip into the batch; (B, C, T, H, W) to (B*T, C, H, W)."""
-    return clip.transpose(1, 2).flatten(0, 1)
+    return clip.squeeze(2) if clip.shape[2] == 1 else clip.transpose(1, 2).flatten(0, 1)
 
 
 def to_clip(frames: Tensor, time: int) -> Tensor:
     """Takes `time` frames of each clip out of the batch; (B*T, C, H, W) to (B, C, T, H, W)."""
-    return frames.unflatten(0, (-1, time)).transpose(1, 2)
+    return frames.unsqueeze(2) if time == 1 else frames.unflatten(0, (-1, time)).transpose(1, 2)
+
+
+def _fast_layout(clip: Tensor) -> Tensor:
+    """Returns a clip in the layout of `clip_layout`, also a single frame, which fits several and would lose it."""
+    if clip.shape[2] > 1 or clip.device.type != "cpu":
+        return clip_layout(clip)
+    return clip.squeeze(2).contiguous(memory_format=torch.channels_last).unsqueeze(2)
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
@@ -408,7 +415,7 @@ class MoViNet(VideoModel):
     def _run(self, clip: Tensor, tap: Tap, memory: StreamMemory | None) -> Tensor:
         self._check_clip(clip)
         time = clip.shape[2]
-        x = to_clip(self.stem(pad_same(to_frames(clip_layout(clip)), 3, 2)), time)
+        x = to_clip(self.stem(pad_same(to_frames(_fast_layout(clip)), 3, 2)), time)
         for place in range(len(STRIDES)):
             blocks: nn.Sequential = getattr(self, f"layer{place + 1}")
             if memory is None:

@@ -137,6 +137,31 @@ def test_optimized_streams_are_the_same(name: str, chunks: list[int]) -> None:
         fast.step(clip[:, :, :1].transpose(3, 4), state)
 
 
+def test_small_streams_are_optimized_in_float32_and_large_ones_as_the_device_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stvid.inference.pick_precision", lambda device: ("bf16", "this test says so"))
+    stream = tiny(causal=True).float()
+    small = stvid.optimize(stream)
+    assert small.precision == "float32" and any("single frames are too little work" in note for note in small.notes)
+    assert stvid.optimize(stream, precision="bf16").precision == "bf16"
+    assert stvid.optimize(tiny().float()).precision == "bf16"  # no stream
+    monkeypatch.setattr("stvid.inference.SMALL_STREAM", 10)
+    assert stvid.optimize(stream).precision == "bf16"
+
+
+def test_single_frames_run_in_the_layout_that_convolutions_are_fastest_in() -> None:
+    model = tiny(causal=True)
+    seen = []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, args, out: seen.append(args[0]))
+    for frame in (torch.randn(1, 3, 1, 40, 50).double(), torch.randn(2, 3, 1, 40, 50).double()):
+        with torch.no_grad():
+            model.step(frame, model.init_state(len(frame)))
+    assert seen and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
 def test_optimized_models_of_other_kinds_have_no_fast_steps() -> None:
     base = tiny().float()
     optimized = stvid.optimize(base, precision="float32")
