@@ -56,6 +56,12 @@ def call_plain(network: nn.Module, clip: Tensor) -> Tensor:
     return network(clip)
 
 
+def call_slowfast(network: nn.Module, clip: Tensor) -> Tensor:
+    """PyTorchVideo takes the clips of both pathways; the slow one has a quarter of the frames."""
+    frames = torch.linspace(0, clip.shape[2] - 1, clip.shape[2] // 4, device=clip.device).long()
+    return network([clip[:, :, frames], clip])
+
+
 def call_transformers(network: nn.Module, clip: Tensor) -> Tensor:
     """transformers takes (B, T, C, H, W) and returns an object."""
     return network(pixel_values=clip.transpose(1, 2)).logits
@@ -162,6 +168,7 @@ PEERS = (
     Peer("i3d_r50", "pytorchvideo", pytorchvideo("i3d_r50"), (8, 224, 224)),
     Peer("r2plus1d_50", "pytorchvideo", pytorchvideo("r2plus1d_r50"), (16, 224, 224)),
     Peer("ir_csn_101", "pytorchvideo", pytorchvideo("csn_r101"), (32, 224, 224)),
+    Peer("slowfast_r50_8x8", "pytorchvideo", pytorchvideo("slowfast_r50"), (32, 256, 256), call=call_slowfast),
     Peer("x3d_m", "pytorchvideo", pytorchvideo("x3d_m"), (16, 256, 256)),
     Peer("movinet_a2", "movinets", movinets("A2", causal=False), (50, 224, 224)),
     Peer(  # frame by frame
