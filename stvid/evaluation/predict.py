@@ -153,7 +153,7 @@ class Classification:
     def prepare(
         cls,
         model: nn.Module,
-        videos: VideoLike | Sequence[VideoLike],
+        videos: VideoLike | StoredVideo | Sequence[VideoLike | StoredVideo],
         *,
         execution: Execution,
         topk: int = 5,

@@ -124,8 +124,11 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "comma in a name": (HEAD + "a,b.mp4,run\n", "line 2: has 3 columns, not 2 .*put quotes around a name"),
     "backslash before a quote": (HEAD + '"a\\"b.mp4",run\n', "line 2: is not CSV"),
     "JSON": ('[{"path": "a.mp4", "label": "run"}]', "is JSON, not a CSV"),
-    "page of a server": ("<!DOCTYPE html><html>404</html>", "is neither a header"),
-    "pointer of git-lfs": ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is neither a header"),
+    "page of a server": ("<!DOCTYPE html><html>404</html>", "is a page of the web .HTML., not a list"),
+    "pointer of git-lfs": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+        "is a pointer of git-lfs, not the file itself",
+    ),
     "camera": (HEAD + "rtsp://x.org/1,run\n", "line 2: 'rtsp://x.org/1' is an address that files are not read from"),
     "address of a file": (HEAD + "file:///a.mp4,run\n", "line 2: 'file:///a.mp4' is an address that files are not"),
     "no label in one line": (HEAD + "a.mp4,run\nb.mp4,\n", "line 3: 'b.mp4' has no label"),

@@ -123,7 +123,7 @@ def test_a_project_of_two_tasks(tmp_path: Path, video: Path) -> None:
 
 BAD = {
     "<annotations>": "is not XML",
-    "<html></html>": "no export of CVAT, which begins with <annotations>",
+    "<html></html>": "is a page of the web",
     '<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>': "declares a document type",
     xml(image(0, "run"), source="pictures"): "is not of a video",
     xml(image(0, " ")): "the label of a tag: is ' ', not a name",
