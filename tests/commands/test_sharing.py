@@ -75,6 +75,7 @@ def options_of(checkpoint: str, videos: Path, out: Path) -> list[str]:
     return [*options, "--views", "1x3", "--also", "none", "--out", str(out)]
 
 
+@pytest.mark.slow
 def test_devices_of_this_machine(checkpoint: str, videos: Path, tmp_path: Path, call: Call) -> None:
     assert call(*options_of(checkpoint, videos, tmp_path / "one"))[0] == 0
     code, out, err = call(*options_of(checkpoint, videos, tmp_path / "two"), "--devices", 2)

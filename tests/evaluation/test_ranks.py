@@ -139,7 +139,8 @@ def test_a_process_that_dies_ends_all(
     assert len(lines) == 1 and f"stvid: error: process {victim} of 3 ended before the work was done" in lines[0]
 
 
-@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 2])
 def test_what_goes_wrong_is_said_once(number: int, start: Callable[[str], list[subprocess.Popen[str]]]) -> None:
     middle = f"if team.rank.number == {number}: raise ConfigError('--views: none')"
     codes, shown, lines = ends(start(f"{middle}\n        time.sleep(3 if team.rank.number == {number} else 200)"))

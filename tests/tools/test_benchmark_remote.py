@@ -40,6 +40,7 @@ def test_no_reader_goes_below_the_bounds(tool: Any, make_video: Callable[..., Pa
     assert bounds.needed <= bounds.six_ranges == least
 
 
+@pytest.mark.slow
 def test_the_server_sends_several_ranges(tool: Any, tmp_path: Path) -> None:
     content = bytes(range(256)) * 4
     (tmp_path / "a").write_bytes(content)

@@ -39,6 +39,7 @@ def test_links(site: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_width_and_search(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert CHROMIUM is not None
