@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark_loader import make_videos
+
 from stvid.data.jobs import run_pool
 from stvid.data.ray_engine import run_on_ray, started_ray
 from stvid.data.stage_base import Stage
 from stvid.data.stages import Index, Scan, Transcode
-from tools.benchmark_loader import make_videos
 
 WARM_UP = 48
 ENGINES = {"local": run_pool, "ray": run_on_ray}

@@ -40,9 +40,9 @@ from typing import Any
 import av
 import fsspec
 import numpy as np
+from benchmark_loader import make_videos
 
 from stvid.video.reader import Index, VideoReader, scan
-from tools.benchmark_loader import make_videos
 
 RATE, LATENCY = 20e6, 0.03
 FRAMES, STRIDE = 16, 4

@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_loader import make_videos
+from benchmark_remote import FRAMES, STRIDE, serving
 
 import stvid
 from stvid.data.leakage import FRAMES as HASHES
@@ -39,8 +41,6 @@ from stvid.data.leakage import hash_video, near_duplicates
 from stvid.evaluation.features import ClipFeatures, save_features
 from stvid.video.reader import Index, VideoReader, scan
 from stvid.video.stored_index import pack_index, write_index
-from tools.benchmark_loader import make_videos
-from tools.benchmark_remote import FRAMES, STRIDE, serving
 
 MILLION = 10**6
 _LIST = """
