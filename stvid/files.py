@@ -96,6 +96,15 @@ def write_together(contents: Mapping[Path, Callable[[Path], Any]], *, lasting: b
                 os.replace(temporary, target)
 
 
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Writes texts as UTF-8 that belong together; see `write_together`."""
+
+    def writer(text: str) -> Callable[[Path], Any]:
+        return lambda file: file.write_text(text, encoding="utf-8")
+
+    write_together({path: writer(text) for path, text in texts.items()})
+
+
 @contextlib.contextmanager
 def _named(temporary: Path, target: Path) -> Iterator[None]:
     """Lets an error name the file that is to be, not the temporary one."""

@@ -71,9 +71,8 @@ def run(argv: Sequence[str]) -> int:
         limit=options.loaded,
         downloads=is_loopback(options.host),  # others must not fill this machine's disk
     )
-    for name in reversed(
-        names
-    ):  # what cannot be loaded is said before the page is there; the first one stays in memory
+    # What cannot be loaded is said before the page is there. The first one is loaded last, so that it stays in memory.
+    for name in reversed(names):
         say_unnamed(shelf.get(name))
     page = build_page(
         shelf, window=window, stride=stride, topk=options.topk, title="stvid", precision=options.precision

@@ -18,7 +18,7 @@ from stvid.commands.common import (
     split_config_options,
     with_test_videos,
 )
-from stvid.commands.sharing import given_rank
+from stvid.commands.sharing import add_engine_options, check_engine_options, check_rank, given_part, given_rank
 from stvid.console import printable, progress_bar
 from stvid.errors import ConfigError
 
@@ -63,16 +63,7 @@ def _parser() -> ArgumentParser:
         help="Do one part of the videos, i/n: 1/4 to 4/4 are all of four; slurm takes the place of this process in its "
         "SLURM array. Afterwards the same command without --shard tries again what failed, and writes index.csv.",
     )
-    parser.add_argument(
-        "--engine",
-        type=Literal["local", "ray"],
-        default="local",
-        help="Devices of this machine, or a Ray cluster, where each model has a GPU if there are any, and --workers is "
-        "the most models at once.",
-    )
-    parser.add_argument(
-        "--ray_address", type=str | None, help="Cluster for --engine ray: auto or HOST:PORT; default Ray starts here."
-    )
+    add_engine_options(parser)
     add_precision_option(parser)
     add_backend_option(parser)
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
@@ -93,10 +84,10 @@ def run(argv: Sequence[str]) -> int:
 
 def _run(own: Sequence[str], dotted: Sequence[str], team: Team | None) -> int:
     options = parse(_parser(), own)
-    if team is not None and options.engine == "ray":
-        raise ConfigError("--engine ray: one process hands the work to Ray; start it without torchrun or srun")
+    check_engine_options(options)
+    if team is not None:
+        check_rank(options, team.rank)
 
-    from stvid.data.parts import Part
     from stvid.engine.features import extract_features
     from stvid.evaluation.timeline import parse_seconds
     from stvid.runs import default_workers, is_first_rank, read_split
@@ -107,20 +98,12 @@ def _run(own: Sequence[str], dotted: Sequence[str], team: Team | None) -> int:
     )
     if window is None and stride is not None:
         raise ConfigError("--window_stride: belongs to --window, which is missing")
-    part = None if options.shard is None else Part.parse(options.shard)
-    if options.ray_address is not None and options.engine != "ray":
-        raise ConfigError("--ray_address: belongs to --engine ray, which is missing")
-    if team is not None and options.devices not in ("auto", str(team.rank.count)):
-        raise ConfigError(
-            f"--devices {options.devices}: leave it out: this is one of {team.rank.count} processes that were started "
-            "from outside"
-        )
+    part = given_part(options)
     accelerator, devices = _for_lightning(options.device, "auto" if team is not None else options.devices)
     model, config = load(options, dotted)
     videos = read_split(with_test_videos(config, options.data, dotted), "test", whole=True)
-    count = len(videos) if part is None else len(part.of(range(len(videos))))
-    if team is not None:
-        count = len(team.rank.part.of(range(len(videos))))
+    own_part = part if team is None else team.rank.part
+    count = len(videos) if own_part is None else len(own_part.of(range(len(videos))))
     with progress_bar("videos", count) as bar:
         report = extract_features(
             model,

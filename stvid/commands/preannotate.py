@@ -96,10 +96,9 @@ def expand_lists(files: Sequence[str], *, files_for: str | None = None) -> list[
         manifest = read_manifest(file)
         for note in manifest.notes:
             print(printable(note), file=sys.stderr)
-        if manifest.members is not None and files_for is not None:
+        if (members := manifest.members) is not None and files_for is not None:
             raise ConfigError(
-                f"{files_for}: needs files, but the videos of {file} lie {manifest.members.place}; write files and a "
-                "list of them: stvid prep manifest hugging-face"
+                f"{files_for}: needs files, but the videos of {file} lie {members.place}; {members.instead}"
             )
         entries = [manifest[number] for number in range(len(manifest))]
         if any(entry.start is not None or entry.end is not None for entry in entries):

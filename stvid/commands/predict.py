@@ -115,18 +115,19 @@ def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list
     options.files = expand_lists(options.files, files_for=_files_for(options))
     sharing = Sharing(given_part(options), team, merged)
     _check_options(options, sharing)
-    place_on_device(options, team)
+    if merged is None:  # joining needs no device, such as that of the parts
+        place_on_device(options, team)
     model, config = load(options, dotted)
     if model.takes_texts and not model.num_classes:
         raise ConfigError(f"{options.checkpoint}: its classes are texts: give them, --classes 'opening a door,running'")
     say_unnamed(model)
     if options.stream and not model.streams:
         raise ConfigError(f"--stream: {type(model).__name__} sees later frames, too, so it takes clips or a --window")
-    weights = model
+    sharing = dataclasses.replace(sharing, weights=model)
     model = optimized(model, options)
+    backend = options.backend or config.data.backend
     if options.to is not None:
-        backend = options.backend or config.data.backend
-        return run_exchange(model, options, backend=backend, sharing=dataclasses.replace(sharing, weights=weights))
+        return run_exchange(model, options, backend=backend, sharing=sharing)
     if options.window is not None:
         return _run_timelines(model, options)
     if model.streams and options.stream is not False and all(isinstance(file, str) for file in options.files):
@@ -135,13 +136,7 @@ def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list
         return _run_streams(model, options)
     _refuse_live(options.files)
 
-    predictions = predicted(
-        model,
-        options,
-        topk=options.topk,
-        backend=options.backend or config.data.backend,
-        sharing=dataclasses.replace(sharing, weights=weights),
-    )
+    predictions = predicted(model, options, topk=options.topk, backend=backend, sharing=sharing)
     if predictions is None:
         return 0
     if options.json:

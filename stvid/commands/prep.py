@@ -96,15 +96,8 @@ def _read(options: Any) -> Manifest:
 
 
 def _of_files(manifest: Manifest) -> Manifest:
-    from stvid.data.table_rows import TableRows
-
-    if manifest.members is not None:
-        how = (
-            "stvid prep manifest hugging-face writes them"
-            if isinstance(manifest.members, TableRows)
-            else ("give the list that the shards were made of")
-        )
-        raise ConfigError(f"{manifest.source}: its videos lie {manifest.members.place}, not in files; {how}")
+    if (members := manifest.members) is not None:
+        raise ConfigError(f"{manifest.source}: its videos lie {members.place}, not in files; {members.instead}")
     return manifest
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "add_engine_options",
     "add_sharing_options",
     "check_engine_options",
+    "check_rank",
     "given_part",
     "given_rank",
     "place_on_device",
@@ -63,12 +64,12 @@ def add_engine_options(parser: ArgumentParser) -> None:
 
 
 def check_engine_options(options: Any) -> None:
-    """Raises ConfigError if options of Ray stand without it, or against others."""
+    """Raises ConfigError if options of Ray (`add_engine_options`) stand without it, or against others."""
     if options.engine != "ray":
         if options.ray_address is not None:
             raise ConfigError("--ray_address: belongs to --engine ray, which is missing")
         return
-    if options.optimize:
+    if options.get("optimize"):
         raise ConfigError("--optimize: is made for the device of this process; leave it out with --engine ray")
     if options.devices not in ("1", "auto"):
         raise ConfigError(f"--devices {options.devices}: leave it out: --engine ray takes the devices of the cluster")
@@ -100,6 +101,17 @@ def given_rank(argv: Sequence[str]) -> Rank | None:
     return None if any(word in ("-h", "--help") or _is_shard(word) for word in argv) else Rank.of_environment()
 
 
+def check_rank(options: Any, rank: Rank) -> None:
+    """Raises ConfigError if options do not go with a process that torchrun or SLURM has started."""
+    if options.devices not in ("1", "auto", str(rank.count)):
+        raise ConfigError(
+            f"--devices {options.devices}: leave it out: this is one of {rank.count} processes that were started from "
+            "outside"
+        )
+    if options.get("engine") == "ray":
+        raise ConfigError("--engine ray: one process hands the work to Ray; start it without torchrun or srun")
+
+
 def run_shared(
     command: str,
     argv: Sequence[str],
@@ -125,11 +137,7 @@ def run_shared(
     if rank is not None:  # the processes meet first, so that one of them speaks for all
         with together(rank) as team:
             options = read(own)
-            if options.devices not in ("1", "auto", str(rank.count)):
-                raise ConfigError(
-                    f"--devices {options.devices}: leave it out: this is one of {rank.count} processes that were "
-                    "started from outside"
-                )
+            check_rank(options, rank)
             return work(options, dotted, team)
     options = read(own)
     count = _device_count(options)

@@ -151,12 +151,15 @@ def _run(
     check_engine_options(options)
     part = given_part(options)
     wanted = options.device
-    place_on_device(options, team)
+    if merged is None:
+        place_on_device(options, team)
+    else:
+        options.device = None  # joining needs no device, such as that of the parts
     test = _prepared(options, dotted, runs=merged is None, wanted=wanted)
     if part is not None:
         return _do_part(test, part)
     if team is not None and not team.first:
-        return _help(test, team)
+        return _do_share(test, team)
     with claimed(test.folder / "result.json"):
         result, journals = _joined(test) if merged is not None else _measured(test, team)
         if command:
@@ -256,7 +259,7 @@ def _do_part(test: _Test, part: Part) -> int:
     return 0
 
 
-def _help(test: _Test, team: Team) -> int:
+def _do_share(test: _Test, team: Team) -> int:
     """Measures the videos of a process that is not the first of its team; returns the exit code."""
     from stvid.evaluation.parts import evaluate_part
 

@@ -46,6 +46,11 @@ class Members:
         """Says in words where the videos lie, for messages."""
         return "in shards"
 
+    @property
+    def instead(self) -> str:
+        """Says in words what to do where files are needed."""
+        return "give the list that the shards were made of"
+
     def subset(self, picked: np.ndarray) -> Members:
         """Returns the places of some of the videos."""
         columns = (self.shard, self.begin, self.data, self.size, self.scan, self.scan_size)

@@ -149,6 +149,11 @@ class TableRows:
         """Says in words where the videos lie, for messages."""
         return "as bytes in a data set"
 
+    @property
+    def instead(self) -> str:
+        """Says in words what to do where files are needed."""
+        return "write files and a list of them: stvid prep manifest hugging-face"
+
     def subset(self, picked: np.ndarray) -> TableRows:
         """Returns the places of some of the videos."""
         return TableRows(self.files, self.column, self.file[picked], self.row[picked])

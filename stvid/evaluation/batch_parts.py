@@ -31,7 +31,7 @@ __all__ = ["BatchWork", "Joined", "PartJournal", "hardware"]
 _WHAT = "the journal of a part"
 _FIELDS: dict[str, type] = {"batch": int, "where": str, "outcome": dict}
 _SAID = {"videos": "another list of videos", "checkpoint": "other weights", "measured": "another protocol or options"}
-"""What is said of a part that differs in a value of `BatchWork.made`; others are shown themselves."""
+"""How the digests of `BatchWork.made` are called where a part differs in them; other values are shown themselves."""
 
 
 def hardware(device: torch.device) -> str:

@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from stvid.data.video_folder import is_video
 from stvid.errors import ConfigError, StvidError
 from stvid.evaluation.fiftyone_samples import write_fiftyone_folder
 from stvid.evaluation.predicted import ExchangeSettings, Predicted, as_labels, check_names
-from stvid.files import csv_cell, write_table, write_together
+from stvid.files import csv_cell, write_table, write_texts
 
 __all__ = [
     "FOLDERS",
@@ -234,7 +234,7 @@ def write_predictions(
         if target == "cvat":
             write_cvat(as_labels(predicted, settings), place, settings.class_names)
             return [place]
-        write_together({path: _writer(text) for path, text in contents.items()})
+        write_texts(contents)
     except StvidError:
         raise  # that of a missing video is an OSError, too
     except OSError as error:
@@ -245,7 +245,3 @@ def write_predictions(
 def _via(predicted: Sequence[Predicted], settings: ExchangeSettings, folder: str | None) -> dict[str, Any]:
     several = settings.task == "multilabel"
     return via_project(as_labels(predicted, settings), settings.class_names, folder=folder, multilabel=several)
-
-
-def _writer(text: str) -> Callable[[Path], Any]:
-    return lambda file: file.write_text(text, encoding="utf-8")

@@ -136,13 +136,15 @@ def evaluate_on_ray(
         workers: The most models at once; None takes as many as the cluster has room for.
 
     Raises:
-        ConfigError: If the videos lie in shards, the journal is of another evaluation, or the model does not take its
+        ConfigError: If the videos are no files, the journal is of another evaluation, or the model does not take its
             clips.
         StvidError: If Ray is missing or cannot be reached, or videos take the processes down that read them.
     """
     videos, batches = evaluation.videos, evaluation.batches()
     if videos.members is not None:
-        raise ConfigError(f"{videos.source}: lies in shards, which --engine ray does not read; use --shard i/n")
+        raise ConfigError(
+            f"{videos.source}: lies {videos.members.place}, which --engine ray does not read; use --shard i/n"
+        )
     failed = 0
     with started_ray(address, workers) as gpus:
         device = str(evaluation.execution.device or ("cuda" if gpus else "cpu"))

@@ -113,7 +113,7 @@ def _first_process(values: Mapping[str, str]) -> tuple[str, int]:
     return address, int(port)
 
 
-def use_threads_of_one_process(rank: Rank) -> None:
+def _use_threads_of_one_process() -> None:
     """Gives torch the threads on the CPU that a process by itself has, for numbers that are equal bit for bit.
 
     torchrun sets OMP_NUM_THREADS to 1 unless its user has set it; that is undone.
@@ -259,7 +259,7 @@ def together(rank: Rank) -> Iterator[Team]:
                 f"process {rank.number} of {rank.count} does not find the others at {rank.address}:{rank.port} "
                 f"({reason}); start all of them, with torchrun or srun"
             ) from error
-        use_threads_of_one_process(rank)
+        _use_threads_of_one_process()
         team = Team(rank, group)
         quiet = contextlib.nullcontext() if team.first else _silence()
         try:

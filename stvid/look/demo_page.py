@@ -38,7 +38,7 @@ MOST_WINDOW = 600.0
 """Seconds: what a visitor may ask for, so that one request does not keep the machine busy for ever."""
 NO_SECOND = ""
 """The value of the second chooser that stands for no second model."""
-RECORDING_SECONDS = 60  # as in demo.js
+RECORDING_SECONDS = 60
 
 
 def _import_gradio() -> ModuleType:
@@ -375,7 +375,7 @@ def launch_page(
             footer_links=[],
             theme=theme,
             css=render("demo.css"),
-            js=render("demo.js"),
+            js=render("demo.js", seconds=RECORDING_SECONDS),
             app_kwargs={"middleware": [(PageGuard, (), {"hosts": hosts})]},  # as starlette's Middleware unpacks
         )
     except OSError as error:

@@ -33,6 +33,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from stvid.console import printable
 from stvid.errors import ConfigError
 from stvid.files import try_lock, write_atomically
 
@@ -60,7 +61,7 @@ _TAGS = (
     *("ETag", "etag", "Content-MD5", "md5Hash", "generation", "blob_id", "Last-Modified", "LastModified"),
     *("last_modified", "updated", "mtime", "created"),
 )
-"""What file systems of fsspec call that which changes when a file does: http, s3, gs, abfs, hf, sftp, memory."""
+"""Names under which file systems of fsspec tell a file's version: http, s3, gs, abfs, hf, sftp, memory."""
 
 
 def version_key(url: str, facts: Mapping[str, Any]) -> str | None:
@@ -273,8 +274,6 @@ class BlockCache:
             self._voice = try_lock(self.folder)
             if self._voice is None:
                 return
-        from stvid.console import printable  # here, so that the reader stays a library of its own
-
         print(printable(f"the cache of remote videos in {self.folder} {text}"), file=sys.stderr, flush=True)
 
 

@@ -35,7 +35,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What a test wrote, but for the command and the time that it took."""
+    """The result that a test wrote, but for the command and the time that it took."""
     assert sorted(path.name for path in folder.iterdir()) == ["logits.npz", "report.html", "result.json"]
     found = json.loads((folder / "result.json").read_text())
     for name in ("command", "run"):
@@ -75,6 +75,26 @@ def options_of(checkpoint: str, videos: Path, out: Path) -> list[str]:
     return [*options, "--views", "1x3", "--also", "none", "--out", str(out)]
 
 
+def test_joined_parts_are_what_one_process_writes(checkpoint: str, videos: Path, tmp_path: Path, call: Call) -> None:
+    assert call(*options_of(checkpoint, videos, tmp_path / "one"))[0] == 0
+    parts = options_of(checkpoint, videos, tmp_path / "two")
+    for number in (1, 2):
+        code, out, err = call(*parts, "--shard", f"{number}/2")
+        assert code == 0 and f"shard {number}/2: " in out, err
+    elsewhere = [*parts, "--device", "cuda:9"]  # joined where the device of the parts is not
+    assert call("prep", "merge", *elsewhere)[0] == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+    files = [str(path) for path in sorted(videos.rglob("*.mp4"))]
+    options = ["predict", *files, "--checkpoint", checkpoint, "--to", "json", "--device", "cpu", "--out"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert call(*options, one)[0] == 1  # one of the files is no video
+    for number in (1, 2):
+        assert call(*options, two, "--shard", f"{number}/2")[0] == 0
+    assert call("prep", "merge", *options, two, "--device", "cuda:9")[0] == 1
+    assert two.read_bytes() == one.read_bytes()
+
+
 @pytest.mark.slow
 def test_devices_of_this_machine(checkpoint: str, videos: Path, tmp_path: Path, call: Call) -> None:
     assert call(*options_of(checkpoint, videos, tmp_path / "one"))[0] == 0
@@ -97,6 +117,7 @@ def test_devices_of_this_machine(checkpoint: str, videos: Path, tmp_path: Path, 
         ("test", ["--ray_address", "auto"], "belongs to --engine ray"),
         ("test", ["--engine", "ray", "--optimize"], "leave it out with --engine ray"),
         ("test", ["--engine", "ray", "--devices", "2"], "takes the devices of the cluster"),
+        ("features", ["--engine", "ray", "--devices", "2"], "takes the devices of the cluster"),
         ("predict", ["--shard", "1/2"], "--shard: needs --to and --out"),
         ("predict", ["--shard", "1/2", "--window", "1s"], "with --window give each process a list"),
     ],

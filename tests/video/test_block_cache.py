@@ -6,7 +6,7 @@ import datetime
 import errno
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,17 +22,6 @@ from tests.loopback import Route, Server
 
 KEY, OTHER = "0" * 32, "1" * 32
 CONTENT = bytes(range(256)) * 4096  # 1 MB
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -19,24 +19,12 @@ from stvid.data.dataset import EvalDataset
 from stvid.data.manifest import read_manifest
 from stvid.errors import StvidError, VideoError
 from stvid.protocol import Protocol
-from stvid.video import remote as remote_module
 from stvid.video.reader import VideoReader, scan
 from stvid.video.remote import HollowFile, RemoteError, RemoteFile, file_system, is_remote_file, is_url, join_ranges
 from stvid.video.stored_index import StoredIndex, pack_index, write_index
 from tests.loopback import Route, Server
 
 CONTENT = bytes(range(256)) * 4096  # 1 MB
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "_PAUSE", 0.0)
 
 
 def put(server: Server, path: Path, name: str = "video.mp4") -> str:

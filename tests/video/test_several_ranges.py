@@ -26,7 +26,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answer(content: bytes, text: str, boundary: str = "limit") -> Route:
-    """What a server sends that knows several ranges."""
+    """The answer of a server that knows several ranges."""
     body = b""
     for first, last in re.findall(r"(\d+)-(\d+)", text):
         head = (

@@ -18,9 +18,10 @@ from stvid.data.exchange.label_studio_tasks import LabelStudioProject, labelling
 from stvid.data.exchange.labelled import LabelledVideo, labelled_videos, place_in
 from stvid.data.exchange.tables import to_hub_dataset
 from stvid.data.exchange.via import via_project
+from stvid.data.table_rows import arrow_module
 from stvid.data.video_table import Manifest
 from stvid.errors import ConfigError, ManifestError, StvidError, nearest
-from stvid.files import write_atomically, write_folder_atomically, write_together
+from stvid.files import write_atomically, write_folder_atomically, write_texts
 
 __all__ = ["FOLDERS", "WRITTEN", "write_labels"]
 
@@ -64,16 +65,12 @@ def write_labels(
             _write_parquet(_records(manifest, folder), place)
             return [place]
         texts = _texts(manifest, videos, format, place, served)
-        write_together({path: _writer(text) for path, text in texts.items()})
+        write_texts(texts)
     except StvidError:
         raise  # that of a missing video is an OSError, too
     except OSError as error:
         raise StvidError(f"{place}: cannot be written ({error.strerror or error})") from error
     return [*texts]
-
-
-def _writer(text: str) -> Any:
-    return lambda file: file.write_text(text, encoding="utf-8")
 
 
 def _json(content: Any) -> str:
@@ -150,11 +147,7 @@ def _records(manifest: Manifest, folder: str) -> list[dict[str, Any]]:
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], place: Path) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise StvidError(f"{error}; Parquet needs: pip install 'stvid[parquet]'") from error
+    pyarrow = arrow_module("Parquet")
     try:
         table = pyarrow.Table.from_pylist(list(rows))
         write_atomically(place, lambda file: pyarrow.parquet.write_table(table, file))

@@ -1,6 +1,6 @@
 () => {
   // The demo page: frames that seek the video, the playhead in the plots, the camera, and what screen readers hear.
-  const LONGEST = 60; // seconds of a recording
+  const LONGEST = {{ seconds }}; // of a recording
   const find = (place) => document.querySelector(place);
   const video = () => find("#video video");
 
