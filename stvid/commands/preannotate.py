@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,17 +117,21 @@ class Sharing:
     Attributes:
         part: The part of ``--shard``.
         team: The processes that work together.
-        merged: Gets the files that are not needed once the parts are joined; None does not join.
+        joins: Whether parts that were done before are joined.
+        on_ray: Whether Ray works on the batches.
         weights: The model as it was loaded.
+        spent: Gets the journals that are not needed once what they hold is written.
     """
 
     part: Part | None = None
     team: Team | None = None
-    merged: list[Path] | None = None
+    joins: bool = False
+    on_ray: bool = False
     weights: VideoModel | None = None
+    spent: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "--devices" if self.team is not None else "--shard"
+        return "--devices" if self.team is not None else "--engine ray" if self.on_ray else "--shard"
 
     @property
     def shares(self) -> bool:
@@ -136,35 +140,49 @@ class Sharing:
 
     @property
     def journals(self) -> bool:
-        """Whether parts are kept in journals."""
-        return self.part is not None or self.merged is not None
+        """Whether predictions are kept in journals."""
+        return self.part is not None or self.joins or self.on_ray
 
 
 def predicted(model: VideoModel, options: Any, *, topk: int, backend: str, sharing: Sharing) -> list[Prediction] | None:
     """Classifies the videos of the command; returns None if another process has the predictions, or will have them."""
-    from stvid.evaluation.evaluate import Execution
-    from stvid.evaluation.parts import join_predictions, predict_part, prediction_work
+    from stvid.data.parts import Part
+    from stvid.evaluation.evaluate import Execution, check_counts
+    from stvid.evaluation.parts import join_predictions, predict_on_ray, predict_part, prediction_work
     from stvid.evaluation.predict import Classification, predict_together
 
-    execution = Execution(device=options.device, precision=options.precision, backend=backend)
+    check_counts(workers=options.workers or 0)
+    execution = Execution(
+        device=options.device,
+        precision=options.precision,
+        backend=backend,
+        workers=0 if sharing.on_ray else options.workers or 0,
+        progress=sharing.on_ray and sys.stderr.isatty(),
+    )
     work = Classification.prepare(model, options.files, topk=topk, execution=execution)
     if not sharing.journals:
         return predict_together(work, sharing.team)
     shared = prediction_work(work, options.out, weights=sharing.weights or model)
-    if sharing.part is not None:
-        report = predict_part(work, shared, sharing.part)
-        print(
-            printable(
-                f"shard {sharing.part}: {report.videos} of {len(set(work.places))} videos done, {report.failed} of "
-                f"them failed; {report.journal}; after all shards: stvid prep merge predict, with the same options"
+    if not sharing.joins:
+        part = sharing.part or Part(1, 1)
+        if sharing.on_ray:
+            if sharing.part is None:
+                shared.fold(1)
+            report = predict_on_ray(work, shared, part, address=options.ray_address, workers=options.workers)
+        else:
+            report = predict_part(work, shared, part)
+        if sharing.part is not None:
+            print(
+                printable(
+                    f"shard {part}: {report.videos} of {len(set(work.places))} videos done, {report.failed} of them "
+                    f"failed; {report.journal}; after all shards: stvid prep merge predict, with the same options"
+                )
             )
-        )
-        return None
+            return None
     found, joined = join_predictions(work, shared)
     for note in joined.notes:
         print(printable(note), file=sys.stderr)
-    assert sharing.merged is not None
-    sharing.merged.extend(joined.journals)
+    sharing.spent.extend(joined.journals)
     return found
 
 

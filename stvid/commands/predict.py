@@ -29,7 +29,14 @@ from stvid.commands.preannotate import (
     predicted,
     run_exchange,
 )
-from stvid.commands.sharing import add_sharing_options, given_part, place_on_device, run_shared
+from stvid.commands.sharing import (
+    add_engine_options,
+    add_sharing_options,
+    check_engine_options,
+    given_part,
+    place_on_device,
+    run_shared,
+)
 from stvid.console import printable
 from stvid.errors import ConfigError, VideoError
 
@@ -92,7 +99,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--csv_formulas", action="store_true", help=CSV_HELP)
     add_exchange_options(parser)
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        help="Decoding processes of a device, for many videos; default none: this process decodes, too.",
+    )
     add_sharing_options(parser, what="the file of --out, which is that of one process")
+    add_engine_options(parser)
     return parser
 
 
@@ -112,10 +125,12 @@ def run(argv: Sequence[str], *, merged: list[Path] | None = None) -> int:
 
 def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list[Path] | None = None) -> int:
     check_exchange_options(options)
+    check_engine_options(options)
     options.files = expand_lists(options.files, files_for=_files_for(options))
-    sharing = Sharing(given_part(options), team, merged)
+    joins, on_ray = merged is not None, merged is None and options.engine == "ray"
+    sharing = Sharing(given_part(options), team, joins, on_ray, spent=[] if merged is None else merged)
     _check_options(options, sharing)
-    if merged is None:  # joining needs no device, such as that of the parts
+    if not joins and not on_ray:  # joining needs no device, such as that of the parts; Ray has its own
         place_on_device(options, team)
     model, config = load(options, dotted)
     if model.takes_texts and not model.num_classes:
@@ -127,12 +142,17 @@ def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list
     model = optimized(model, options)
     backend = options.backend or config.data.backend
     if options.to is not None:
-        return run_exchange(model, options, backend=backend, sharing=sharing)
+        code = run_exchange(model, options, backend=backend, sharing=sharing)
+        for journal in sharing.spent if on_ray else ():  # those of parts are deleted by stvid prep merge
+            journal.unlink(missing_ok=True)
+        return code
     if options.window is not None:
         return _run_timelines(model, options)
     if model.streams and options.stream is not False and all(isinstance(file, str) for file in options.files):
         if sharing.shares:
             raise ConfigError(f"{sharing}: shares out whole videos, not streams; give --stream false for clips")
+        if options.workers is not None:
+            raise ConfigError("--workers: decode clips; this model runs as a stream, unless --stream false is given")
         return _run_streams(model, options)
     _refuse_live(options.files)
 
@@ -157,12 +177,14 @@ def _check_options(options: Any, sharing: Sharing) -> None:
                 raise ConfigError(f"--{name}: belongs to --window, which is missing")
     elif options.stream:
         raise ConfigError("--stream: one pass over the whole source, which has no --window")
+    if options.workers is not None and (options.window is not None or options.stream):
+        raise ConfigError("--workers: decode clips; a --window and a --stream are read by this process alone")
     if sharing.shares and options.window is not None:
         raise ConfigError(f"{sharing}: shares out whole videos; with --window give each process a list of its own")
     if sharing.journals and (options.to is None or options.out is None):
         raise ConfigError(
-            f"{sharing}: needs --to and --out, such as --to csv --out predictions.csv: the parts keep what they did "
-            "beside that file"
+            f"{sharing}: needs --to and --out, such as --to csv --out predictions.csv: what is done is kept beside "
+            "that file"
         )
 
 

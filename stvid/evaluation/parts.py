@@ -21,13 +21,15 @@ from torch import nn
 from stvid.console import progress_bar
 from stvid.data.parts import Part, keys_digest
 from stvid.data.ray_engine import run_on_ray, started_ray
+from stvid.data.stage_base import Stage
+from stvid.data.video_table import StoredVideo
 from stvid.errors import ConfigError, StvidError
-from stvid.evaluation.batch_parts import BatchWork, Joined, hardware
+from stvid.evaluation.batch_parts import BatchWork, Joined, PartJournal, hardware
 from stvid.evaluation.evaluate import Evaluation, add_record, outcome_of
-from stvid.evaluation.predict import Classification, Prediction
+from stvid.evaluation.predict import Classification, Prediction, predictions_of
 from stvid.evaluation.progress import VideoRecord, digest, model_digest, unpacked, videos_digest
 from stvid.evaluation.result import EvaluationResult, library_versions
-from stvid.evaluation.stages import TestBatch
+from stvid.evaluation.stages import PredictBatch, TestBatch
 from stvid.inference import OptimizedModel
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "evaluate_part",
     "join_evaluation",
     "join_predictions",
+    "predict_on_ray",
     "predict_part",
     "prediction_work",
     "result_of",
@@ -140,37 +143,61 @@ def evaluate_on_ray(
             clips.
         StvidError: If Ray is missing or cannot be reached, or videos take the processes down that read them.
     """
-    videos, batches = evaluation.videos, evaluation.batches()
+    videos = evaluation.videos
     if videos.members is not None:
         raise ConfigError(
             f"{videos.source}: lies {videos.members.place}, which --engine ray does not read; use --shard i/n"
         )
-    failed = 0
+    paths = [videos[index].path for index in range(len(videos))]
     with started_ray(address, workers) as gpus:
         device = str(evaluation.execution.device or ("cuda" if gpus else "cpu"))
         stage = TestBatch(evaluation, device=device, threads=torch.get_num_threads())
         computed = {"arithmetic": [f"{evaluation.execution.precision} on {device}"], "device": device}
-        total = sum(map(len, part.of(batches)))
         with work.part(part, computed=computed) as journal:
-            todo = sum(len(batches[batch]) for batch in journal.todo)
-            tasks = {TestBatch.task(videos, batches[batch]): batch for batch in journal.todo}
-            with progress_bar("videos", total, done=total - todo, enabled=evaluation.execution.progress) as bar:
+            tasks = [TestBatch.task(videos, batch) for batch in evaluation.batches()]
+            batches = _Batches(evaluation.batches(), tasks, paths, evaluation.execution.progress)
+            return batches.run(stage, journal, part, workers)
 
-                def record(task: str, result: Mapping[str, Any], error: str) -> None:
-                    nonlocal failed
-                    if error:
-                        raise StvidError(error)
-                    batch = tasks[task]
-                    outcome = {name: result[name] for name in ("videos", "failed")}
-                    journal.add(batch, outcome, where=result["where"])
-                    failed += len(result["failed"])
-                    bar.advance(len(batches[batch]))
 
-                for task in run_on_ray(stage, list(tasks), workers, record) if tasks else ():
-                    if run_on_ray(stage, [task], 1, record):
-                        names = ", ".join(videos[index].path for index in batches[tasks[task]])
-                        raise StvidError(f"{names}: the process that reads them is taken down, again and again")
-    return PartReport(journal.path, total, failed)
+@dataclass(frozen=True)
+class _Batches:
+    """The batches of a list, which Ray works on.
+
+    Attributes:
+        ranges: The numbers of the videos of each batch.
+        tasks: The task of each batch as text.
+        paths: The videos.
+        progress: Show a bar on standard error.
+    """
+
+    ranges: Sequence[range]
+    tasks: Sequence[str]
+    paths: Sequence[str]
+    progress: bool
+
+    def run(self, stage: Stage, journal: PartJournal, part: Part, workers: int | None) -> PartReport:
+        """Does the batches of a part that its journal does not hold yet, within `started_ray`."""
+        ranges = self.ranges
+        total = sum(len(batch) for batch in part.of(ranges))
+        todo = sum(len(ranges[batch]) for batch in journal.todo)
+        numbers = {self.tasks[batch]: batch for batch in journal.todo}
+        failed = 0
+        with progress_bar("videos", total, done=total - todo, enabled=self.progress) as bar:
+
+            def record(task: str, result: Mapping[str, Any], error: str) -> None:
+                nonlocal failed
+                if error:
+                    raise StvidError(error)
+                outcome = {name: value for name, value in result.items() if name != "where"}
+                journal.add(numbers[task], outcome, where=result["where"])
+                failed += len(result["failed"])
+                bar.advance(len(ranges[numbers[task]]))
+
+            for task in run_on_ray(stage, list(numbers), workers, record) if numbers else ():
+                if run_on_ray(stage, [task], 1, record):
+                    names = ", ".join(self.paths[index] for index in ranges[numbers[task]])
+                    raise StvidError(f"{names}: the process that reads them is taken down, again and again")
+        return PartReport(journal.path, total, failed)
 
 
 def result_of(
@@ -262,11 +289,40 @@ def predict_part(work: Classification, shared: BatchWork, part: Part) -> PartRep
             contextlib.closing(work.classified(batches, journal.todo, place)) as outcomes,
         ):
             for batch, predictions in outcomes:
-                broken = [index for index, prediction in predictions.items() if prediction.error is not None]
-                found = [[index, prediction.to_dict()] for index, prediction in predictions.items()]
-                journal.add(batch, {"predictions": found, "failed": broken}, where=hardware(place.device))
-                failed += len(broken)
+                outcome = predictions_of(predictions)
+                journal.add(batch, outcome, where=hardware(place.device))
+                failed += len(outcome["failed"])
     return PartReport(journal.path, sum(map(len, part.of(batches))), failed)
+
+
+def predict_on_ray(
+    work: Classification, shared: BatchWork, part: Part, *, address: str | None = None, workers: int | None = None
+) -> PartReport:
+    """Classifies the videos of a part, or as part 1/1 of all, on a Ray cluster; see `evaluate_on_ray`.
+
+    Args:
+        work: The videos, which are files or URLs.
+        shared: The same, as `prediction_work` gives it.
+        part: Which part.
+        address: The cluster, as Ray names it; None starts Ray on this machine.
+        workers: The most models at once; None takes as many as the cluster has room for.
+
+    Raises:
+        ConfigError: If a video is no file or URL, the journal is of other work, or the model does not take its clips.
+        StvidError: If Ray is missing or cannot be reached, or videos take the processes down that read them.
+    """
+    paths = []
+    for source in work.sources:
+        if not isinstance(source, str):
+            place = f"{source.path}: lies in a data set" if isinstance(source, StoredVideo) else "a video: is in memory"
+            raise ConfigError(f"{place}, which --engine ray does not read; use --shard i/n")
+        paths.append(source)
+    with started_ray(address, workers) as gpus:
+        device = str(work.execution.device or ("cuda" if gpus else "cpu"))
+        stage = PredictBatch(work, device=device, threads=torch.get_num_threads())
+        with shared.part(part, computed={"precision": work.execution.precision, "device": device}) as journal:
+            tasks = [PredictBatch.task(paths, batch) for batch in work.batches()]
+            return _Batches(work.batches(), tasks, paths, work.execution.progress).run(stage, journal, part, workers)
 
 
 def join_predictions(work: Classification, shared: BatchWork) -> tuple[list[Prediction], Joined]:

@@ -35,7 +35,7 @@ from stvid.video.memory import FRAMES_NAME, is_frame, read_whole
 from stvid.video.reader import Index, MemoryFrames, VideoLike
 from stvid.video.remote import is_url
 
-__all__ = ["Classification", "Prediction", "predict", "predict_together"]
+__all__ = ["Classification", "Prediction", "predict", "predict_together", "predictions_of"]
 
 
 _Source = str | bytes | MemoryFrames | StoredVideo
@@ -234,6 +234,19 @@ class Classification:
         """Returns one prediction for each video that was given, with its name."""
         pairs = zip(self.places, self.given, strict=True)
         return [replace(found[place], path=_name(source)) for place, source in pairs]
+
+
+def predictions_of(found: Mapping[int, Prediction], *, first: int = 0) -> dict[str, Any]:
+    """Returns the predictions of a batch as values for JSON, under ``predictions`` and ``failed``.
+
+    Args:
+        found: The predictions by the numbers of their videos.
+        first: Added to the numbers.
+    """
+    return {
+        "predictions": [[first + index, prediction.to_dict()] for index, prediction in found.items()],
+        "failed": [first + index for index, prediction in found.items() if prediction.error is not None],
+    }
 
 
 def predict_together(work: Classification, team: Team | None) -> list[Prediction] | None:

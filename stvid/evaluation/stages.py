@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,10 +44,10 @@ from stvid.evaluation.evaluate import (
     outcome_of,
 )
 from stvid.evaluation.features import ClipFeatures, FeatureClips, clip_features, save_features
-from stvid.evaluation.predict import predict
+from stvid.evaluation.predict import Classification, predict, predictions_of
 from stvid.models.base import VideoModel
 
-__all__ = ["FeatureFile", "Features", "ModelStage", "Predict", "Test", "TestBatch"]
+__all__ = ["FeatureFile", "Features", "ModelStage", "Predict", "PredictBatch", "Test", "TestBatch"]
 
 
 class ModelStage(Stage):
@@ -309,7 +309,31 @@ class Test(ModelStage):
         return {"logits": records[0].logits, "distinct": records[0].distinct}
 
 
-class TestBatch(ModelStage):
+class _BatchStage(ModelStage):
+    """Work on the batches of a list, whose tasks are texts in the column ``path``; it has the same bits as one process.
+
+    Args:
+        model: The model, which travels with the stage.
+        execution: How one process does the work.
+        device: Where the model runs.
+        threads: Threads of torch for a model on the CPU, which its last digits depend on.
+    """
+
+    rows_at_once = 4
+
+    def __init__(self, model: VideoModel, execution: Execution, *, device: str, threads: int) -> None:
+        super().__init__(model, device=device)
+        self.execution = replace(execution, device=None, workers=0, progress=False)
+        self.threads = threads if device == "cpu" else None
+        self.cores = self.threads or 1
+
+    def set_threads(self) -> None:
+        """Gives torch as many threads as one process has."""
+        if self.threads is not None and self.threads != torch.get_num_threads():
+            torch.set_num_threads(self.threads)
+
+
+class TestBatch(_BatchStage):
     """Measures the batches of an evaluation, with the same bits as one process.
 
     The column ``path`` holds tasks as `TestBatch.task` makes them. The columns ``videos`` and ``failed`` are what
@@ -323,15 +347,10 @@ class TestBatch(ModelStage):
 
     __test__ = False  # pytest takes it for tests of its own
     fields: ClassVar[Mapping[str, type]] = {"videos": list, "failed": list, "where": str}
-    rows_at_once = 4
 
     def __init__(self, evaluation: Evaluation, *, device: str, threads: int) -> None:
-        execution = evaluation.execution
-        super().__init__(evaluation.model, device=device)  # type: ignore[arg-type]
+        super().__init__(evaluation.model, evaluation.execution, device=device, threads=threads)  # type: ignore[arg-type]
         self.plan = evaluation.plan
-        self.execution = replace(execution, device=None, workers=0, progress=False)
-        self.threads = threads if device == "cpu" else None
-        self.cores = self.threads or 1
 
     @staticmethod
     def task(videos: Manifest, batch: range) -> str:
@@ -344,11 +363,44 @@ class TestBatch(ModelStage):
         first, listed = json.loads(path)
         entries = [VideoEntry(video, start=start, end=end) for video, start, end in listed]
         evaluation = Evaluation(self.model, Manifest.from_entries(entries), self.plan, self.execution)
-        if self.threads is not None and self.threads != torch.get_num_threads():
-            torch.set_num_threads(self.threads)
+        self.set_threads()
         dataset = evaluation.dataset()
         with evaluation.started() as place:
             # The order of shuffled frames depends on the number of a video in the whole list.
             samples = [replace(dataset[index], index=first + index) for index in range(len(dataset))]
             records, failed = evaluation.measure(samples, place)
             return {**outcome_of(records, failed), "where": hardware(place.device)}
+
+
+class PredictBatch(_BatchStage):
+    """Classifies the batches of a list, with the same bits as one process.
+
+    The column ``path`` holds tasks as `PredictBatch.task` makes them. The column ``predictions`` holds the number of
+    each video in the list and what `Prediction.to_dict` says of it, as JSON, ``failed`` the numbers of those that could
+    not be read, and ``where`` the hardware.
+
+    Args:
+        work: What is classified; its model travels with the stage, its list of videos does not.
+        device: Where the model runs.
+        threads: Threads of torch for a model on the CPU, which its last digits depend on.
+    """
+
+    fields: ClassVar[Mapping[str, type]] = {"predictions": list, "failed": list, "where": str}
+
+    def __init__(self, work: Classification, *, device: str, threads: int) -> None:
+        super().__init__(work.model, work.execution, device=device, threads=threads)  # type: ignore[arg-type]
+        self.arguments: dict[str, Any] = {"protocol": work.protocol, "task": work.task, "topk": work.topk}
+
+    @staticmethod
+    def task(videos: Sequence[str], batch: range) -> str:
+        """Returns a task as text: the videos of a batch, and the number of the first of them."""
+        return json.dumps([batch.start, [videos[index] for index in batch]])
+
+    def work(self, path: str) -> Mapping[str, Any]:
+        """Reads the videos of a batch and classifies them."""
+        first, videos = json.loads(path)
+        work = Classification.prepare(self.model, videos, execution=self.execution, **self.arguments)
+        self.set_threads()
+        with work.started() as place:
+            (outcome,) = (found for _, found in work.classified([range(len(videos))], [0], place))
+            return {**predictions_of(outcome, first=first), "where": hardware(place.device)}

@@ -120,6 +120,10 @@ def test_devices_of_this_machine(checkpoint: str, videos: Path, tmp_path: Path, 
         ("features", ["--engine", "ray", "--devices", "2"], "takes the devices of the cluster"),
         ("predict", ["--shard", "1/2"], "--shard: needs --to and --out"),
         ("predict", ["--shard", "1/2", "--window", "1s"], "with --window give each process a list"),
+        ("predict", ["--engine", "ray"], "--engine ray: needs --to and --out"),
+        ("predict", ["--ray_address", "auto"], "belongs to --engine ray"),
+        ("predict", ["--workers", "1", "--window", "1s"], "--workers: decode clips"),
+        ("predict", ["--workers", "-1"], "workers"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -211,3 +215,19 @@ def test_a_task_that_dies_ends_all_and_the_same_command_goes_on(
     code, _, err = call(*options_of(checkpoint, videos, out), "--devices", 3)
     assert code == 0 and "continuing: " in err
     assert contents(out) == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_predictions_of_ray(
+    checkpoint: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the workers
+    files = [*map(str, sorted(videos.rglob("*.mp4"))), str(tmp_path / "missing.mp4")]
+    options = ["predict", *files, "--checkpoint", checkpoint, "--to", "json", "--device", "cpu", "--out"]
+    assert call(*options, str(tmp_path / "one.json"), "--workers", "1")[0] == 1  # one video is missing
+    code, out, err = call(*options, str(tmp_path / "ray.json"), "--engine", "ray", "--workers", "2")
+    assert code == 1 and out.startswith(f"{len(files) - 1} of {len(files)} videos: "), err
+    assert (tmp_path / "ray.json").read_text() == (tmp_path / "one.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "ray.json"]

@@ -181,3 +181,21 @@ def test_ray_gives_the_result_of_one_process(
     report = parts.evaluate_on_ray(evaluation, work, Part(1, 1), workers=2)
     assert (report.videos, report.failed) == (10, 1)
     assert same(parts.join_evaluation(evaluation, work)[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_gives_the_predictions_of_one_process(
+    model: VideoModel, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the workers
+    given = [*map(str, sorted(videos.rglob("*.mp4"))), str(tmp_path / "missing.mp4")]
+    work = Classification.prepare(model, given, topk=2, execution=Execution(batch_size=6))
+    shared = parts.prediction_work(work, tmp_path / "p.csv", weights=model)
+    report = parts.predict_on_ray(work, shared, Part(1, 1), workers=2)
+    assert (report.videos, report.failed) == (11, 2)
+    assert parts.join_predictions(work, shared)[0] == predict(model, given, topk=2, batch_size=6)
+    in_memory = Classification.prepare(model, [b"video"], execution=Execution())
+    with pytest.raises(ConfigError, match="in memory, which --engine ray does not read"):
+        parts.predict_on_ray(in_memory, shared, Part(1, 1))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import stvid
 from stvid.engine.features import extract_features
 from stvid.errors import CheckpointError, ConfigError
+from stvid.evaluation.evaluate import Execution
 from stvid.evaluation.features import feature_files, load_features
-from stvid.evaluation.stages import Features, Predict
+from stvid.evaluation.predict import Classification, Prediction
+from stvid.evaluation.stages import Features, Predict, PredictBatch
 from stvid.models.base import VideoModel
 from stvid.protocol import Protocol
 
@@ -71,6 +75,20 @@ def test_predictions_are_those_of_predict(checkpoint: str, videos: Path) -> None
         assert found["label"][row] == expected.classes[0]
         assert found["probability"][row] == expected.probabilities[0]
     assert found["error"][3].startswith(f"{paths[3]}: not a video") and found["classes"][3] == "[]"
+
+
+def test_a_batch_has_the_predictions_of_one_process(checkpoint: str, videos: Path) -> None:
+    model = stvid.load_model(checkpoint)
+    paths = [str(videos / "a" / name) for name in ("0.mp4", "1.ts", "2.mp4", "3.mp4")]
+    work = Classification.prepare(model, paths, topk=2, execution=Execution(batch_size=18, workers=1))
+    stage = pickle.loads(pickle.dumps(PredictBatch(work, device="cpu", threads=torch.get_num_threads())))
+    first, second = work.batches()
+    found = stage({"path": [PredictBatch.task(paths, batch) for batch in (second, first)]})
+    assert found["error"] == ["", ""]
+    assert [json.loads(text) for text in found["failed"]] == [[3], []]
+    numbered = dict(pair for text in found["predictions"] for pair in json.loads(text))
+    expected = stvid.predict(model, paths, topk=2, batch_size=18)
+    assert [Prediction(**numbered[number]) for number in range(4)] == [replace(one, path="") for one in expected]
 
 
 def test_what_is_no_fault_of_a_video_is_raised(checkpoint: str, videos: Path, tmp_path: Path) -> None:
