@@ -228,6 +228,6 @@ def test_predictions_of_ray(
     options = ["predict", *files, "--checkpoint", checkpoint, "--to", "json", "--device", "cpu", "--out"]
     assert call(*options, str(tmp_path / "one.json"), "--workers", "1")[0] == 1  # one video is missing
     code, out, err = call(*options, str(tmp_path / "ray.json"), "--engine", "ray", "--workers", "2")
-    assert code == 1 and out.startswith(f"{len(files) - 1} of {len(files)} videos: "), err
+    assert code == 1 and f"of {len(files)} videos: " in out, err
     assert (tmp_path / "ray.json").read_text() == (tmp_path / "one.json").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "ray.json"]
