@@ -19,10 +19,11 @@ from stvid.errors import ConfigError
 from stvid.inflation.outputs import Reader, find_reader, tensors_of
 from stvid.inflation.watching import Call, Record, has_own_weights, watched
 
-__all__ = ["Anatomy", "Site", "examine", "find_blocks", "images_for", "in_words", "no_training"]
+__all__ = ["MIXED", "Anatomy", "Observed", "Site", "examine", "find_blocks", "images_for", "in_words", "no_training"]
 
 IMAGES = 2  # in the first batch
-MORE = 3  # in the second
+MORE = 3  # in the second, of which the last are those of the first
+MIXED = 1e-4  # how much what an image gives may change, relatively, with the other images of its batch
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Anatomy:
         num_classes: Logits; 0 if the network says that it has no classifier.
         width: Channels of what the network returns.
         reader: Where that is in the network's output.
+        last_map: Name of the module that made the last map with several places, and the shape of that; None if no
+            module returned one.
         notes: Remarks for the report.
     """
 
@@ -109,6 +112,7 @@ class Anatomy:
     num_classes: int = 0
     width: int = 0
     reader: Reader = field(default_factory=Reader)
+    last_map: tuple[str, tuple[int, ...]] | None = None
     notes: list[str] = field(default_factory=list)
 
     def block_of(self, name: str) -> Site | None:
@@ -120,6 +124,26 @@ class Anatomy:
         names = list(self.sites)
         inside = [index for index, name in enumerate(names) if self.block_of(name) is not None]
         return names[inside[-1] + 1 :] if inside else []
+
+
+@dataclass
+class Observed:
+    """The first run of a 2D network, for all that is compared with it; `examine` fills it in.
+
+    Attributes:
+        images: Two images, as they were given.
+        logits: (2, classes).
+        blocks: The output of each block that gives its images on the first axis, by its name.
+        overwrites: Whether the network changed the images.
+        folds: Whether the second run, in which the images stood elsewhere in a larger batch, showed that the logits of
+            an image depend on that image alone; False if it did not show in what the classifier sees.
+    """
+
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    overwrites: bool = False
+    folds: bool = False
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -311,6 +335,7 @@ def examine(
     in_chans: int = 3,
     name: str = "the network",
     as_features: bool = False,
+    observed: Observed | None = None,
 ) -> Anatomy:
     """Runs a 2D network on noise, on two images and on three, and notes what its layers see.
 
@@ -323,6 +348,7 @@ def examine(
         in_chans: Channels of an image.
         name: How messages call the network.
         as_features: Whether the network may return maps or tokens, since it gets a new classifier.
+        observed: Gets what the first run shows; None keeps nothing.
 
     Raises:
         ConfigError: If the network cannot be run like this, or does not return logits.
@@ -330,11 +356,12 @@ def examine(
     if next(network.parameters(), None) is None:
         raise ConfigError(f"{name}: has no parameters to inflate")
     more = images_for(network, (MORE, in_chans, *img_size))
-    images = more[:IMAGES]
+    images = more[-IMAGES:].clone()
+    given = images.clone()
     declared = getattr(network, "num_classes", None)
     declared = declared if isinstance(declared, int) and not isinstance(declared, bool) and declared >= 0 else None
     with no_training(network):
-        record = _run(network, images, name)
+        record = _run(network, given, name, keep=_compared(network) if observed is not None else ())
         reader = find_reader(record.output, IMAGES, declared=declared, as_features=as_features, name=name)
         logits = reader(record.output)
         anatomy = Anatomy(width=logits.shape[1], reader=reader)
@@ -354,9 +381,64 @@ def examine(
     anatomy.layers = [
         site for site in _layers(network, anatomy.sites) if site.name not in anatomy.logits and site.name not in dead
     ]
+    anatomy.last_map = _last_map(record)
+    if observed is not None:
+        observed.images, observed.logits = images, logits
+        observed.overwrites = not torch.equal(given, images)
+        observed.blocks = _outputs_of_blocks(anatomy, record)
+        seen = [(record.calls[site][0].vector, again.calls[site][0].vector) for site in made_by]
+        if not noise:
+            seen = [(logits, classified)]
+        observed.folds = not observed.overwrites and bool(seen) and all(_alike(few, many) for few, many in seen)
     if not reader.plain:
         anatomy.notes.append(f"the network returns a {type(record.output).__name__}; taken from it: {reader}")
     return anatomy
+
+
+def _compared(network: nn.Module) -> set[str]:
+    """Returns the names of the modules that could stand for blocks, whose outputs are compared in the proof."""
+    found: set[str] = set()
+    for block in find_blocks(network):
+        inside = [block] if not _is_list(network.get_submodule(block)) else _members_of_lists(network, block)
+        found.update(*(_parents(name) for name in inside), inside)
+    return found
+
+
+def _members_of_lists(network: nn.Module, name: str) -> list[str]:
+    """Returns a module, or if it is a list the modules in it and in lists in it."""
+    module = network.get_submodule(name)
+    if not _is_list(module):
+        return [name]
+    return [part for child, _ in _members(module) for part in _members_of_lists(network, f"{name}.{child}")]
+
+
+def _outputs_of_blocks(anatomy: Anatomy, record: Record) -> dict[str, Tensor]:
+    """Returns what the blocks gave that have the images on the first axis, and no logits inside."""
+    within = {parent for name in anatomy.logits for parent in _parents(name)}  # the model has those elsewhere
+    blocks = {block.name for block in anatomy.blocks if block.batch_axis == 0 and block.name not in within}
+    return {name: output for name, output in record.kept.items() if name in blocks and len(output) == IMAGES}
+
+
+def _last_map(record: Record) -> tuple[str, tuple[int, ...]] | None:
+    """Returns the module that made the last map with several places, and its shape; None if there is no such map.
+
+    Behind the pooling, maps have one place.
+    """
+    maps = [
+        (call.order, name, call.output)
+        for name, calls in record.calls.items()
+        for call in calls
+        if call.whole and call.output is not None and len(call.output) == 4 and sorted(call.output[1:])[1] > 1
+    ]
+    _, name, shape = max(maps, default=(0, "", ()))
+    return (name, shape) if shape and shape[0] == IMAGES else None
+
+
+def _alike(few: Tensor | None, many: Tensor | None) -> bool:
+    """Returns whether the images of the first run gave the same in the second, where they are the last."""
+    if few is None or many is None or few.is_meta or len(many) != MORE:
+        return False
+    return (few - many[-IMAGES:]).abs().max().item() <= MIXED * few.abs().max().item()
 
 
 def _read(reader: Reader, output: Any) -> list[Tensor]:
@@ -462,7 +544,7 @@ def _common_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:
 def _windows(few: Call, again: Sequence[Call]) -> int:
     """Returns how many windows of one image follow each other on the first axis, before those of the next; 0 if none.
 
-    The second run begins with the images of the first, so that it has the same entries first.
+    The second run ends with the images of the first, so that it has the same entries last.
     """
     if len(again) != 1 or not few.means or few.shape[1:] != again[0].shape[1:]:
         return 0
@@ -470,7 +552,7 @@ def _windows(few: Call, again: Sequence[Call]) -> int:
     means, more = torch.tensor(few.means), torch.tensor(again[0].means)
     if len(more) != MORE * count or torch.allclose(means[:count], means[count:]):
         return 0
-    return count if torch.allclose(means, more[: len(means)], rtol=1e-3, atol=1e-5) else 0
+    return count if torch.allclose(means, more[-len(means) :], rtol=1e-3, atol=1e-5) else 0
 
 
 def _output_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:

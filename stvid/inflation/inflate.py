@@ -18,7 +18,7 @@ from stvid.inflation.guests import constants_of, copied, own_copy
 from stvid.inflation.image_weights import pick_state
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions, Temporal
-from stvid.inflation.proof import Trial, check_foldable, prove_training
+from stvid.inflation.proof import Trial, prove_training
 from stvid.inflation.proof import prove as prove_still
 from stvid.inflation.report import RANDOM, InflationReport, TensorRule
 from stvid.inflation.sources import ImageOrigin, find_origin, head_classes, image_models, load_strictly
@@ -184,7 +184,7 @@ def inflate_with_report(
     before = copied(image.network) if prove or image.origin is None else None
     constants = constants_of(image.network) if image.origin is None else {}
     taken = {key: value.detach() for key, value in image.network.state_dict().items()}
-    trial = Trial(before, image.name) if before is not None and prove else None
+    trial = None if before is None else Trial(before, image.name, proves=prove)
     model = _inflated(image, own, num_frames=num_frames, new_head=bool(num_classes), trial=trial).eval()
     report = InflationReport(
         image.name,
@@ -193,12 +193,10 @@ def inflate_with_report(
         weights=image.weights,
         notes=list(model.anatomy.notes),
     )
-    if trial is not None:
+    if trial is not None and trial.proves:
         prove_still(model, report, trial)
         if image.origin is None and report.as_promised:
             prove_training(trial.network, model, report)
-    elif before is not None:
-        check_foldable(before, image.img_size, in_chans=model.in_chans, name=image.name, read=model.reader)
     new_head = num_classes is not None and num_classes != model.num_classes
     if new_head:
         assert num_classes is not None

@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError, StvidError
-from stvid.inflation.anatomy import examine, images_for, in_words, no_training
+from stvid.inflation.anatomy import Observed, examine, images_for, in_words, no_training
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.outputs import training_reader
 from stvid.inflation.placement import Guest, add_layers, replace
@@ -54,6 +54,20 @@ from stvid.models.streaming import StreamMemory, StreamState
 
 __all__ = ["InflatedModel"]
 _log = logging.getLogger(__name__)
+
+
+class Rehearsal(Protocol):
+    """Runs a model as soon as it is built, and compares it with what was seen of its 2D network.
+
+    Attributes:
+        seen: Gets what the 2D network does.
+    """
+
+    seen: Observed
+
+    def __call__(self, model: InflatedModel) -> bool:
+        """Returns whether it ran the model."""
+        ...
 
 
 class Taken(nn.Identity):
@@ -86,7 +100,8 @@ class InflatedModel(VideoModel):
         in_chans: Channels of the clip.
         source_name: The name of the 2D network in messages.
         new_head: Whether the network gets a new classifier, so that its features will do instead of logits.
-        trial: Runs the model once it is built; None runs noise. It is called again where the layout has to change.
+        trial: Runs the model once it is built; where it does not, noise runs. It is called again where the layout has
+            to change.
 
     Attributes:
         network: The 2D network without its classifier.
@@ -120,7 +135,7 @@ class InflatedModel(VideoModel):
         in_chans: int = 3,
         source_name: str = "the network",
         new_head: bool = False,
-        trial: Callable[[InflatedModel], object] | None = None,
+        trial: Rehearsal | None = None,
     ) -> None:
         super().__init__()
         if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
@@ -131,7 +146,14 @@ class InflatedModel(VideoModel):
         self.num_frames = num_frames
         self.source_name = source_name
         self.time = ClipTime(num_frames)
-        self.anatomy = examine(network, img_size, in_chans=in_chans, name=source_name, as_features=new_head)
+        self.anatomy = examine(
+            network,
+            img_size,
+            in_chans=in_chans,
+            name=source_name,
+            as_features=new_head,
+            observed=None if trial is None else trial.seen,
+        )
         self.num_classes = self.anatomy.num_classes
         self.reader = self.anatomy.reader
         self.inflation: InflationReport | None = None
@@ -139,8 +161,8 @@ class InflatedModel(VideoModel):
         self.img_size = img_size
         self.network = network
         self._take_classifier()
-        images = images_for(network, (2, in_chans, *img_size))
-        self.read_out = find_read_out(network, self.anatomy, images)
+        image = images_for(network, (1, in_chans, *img_size))
+        self.read_out = find_read_out(network, self.anatomy, image, self.head_features)
         guest = Guest(network, source_name, self.anatomy, self.options, self.time, self.head_features)
         add_layers(guest)
         self.temporal, self.inflated = guest.temporal, guest.inflated
@@ -176,7 +198,7 @@ class InflatedModel(VideoModel):
             before, behind = sum(widths[:index]), sum(widths[index + 1 :])
             replace(self.network, name, nn.ConstantPad1d((before, behind), 0.0))
 
-    def _lay_out(self, trial: Callable[[InflatedModel], object] | None) -> None:
+    def _lay_out(self, trial: Rehearsal | None) -> None:
         """Chooses the layout in memory: channels_last, if the network runs in it; `Tensor.view` often does not."""
         channels_last(self)
         try:
@@ -192,16 +214,14 @@ class InflatedModel(VideoModel):
             except Exception as error:
                 raise self._cannot_run(error) from problem
 
-    def _try(self, trial: Callable[[InflatedModel], object] | None) -> None:
+    def _try(self, trial: Rehearsal | None) -> None:
         """Runs a clip; with it each layer learns how many frames are left of a clip where it is."""
         strided = bool(self.options.strides) or self.options.joint
         self.time.stride, self.time.recording = 1, strided
         try:
             with no_training(self):
-                if trial is None:
+                if trial is None or not trial(self):
                     self(self._noise(self.num_frames if strided else 2))
-                else:
-                    trial(self)
         finally:
             self.time.recording = False
             self.time.frames = self.num_frames

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import images_for, in_words, no_training
+from stvid.inflation.anatomy import MIXED, Observed, images_for, in_words, no_training
 from stvid.inflation.guests import copied
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.outputs import Reader
@@ -34,10 +35,12 @@ __all__ = [
     "watching",
 ]
 
+_log = logging.getLogger(__name__)
 AT_ONCE = 4  # frames of a convolution in `FewFrames`
-MIXED = 1e-4  # how much the logits of an image may differ, relatively, when it is alone in its batch
-MIXED_EXACTLY = 1e-6  # the same in float64
+MIXED_EXACTLY = 1e-6  # `MIXED` in float64
 FEWEST_FRAMES = 3  # of the still video: one with neighbours on both sides
+SMALL = 128  # pixels of the shorter side of images on which a step is quick
+SMALLER = 4  # times shorter are the sides of the images that are tried first where they are not small
 ROUNDINGS = 30  # by how much more than one change of the last bit may change the logits
 
 
@@ -74,33 +77,15 @@ def _by_frame(
     return torch.cat([F.conv3d(x, weight, bias, step, space, dilation, groups) for x in windows], dim=2)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """One run of a 2D network on two images, for all that is compared with it.
-
-    Attributes:
-        images: The images, as they were given.
-        logits: (2, classes).
-        blocks: The output of each block that gives its images on the first axis, by its name.
-        overwrites: Whether the network changed the images.
-    """
-
-    images: Tensor
-    logits: Tensor
-    blocks: dict[str, Tensor]
-    overwrites: bool
-
-
 @torch.no_grad()
-def observe(network: nn.Module, model: InflatedModel, images: Tensor | None = None) -> Observed:
-    """Runs a 2D network on noise, and keeps what its blocks and itself return.
+def _observe(network: nn.Module, model: InflatedModel, images: Tensor) -> Observed:
+    """Runs a 2D network, and keeps what its blocks and itself return.
 
     Args:
         network: Before it was inflated.
         model: The inflated network, which knows where the blocks and the logits are.
-        images: Two images; None takes noise.
+        images: Two images.
     """
-    images = images_for(network, (2, model.in_chans, *model.img_size)) if images is None else images
     given = images.clone()
     logits = model.anatomy.logits
     names = [
@@ -172,32 +157,27 @@ class Trial:
     """Compares a model with its 2D network while it is built, when it runs for the first time.
 
     Args:
-        network: Before it was inflated.
+        network: A copy of the 2D network.
         name: How messages call the network.
+        proves: Whether to compare; else only what no model can be made of is found.
 
     Attributes:
-        seen: What the 2D network does.
+        seen: What the 2D network did when it was examined.
         quick: The comparison in the network's own type; None as for `_compare`.
     """
 
     network: nn.Module
     name: str
-    seen: Observed | None = None
+    proves: bool = True
+    seen: Observed = field(default_factory=Observed)
     quick: Comparison | None = None
 
-    def __call__(self, model: InflatedModel) -> None:
-        """Compares; at first with a check that frames can be folded into the batch."""
-        if self.seen is None:
-            self.seen = observe(self.network, model)
-            check_foldable(
-                self.network,
-                model.img_size,
-                in_chans=model.in_chans,
-                name=self.name,
-                read=model.reader,
-                observed=self.seen,
-            )
-        self.quick = _compare(self.seen, model)
+    def __call__(self, model: InflatedModel) -> bool:
+        """Compares, after a check that frames can be folded into the batch; returns whether the model ran."""
+        check_foldable(self.network, self.seen, name=self.name, read=model.reader)
+        if self.proves:
+            self.quick = _compare(self.seen, model)
+        return self.proves
 
 
 def _frames_of_proof(model: InflatedModel) -> int:
@@ -234,7 +214,7 @@ def still_difference(
     images = _two_images(model).double()
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
-    found = _compare(observe(flat, video, images), video, frugal=True)
+    found = _compare(_observe(flat, video, images), video, frugal=True)
     if found is not None:
         return found.difference, found.compared, found.layers
     generator = torch.Generator().manual_seed(0)
@@ -243,7 +223,7 @@ def still_difference(
             if parameter.dim() >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     video.load_state_dict(video.transfer(flat.state_dict())[0])
-    seen = observe(flat, video, images)
+    seen = _observe(flat, video, images)
     found = _compare(seen, video, frugal=True)
     if found is None:
         expected = seen.logits
@@ -275,7 +255,6 @@ def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
         report.reasons = [f"zeros beyond the ends of the clip reach its {where} frames (padding=replicate avoids it)"]
     network, quick = trial.network, trial.quick
     report.filters = filter_pairs(network, model)
-    assert trial.seen is not None
     images = trial.seen.images
     report.computed_in = str(images.dtype).removeprefix("torch.")
     if quick is not None and quick.difference < EXACT:
@@ -319,37 +298,51 @@ def _judge_rounded(
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
     """Trains a copy of the model for one step on two clips of one frame.
 
+    On smaller images where the network takes such, since a step on large ones takes as long as all the rest of the
+    proof.
+
     Raises:
         ConfigError: If that fails although the network itself can be trained.
     """
     images = images_for(network, (2, model.in_chans, *model.img_size))
     devices = [images.device] if images.device.type == "cuda" else []
-    kinds: list[str] = []
-    video = copied(model).train()
-    video.network.register_forward_hook(
-        lambda module, inputs, output: kinds.append("" if isinstance(output, Tensor) else type(output).__name__)
-    )
+    height, width = model.img_size
+    kind: str | None = None
     with torch.random.fork_rng(devices=devices):
+        if min(height, width) > SMALL:
+            try:
+                kind = _train(model, images[:, :, : height // SMALLER, : width // SMALLER].contiguous())
+            except Exception as error:  # whatever a network's own code raises: then it takes one size
+                _log.debug("%s: is not trained on small images: %s", report.source, in_words(error))
         try:
-            with torch.enable_grad():
-                logits = video(images.unsqueeze(2))
-                if logits.shape != (2, model.num_classes or model.head_features):
-                    raise ConfigError(
-                        f"in training mode it gives {tuple(logits.shape)} for two clips, not one vector for each"
-                    )
-                loss = logits.float().square().sum()
-                if loss.requires_grad:
-                    loss.backward()  # not `torch.autograd.grad`, with which reentrant checkpoints do not work
+            kind = _train(model, images) if kind is None else kind
         except Exception as error:  # whatever a network's own code raises
             if (problem := _why_not_trainable(network, images)) is None:
                 raise ConfigError(f"{report.source}: the video model cannot be trained ({in_words(error)})") from error
             report.notes.append(f"the network itself cannot be trained here ({problem})")
             return
-    if kinds and kinds[0] and model.reader.plain:
+    if kind and model.reader.plain:
         report.notes.append(
-            f"in training mode the network returns a {kinds[0]}; the model takes the logits in it that are those of "
+            f"in training mode the network returns a {kind}; the model takes the logits in it that are those of "
             "evaluation mode, and the others get no gradient"
         )
+
+
+def _train(model: InflatedModel, images: Tensor) -> str:
+    """Trains a copy for one step; returns the class of what the network returned, empty if that was a tensor."""
+    kinds: list[str] = []
+    video = copied(model).train()
+    video.network.register_forward_hook(
+        lambda module, inputs, output: kinds.append("" if isinstance(output, Tensor) else type(output).__name__)
+    )
+    with torch.enable_grad():
+        logits = video(images.unsqueeze(2))
+        if logits.shape != (2, model.num_classes or model.head_features):
+            raise ConfigError(f"in training mode it gives {tuple(logits.shape)} for two clips, not one vector for each")
+        loss = logits.float().square().sum()
+        if loss.requires_grad:
+            loss.backward()  # not `torch.autograd.grad`, with which reentrant checkpoints do not work
+    return next(iter(kinds), "")
 
 
 def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
@@ -365,32 +358,22 @@ def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def check_foldable(
-    network: nn.Module,
-    img_size: tuple[int, int],
-    *,
-    in_chans: int = 3,
-    name: str,
-    read: Reader,
-    observed: Observed | None = None,
-) -> None:
+def check_foldable(network: nn.Module, observed: Observed, *, name: str, read: Reader) -> None:
     """Checks that what a network computes for an image depends on the image alone, and that it leaves the image as is.
 
-    Where rounding is magnified, float64 decides.
+    It runs only where it did not show when it was examined. Where rounding is magnified, float64 decides.
 
     Args:
         network: Takes images.
-        img_size: (height, width) in pixels.
-        in_chans: Channels of an image.
+        observed: What was seen of the network.
         name: How messages call the network.
         read: Where the logits are in what it returns.
-        observed: What `observe` saw of the network; None runs it.
 
     Raises:
         ConfigError: If not; then frames cannot be folded into the batch.
     """
-    images = images_for(network, (2, in_chans, *img_size)) if observed is None else observed.images
-    problem = _why_not_foldable(network, images, read, MIXED, observed)
+    images = observed.images
+    problem = "" if observed.folds else _why_not_foldable(network, images, read, MIXED)
     if not problem:
         return
     if "overwrites" not in problem:
@@ -415,21 +398,16 @@ def _rounding(network: nn.Module, images: Tensor, read: Reader) -> float:
         return ((read(network(moved)) - expected).abs().max() / expected.abs().max()).item()
 
 
-def _why_not_foldable(
-    network: nn.Module, images: Tensor, read: Reader, limit: float, observed: Observed | None = None
-) -> str:
+def _why_not_foldable(network: nn.Module, images: Tensor, read: Reader, limit: float) -> str:
     """Returns why frames cannot be folded into the batch; empty if they can."""
 
     def differs(first: Tensor, second: Tensor) -> bool:
         return (first - second).abs().max().item() > limit * first.abs().max().item()
 
     with no_training(network):
-        if observed is None:
-            given = images.clone()
-            together, overwrites = read(network(given)), not torch.equal(given, images)
-        else:
-            together, overwrites = observed.logits, observed.overwrites
-        if overwrites:
+        given = images.clone()
+        together = read(network(given))
+        if not torch.equal(given, images):
             return "overwrites the images that it is given; let it work on a copy"
         # Alone, and for the second time; the last one shows, too, if its place in the batch counts.
         if not differs(together[-1:], read(network(images[-1:]))):

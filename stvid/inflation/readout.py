@@ -2,7 +2,7 @@
 
 A network of timm is asked: its `forward_features` and `forward_head` are used if the two together are its `forward`.
 Of other networks the features are what the classifier sees of each frame, a map with one place; the last map with more
-places, which tools draw, is found by watching one run.
+places, which tools draw, was seen when the network was watched.
 """
 
 from __future__ import annotations
@@ -142,37 +142,38 @@ def _putting(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return None if shown is None or shown[0] is not module else shown[1]
 
 
-def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor) -> ReadOut:
-    """Runs a 2D network whose classifier was taken out, and finds its features.
+def find_read_out(network: nn.Module, anatomy: Anatomy, images: Tensor, width: int) -> ReadOut:
+    """Finds the features of a 2D network whose classifier was taken out; runs it if it has methods of its own for them.
 
     Args:
         network: Takes (N, C, H, W).
         anatomy: The parts that were found in it.
-        images: As it takes them.
+        images: As it takes them; one is enough.
+        width: Channels that the classifier sees.
     """
     size = (images.shape[2], images.shape[3])
-    with no_training(network):
-        watched, layout, output = _find_map(network, anatomy, images, size)
-        whole = anatomy.reader(output)
-        if anatomy.reader.plain and (found := _split(network, images, size, whole)) is not None:
-            return ReadOut(True, found, watched, layout)
-    return ReadOut(False, Layout("vector", (1, 1), whole.shape[1]), watched, layout)
+    watched, layout = _find_map(network, anatomy, size)
+    if anatomy.reader.plain and (found := _split(network, images, size)) is not None:
+        return ReadOut(True, found, watched, layout)
+    return ReadOut(False, Layout("vector", (1, 1), width), watched, layout)
 
 
-def _split(network: nn.Module, images: Tensor, size: tuple[int, int], whole: Tensor) -> Layout | None:
+def _split(network: nn.Module, images: Tensor, size: tuple[int, int]) -> Layout | None:
     """Returns the layout of a network's own features; None if its methods of these names do something else."""
     own: Any = network
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
         return None
-    try:
-        features = own.forward_features(images[:1])
-        if not isinstance(features, Tensor) or features.shape[0] != 1:
+    with no_training(network):
+        whole = network(images)
+        try:
+            features = own.forward_features(images)
+            if not isinstance(features, Tensor) or len(features) != len(images):
+                return None
+            found = _layout_of(network, features, size)
+            return found if found is not None and _equal(own.forward_head(features), whole) else None
+        except Exception as error:  # whatever a network's own code raises: then the methods are for other inputs
+            _log.debug("%s: forward_features is not used: %s", type(network).__name__, in_words(error))
             return None
-        found = _layout_of(network, features, size)
-        return found if found is not None and _equal(own.forward_head(features), whole[:1]) else None
-    except Exception as error:  # whatever a network's own code raises: then the methods are for other inputs
-        _log.debug("%s: forward_features is not used: %s", type(network).__name__, in_words(error))
-        return None
 
 
 def _equal(found: Any, whole: Tensor) -> bool:
@@ -182,39 +183,21 @@ def _equal(found: Any, whole: Tensor) -> bool:
 
 
 def _find_map(
-    network: nn.Module, anatomy: Anatomy, images: Tensor, size: tuple[int, int]
-) -> tuple[tuple[str, bool] | None, Layout | None, Any]:
-    """Finds the tokens that enter the last block, or else the last map that a module makes; runs the network.
+    network: nn.Module, anatomy: Anatomy, size: tuple[int, int]
+) -> tuple[tuple[str, bool] | None, Layout | None]:
+    """Finds the tokens that enter the last block, or else the last map that a module makes.
 
     Returns:
-        The name of the module, and whether its input is meant; how it holds the places; what the network returned.
+        The name of the module, and whether its input is meant; how it holds the places.
     """
     if anatomy.blocks and len(anatomy.blocks[-1].shape) == 3 and _as_usual(anatomy.blocks[-1]):
         last = anatomy.blocks[-1]
         tokens = _layout_of(network, torch.empty(last.shape, device="meta"), size)
-        found = ((last.name, True), tokens) if tokens is not None else (None, None)
-        return *found, network(images)
-    maps: list[tuple[str, Tensor]] = []
-
-    def keep(name: str, output: Any) -> None:
-        # Behind the pooling, maps have one place.
-        if isinstance(output, Tensor) and output.dim() == 4 and sorted(output.shape[1:])[1] > 1:
-            maps.append((name, output))
-
-    handles = [
-        module.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
-        for name, module in network.named_modules()
-        if name
-    ]
-    try:
-        output = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not maps or maps[-1][1].shape[0] != images.shape[0]:
-        return None, None, output
-    name, last_map = maps[-1]
-    return (name, False), _layout_of(network, last_map, size), output
+        return ((last.name, True), tokens) if tokens is not None else (None, None)
+    if anatomy.last_map is None:
+        return None, None
+    name, shape = anatomy.last_map
+    return (name, False), _layout_of(network, torch.empty(shape, device="meta"), size)
 
 
 def _as_usual(site: Site) -> bool:

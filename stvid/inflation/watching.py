@@ -10,7 +10,7 @@ import contextlib
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = ["Attending", "Call", "Record", "eagerly", "has_own_weights", "tensors
 
 _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({"conv1d", "conv2d", "conv3d", "linear", "matmul", "__matmul__", "mm", "bmm", "einsum"})
+_PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
 _SHAPE = frozenset({"shape", "size", "dim", "ndim", "numel", "ndimension", "stride", "__len__"})
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -51,6 +52,8 @@ class Call:
         output: Shape of the first tensor that it returned; None if there is none.
         gave: Numbers of all tensors that it returned.
         shapes: Shapes of the tensors among its arguments, by their position or keyword.
+        vector: That tensor, where it has one vector for each image.
+        whole: Whether the module returned one tensor and nothing else.
         means: Mean of each entry on the tensor's first axis; empty where that could hold nothing but images.
         order: Place among the ends of all calls.
     """
@@ -64,6 +67,8 @@ class Call:
     output: tuple[int, ...] | None = None
     gave: tuple[int, ...] = ()
     shapes: dict[int | str, tuple[int, ...]] = field(default_factory=dict)
+    vector: Tensor | None = None
+    whole: bool = False
     means: tuple[float, ...] = ()
     order: int = 0
 
@@ -94,6 +99,7 @@ class Record:
         edges: For each tensor the numbers of those that it was made from.
         image: Number of the batch of images.
         numbers: Numbers of the tensors in the output, by their id.
+        kept: What the modules whose outputs are to be kept returned first, where that was a tensor.
     """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class Record:
     edges: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     image: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def before(self, tensors: Iterable[int]) -> set[int]:
         """Returns all tensors that these were made from, themselves included."""
@@ -150,6 +157,12 @@ def has_own_weights(module: nn.Module) -> bool:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns the tensors in nested containers and in objects such as the outputs of transformers."""
+    if isinstance(value, Tensor):
+        return [value]
+    if type(value) in (tuple, list):  # nearly all that functions take and give, without the time that pytrees take
+        return [tensor for part in value if not isinstance(part, _PLAIN) for tensor in tensors_in(part)]
+    if type(value) is dict:
+        return tensors_in(list(value.values()))
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
@@ -179,10 +192,11 @@ class _Numbers:
 class _Watch(TorchFunctionMode):
     """Follows the tensors through every function of torch that the network calls."""
 
-    def __init__(self, network: nn.Module, record: Record, batch: int) -> None:
+    def __init__(self, network: nn.Module, record: Record, batch: int, keep: Collection[str]) -> None:
         super().__init__()
         self.record = record
         self.batch = batch
+        self.keep = keep
         self.numbers = _Numbers()
         self.running: list[str] = []
         self.begun: list[int] = []
@@ -269,6 +283,7 @@ class _Watch(TorchFunctionMode):
                 alone=len(places) == 1 and place == 0,
                 at_stem=not self.behind_layer.intersection(inputs),
                 shapes={place: tuple(value.shape) for place, value in places if isinstance(value, Tensor)},
+                vector=tensor if tensor is not None and tensor.dim() == 2 and len(tensor) == self.batch else None,
                 means=() if tensor is None else _means(tensor, self.batch),
             )
             self.record.calls.setdefault(name, []).append(call)
@@ -283,11 +298,14 @@ class _Watch(TorchFunctionMode):
             self.link(tensors_in((args, kwargs)), outputs)  # also where a function of the user's own lies between
             first = output[0] if isinstance(output, tuple) and output else output
             call.output = tuple(first.shape) if isinstance(first, Tensor) else None
+            call.whole = isinstance(output, Tensor)
             call.gave = tuple(self.numbers.of(tensor) for tensor in outputs)
             self.ended += 1
             call.order = self.ended
             if has_own_weights(self.modules[name]):
                 self.behind_layer.update(call.gave)
+            if name in self.keep and isinstance(output, Tensor):
+                self.record.kept.setdefault(name, output)
 
     def _find_argument(
         self, call: Call, places: list[tuple[int | str, Any]], outputs: list[Tensor], before: int
@@ -309,16 +327,19 @@ class _Watch(TorchFunctionMode):
             call.argument, call.shape, call.took = found[0], tuple(found[1].shape), self.numbers.of(found[1])
 
 
-def watched(network: nn.Module, images: Tensor, *, functions: bool = True) -> Record:
+def watched(
+    network: nn.Module, images: Tensor, *, functions: bool = True, keep: Collection[str] = frozenset()
+) -> Record:
     """Runs a network and returns what it did.
 
     Args:
         network: In the mode in which it is to run.
         images: A batch that it takes.
         functions: Whether to follow tensors through functions, too; without, only the calls of modules are noted.
+        keep: Names of the modules whose outputs are kept.
     """
     record = Record()
-    watch = _Watch(network, record, len(images))
+    watch = _Watch(network, record, len(images), keep)
     with ExitStack() as stack:
         for name, module in watch.modules.items():
             if not name:
