@@ -6,6 +6,7 @@ first, or where windows are folded into the batch. Layers are told by what they 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.inflation.outputs import Reader, find_reader, tensors_of
+from stvid.inflation.outputs import Reader, Wish, find_reader, tensors_of
 from stvid.inflation.watching import Call, Record, has_own_weights, watched
 
 __all__ = ["MIXED", "Anatomy", "Observed", "Site", "examine", "find_blocks", "images_for", "in_words", "no_training"]
@@ -335,6 +336,7 @@ def examine(
     in_chans: int = 3,
     name: str = "the network",
     as_features: bool = False,
+    logits_at: int | str | Sequence[int | str] | None = None,
     observed: Observed | None = None,
 ) -> Anatomy:
     """Runs a 2D network on noise, on two images and on three, and notes what its layers see.
@@ -348,6 +350,7 @@ def examine(
         in_chans: Channels of an image.
         name: How messages call the network.
         as_features: Whether the network may return maps or tokens, since it gets a new classifier.
+        logits_at: Which of the network's outputs the logits are; None finds them.
         observed: Gets what the first run shows; None keeps nothing.
 
     Raises:
@@ -362,7 +365,9 @@ def examine(
     declared = declared if isinstance(declared, int) and not isinstance(declared, bool) and declared >= 0 else None
     with no_training(network):
         record = _run(network, given, name, keep=_compared(network) if observed is not None else ())
-        reader = find_reader(record.output, IMAGES, declared=declared, as_features=as_features, name=name)
+        depth = functools.partial(_layers_before, network, record)
+        wish = Wish(declared, as_features=as_features, path=logits_at, depth=depth)
+        reader = find_reader(record.output, IMAGES, wish=wish, name=name)
         logits = reader(record.output)
         anatomy = Anatomy(width=logits.shape[1], reader=reader)
         anatomy.num_classes = 0 if declared == 0 or (as_features and reader.features) else anatomy.width
@@ -439,6 +444,15 @@ def _alike(few: Tensor | None, many: Tensor | None) -> bool:
     if few is None or many is None or few.is_meta or len(many) != MORE:
         return False
     return (few - many[-IMAGES:]).abs().max().item() <= MIXED * few.abs().max().item()
+
+
+def _layers_before(network: nn.Module, record: Record, tensor: Tensor) -> int:
+    """Returns how many layers with weights lead to a tensor of the output."""
+    reached = record.before([record.numbers[id(tensor)]])
+    return sum(
+        has_own_weights(network.get_submodule(name)) and any(reached.intersection(call.gave) for call in calls)
+        for name, calls in record.calls.items()
+    )
 
 
 def _read(reader: Reader, output: Any) -> list[Tensor]:

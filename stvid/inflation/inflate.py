@@ -17,7 +17,7 @@ from stvid.inflation.anatomy import examine
 from stvid.inflation.guests import constants_of, copied, own_copy
 from stvid.inflation.image_weights import pick_state
 from stvid.inflation.model import InflatedModel
-from stvid.inflation.options import InflationOptions, Temporal
+from stvid.inflation.options import InflationOptions, LogitsAt, Temporal
 from stvid.inflation.proof import Trial, prove_training
 from stvid.inflation.proof import prove as prove_still
 from stvid.inflation.report import RANDOM, InflationReport, TensorRule
@@ -62,6 +62,7 @@ class _Image:
         in_chans: Channels of its images.
         left_out: Keys of the given weights that are of a projection head.
         beside: Names of what else stands beside the given weights in their file.
+        logits: Which of its outputs the logits are, if the user says so.
     """
 
     name: str
@@ -74,6 +75,7 @@ class _Image:
     in_chans: int = 3
     left_out: Sequence[str] = ()
     beside: Sequence[str] = ()
+    logits: LogitsAt = None
 
 
 def inflate(
@@ -111,8 +113,8 @@ def inflate(
         pretrained: Whether to take the library's published weights, from the network or its cache.
         prove: Whether to compare the two networks; False returns the model unproved.
         **hyperparameters: Further options of `InflationOptions` (``kernel_size``, ``init``, ``layers``, ``padding``,
-            ``causal``, ...), ``in_chans``, and for a named source those of the library's function (``drop_path_rate``,
-            ...).
+            ``causal``, ``logits``, ...), ``in_chans``, and for a named source those of the library's function
+            (``drop_path_rate``, ...).
 
     Returns:
         The model, in evaluation mode.
@@ -171,14 +173,13 @@ def inflate_with_report(
             origin, img_size=img_size, num_classes=num_classes, weights=weights, pretrained=pretrained
         )
     else:
-        channels = own.get("in_chans", 3)
         image = _from_module(
             source,
+            own,
             rest,
             img_size=img_size,
             weights=weights,
             pretrained=pretrained,
-            in_chans=channels,
             num_classes=num_classes,
         )
     before = copied(image.network) if prove or image.origin is None else None
@@ -248,12 +249,12 @@ def _from_library(
 
 def _from_module(
     source: nn.Module,
+    own: Mapping[str, Any],
     rest: Mapping[str, Any],
     *,
     img_size: int | tuple[int, int] | None,
     weights: Weights | None,
     pretrained: bool,
-    in_chans: int,
     num_classes: int | None,
 ) -> _Image:
     """Copies a network of the user's."""
@@ -265,9 +266,9 @@ def _from_module(
         raise TypeError(f"inflate() has no argument {unknown!r}{nearest(unknown, _OPTIONS)}")
     if pretrained:
         raise ConfigError("pretrained is for named sources; load the weights into the module, or give a file")
-    size = _height_width(224 if img_size is None else img_size)
+    size, in_chans = _height_width(224 if img_size is None else img_size), own.get("in_chans", 3)
     image = _Image(name, own_copy(source, size, in_chans=in_chans), size, in_chans=in_chans, weights="as given")
-    image.name = type(image.network).__name__
+    image.name, image.logits = type(image.network).__name__, own.get("logits")
     if weights is not None:
         _load_weights(image, weights, num_classes=num_classes)
     return image
@@ -339,7 +340,14 @@ def _built(origin: ImageOrigin, *, num_classes: int, img_size: tuple[int, int], 
 def _load_weights(image: _Image, weights: Weights, *, num_classes: int | None) -> None:
     """Gives a network the weights of a file, and a named one as many classes."""
     name, origin = _name_of(weights), image.origin
-    anatomy = examine(image.network, image.img_size, in_chans=image.in_chans, name=image.name, as_features=True)
+    anatomy = examine(
+        image.network,
+        image.img_size,
+        in_chans=image.in_chans,
+        name=image.name,
+        as_features=True,
+        logits_at=image.logits,
+    )
 
     def fit(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         return (dict(state), []) if origin is None else origin.fit_state(image.network, state, name=name)

@@ -152,6 +152,7 @@ class InflatedModel(VideoModel):
             in_chans=in_chans,
             name=source_name,
             as_features=new_head,
+            logits_at=self.options.logits,
             observed=None if trial is None else trial.seen,
         )
         self.num_classes = self.anatomy.num_classes

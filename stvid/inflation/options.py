@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 
 from stvid.errors import ConfigError
 
-__all__ = ["AttentionType", "InflationOptions", "Init", "Padding", "ShiftPlace", "Temporal"]
+__all__ = ["AttentionType", "InflationOptions", "Init", "LogitsAt", "Padding", "ShiftPlace", "Temporal"]
 
 Temporal = Literal["none", "shift", "conv", "attention", "head"]
 Init = Literal["center", "average"]
 Padding = Literal["replicate", "zeros"]
 ShiftPlace = Literal["residual", "in_place"]
 AttentionType = Literal["divided_space_time", "joint_space_time"]
+LogitsAt = int | str | Sequence[int | str] | None
 
 _CHOICES: dict[str, Any] = {
     "temporal": Temporal,
@@ -58,6 +59,8 @@ class InflationOptions:
         attention_type: ``divided_space_time`` or ``joint_space_time``.
         head_depth: Blocks of the transformer over frames.
         head_num_heads: Its heads; None takes one for every 64 channels.
+        logits: Which of several outputs of the network the logits are: a position or a name, or several that lead there
+            (``[0, 3]``). None takes the one that calls itself so, or to which the most layers lead.
 
     Raises:
         ConfigError: If a value is not possible, or an option has no meaning in this mode.
@@ -76,6 +79,7 @@ class InflationOptions:
     attention_type: AttentionType = "divided_space_time"
     head_depth: int = 3
     head_num_heads: int | None = None
+    logits: LogitsAt = None
 
     def __post_init__(self) -> None:
         for option, choices in _CHOICES.items():
@@ -86,7 +90,11 @@ class InflationOptions:
         self._check_causal()
         for field in fields(self):
             option, value = field.name, getattr(self, field.name)
-            if option == "temporal" or option in _MODE_OPTIONS[self.temporal] or value in (field.default, {}):
+            if (
+                option in ("temporal", "logits")
+                or option in _MODE_OPTIONS[self.temporal]
+                or value in (field.default, {})
+            ):
                 continue
             modes = [mode for mode, options in _MODE_OPTIONS.items() if option in options]
             raise ConfigError(f"{option} has no meaning with temporal={self.temporal}, only with {', '.join(modes)}")
@@ -94,6 +102,11 @@ class InflationOptions:
             raise ConfigError(
                 f"temporal_strides {self.temporal_strides!r}: must map patterns of names to steps in time"
             )
+        steps = [self.logits] if isinstance(self.logits, int | str) else self.logits or []
+        if not isinstance(steps, Sequence) or any(
+            isinstance(step, bool) or not isinstance(step, int | str) for step in steps
+        ):
+            raise ConfigError(f"logits {self.logits!r}: must be a position or a name, or a list of these")
         numbers = [("shift_div", self.shift_div, 2), ("head_depth", self.head_depth, 1)]
         numbers += [] if self.head_num_heads is None else [("head_num_heads", self.head_num_heads, 1)]
         numbers += [(f"temporal_strides {pattern!r}", step, 1) for pattern, step in self.strides.items()]

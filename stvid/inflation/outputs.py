@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stvid.errors import ConfigError
 
-__all__ = ["Reader", "find_reader", "tensors_of", "training_reader"]
+__all__ = ["Reader", "Wish", "find_reader", "tensors_of", "training_reader"]
 
 Path = tuple[str | int, ...]
 _LOGITS = "logits"
@@ -27,11 +27,13 @@ class Reader:
         paths: Attributes, keys or positions that lead to each tensor; of several the mean is taken.
         pooled: Whether the tensor is a map (N, C, H, W) or tokens (N, L, C), of which the mean over places is taken.
         channels_last: Whether a map is (N, H, W, C).
+        among: How many tensors of the same shape there are, of which the one is taken that the most layers lead to.
     """
 
     paths: tuple[Path, ...] = ((),)
     pooled: bool = False
     channels_last: bool = False
+    among: int = 1
 
     @property
     def plain(self) -> bool:
@@ -57,7 +59,12 @@ class Reader:
         """Returns in words what is taken."""
         names = " and ".join("".join(f"[{step!r}]" for step in path) for path in self.paths)
         mean = "the mean of " if len(self.paths) > 1 else ""
-        return f"{mean}{names or 'the output'}{', averaged over places' if self.pooled else ''}"
+        why = (
+            f", which the most layers lead to, the first such of {self.among} of its shape (logits= takes another)"
+            if self.among > 1
+            else ""
+        )
+        return f"{mean}{names or 'the output'}{', averaged over places' if self.pooled else ''}{why}"
 
 
 def tensors_of(output: Any) -> dict[Path, Tensor]:
@@ -86,15 +93,32 @@ def tensors_of(output: Any) -> dict[Path, Tensor]:
     return found
 
 
-def find_reader(output: Any, images: int, *, declared: int | None, as_features: bool, name: str) -> Reader:
+@dataclass(frozen=True)
+class Wish:
+    """What a search for logits goes by.
+
+    Attributes:
+        declared: The ``num_classes`` that the network says it has; None if it says nothing, 0 for a network without
+            classifier.
+        as_features: Whether a map or tokens will do, since the network gets a new classifier.
+        path: Where the user says that the logits are: a position or name, or several that lead there; None leaves it
+            to the search.
+        depth: Returns how many layers lead to a tensor.
+    """
+
+    declared: int | None = None
+    as_features: bool = False
+    path: int | str | Sequence[int | str] | None = None
+    depth: Callable[[Tensor], int] = field(default=lambda tensor: 0)
+
+
+def find_reader(output: Any, images: int, *, wish: Wish, name: str) -> Reader:
     """Finds the logits in what a network returned in evaluation mode.
 
     Args:
         output: The network's output.
         images: Number of images in the batch.
-        declared: The ``num_classes`` that the network says it has; None if it says nothing, 0 for a network without
-            classifier.
-        as_features: Whether a map or tokens will do, since the network gets a new classifier.
+        wish: What is known of them.
         name: How messages call the network.
 
     Raises:
@@ -102,13 +126,20 @@ def find_reader(output: Any, images: int, *, declared: int | None, as_features: 
     """
     found = tensors_of(output)
     vectors = [path for path, tensor in found.items() if tensor.dim() == 2 and tensor.shape[0] == images]
+    if wish.path is not None:
+        return _asked_for(wish.path, vectors, found, name)
+    declared = wish.declared
     named = [path for path in vectors if path and path[-1] == _LOGITS]
     known = [path for path in vectors if declared and found[path].shape[1] == declared]
     pooled = [path for key in _FEATURES for path in vectors if path and path[-1] == key]
     for chosen in (named, known, pooled, vectors):
+        if chosen and chosen is not pooled:
+            alike = [path for path in chosen if found[path].shape == found[chosen[0]].shape]
+            deepest = max(alike, key=lambda path: wish.depth(found[path])) if len(alike) > 1 else alike[0]
+            return Reader((deepest,), among=len(alike))
         if chosen:
             return Reader((chosen[0],))
-    if as_features:
+    if wish.as_features:
         maps = [path for path, tensor in found.items() if tensor.dim() in (3, 4) and tensor.shape[0] == images]
         best = [path for key in _FEATURES for path in maps if path and path[-1] == key] or maps[-1:]
         if best:
@@ -116,6 +147,17 @@ def find_reader(output: Any, images: int, *, declared: int | None, as_features: 
             last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
             return Reader((best[0],), pooled=True, channels_last=last)
     raise ConfigError(f"{name}: {_complaint(output, images)}")
+
+
+def _asked_for(wish: Any, vectors: Sequence[Path], found: Mapping[Path, Tensor], name: str) -> Reader:
+    """Returns the reader of a tensor that the user chose."""
+    path = (wish,) if isinstance(wish, int | str) else tuple(wish)
+    if path in vectors:
+        return Reader((path,))
+    there = ", ".join(f"{list(other) if len(other) > 1 else other[0]!r}" for other in vectors if other)
+    shape = f"a tensor {tuple(found[path].shape)}" if path in found else "no tensor"
+    hint = f"there are logits at {there}" if there else "leave it out"
+    raise ConfigError(f"logits {wish!r}: {name} returns {shape} there, not (images, classes); {hint}")
 
 
 def _complaint(output: Any, images: int) -> str:
@@ -136,7 +178,8 @@ def training_reader(output: Any, evaluation: Reader, width: int, *, several: boo
         output: The network's output.
         evaluation: How they are found in evaluation mode.
         width: Channels of what is looked for.
-        several: Whether the mean over all such tensors is meant, as in evaluation.
+        several: Whether the mean over all such tensors is meant, as in evaluation. Else of several in a list the last
+            one is meant, of others the first.
 
     Raises:
         ConfigError: If there is no tensor of such a shape.
@@ -150,7 +193,11 @@ def training_reader(output: Any, evaluation: Reader, width: int, *, several: boo
             f"the network returns a {type(output).__name__} without logits in training mode; wrap it in a module that "
             "returns the logits"
         )
-    return Reader(tuple(paths) if several else (paths[0],))
+    if several or len(paths) == 1:
+        return Reader(tuple(paths))
+    beside = [path for path in paths if path[:-1] == paths[0][:-1]]
+    in_list = isinstance(_at(output, paths[0][:-1]), list)  # as of networks that classify at several depths
+    return Reader((beside[-1] if in_list else paths[0],))
 
 
 def _at(output: Any, path: Path) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stvid
 from stvid.errors import ConfigError
-from stvid.inflation.outputs import Reader, find_reader, training_reader
+from stvid.inflation.outputs import Reader, Wish, find_reader, training_reader
 
 LOGITS, FEATURES, MAPS = torch.randn(2, 5), torch.randn(2, 16), torch.randn(2, 16, 4, 4)
 Pair = namedtuple("Pair", ["logits", "aux"])
@@ -32,27 +32,79 @@ Pair = namedtuple("Pair", ["logits", "aux"])
     ],
 )
 def test_logits_are_found(output: Any, path: tuple[Any, ...], declared: int | None) -> None:
-    reader = find_reader(output, 2, declared=declared, as_features=False, name="Net")
+    reader = find_reader(output, 2, wish=Wish(declared), name="Net")
     assert reader == Reader((path,)) and reader(output).dim() == 2
 
 
 def test_maps_are_features_for_a_new_classifier_alone() -> None:
     with pytest.raises(ConfigError, match=r"not logits.*give num_classes"):
-        find_reader(MAPS, 2, declared=None, as_features=False, name="Net")
-    reader = find_reader([MAPS, MAPS * 2], 2, declared=None, as_features=True, name="Net")
+        find_reader(MAPS, 2, wish=Wish(), name="Net")
+    reader = find_reader([MAPS, MAPS * 2], 2, wish=Wish(as_features=True), name="Net")
     assert torch.allclose(reader([MAPS, MAPS * 2]), 2 * MAPS.mean((2, 3)), atol=1e-6)
-    last = find_reader(MAPS.movedim(1, -1), 2, declared=None, as_features=True, name="Net")
+    last = find_reader(MAPS.movedim(1, -1), 2, wish=Wish(as_features=True), name="Net")
     assert torch.allclose(last(MAPS.movedim(1, -1)), MAPS.mean((2, 3)), atol=1e-6)
     tokens = MAPS.flatten(2).transpose(1, 2)
-    assert find_reader(tokens, 2, declared=None, as_features=True, name="Net")(tokens).shape == (2, 16)
+    assert find_reader(tokens, 2, wish=Wish(as_features=True), name="Net")(tokens).shape == (2, 16)
 
 
 def test_training_takes_the_logits_of_evaluation() -> None:
     assert training_reader((LOGITS, FEATURES), Reader(), 5) == Reader(((0,),))
     assert training_reader((FEATURES, LOGITS), Reader(), 5) == Reader(((1,),))
     assert training_reader((LOGITS, LOGITS), Reader(), 5, several=True) == Reader(((0,), (1,)))
+    assert training_reader((LOGITS, LOGITS), Reader(), 5) == Reader(((0,),))
+    assert training_reader(([LOGITS, LOGITS], FEATURES), Reader(), 5) == Reader(((0, 1),))
     with pytest.raises(ConfigError, match="returns a tuple without logits in training mode"):
         training_reader((MAPS,), Reader(), 5)
+
+
+def test_of_several_logits_those_are_taken_that_most_layers_lead_to() -> None:
+    several = [torch.randn(2, 5) for _ in range(3)]
+    depths = {id(tensor): depth for tensor, depth in zip(several, (1, 3, 3), strict=True)}
+    reader = find_reader((several, None), 2, wish=Wish(depth=lambda tensor: depths[id(tensor)]), name="Net")
+    assert reader.paths == ((0, 1),) and "of 3 of its shape (logits= takes another)" in str(reader)
+    assert find_reader((several, None), 2, wish=Wish(path=(0, 2)), name="Net")((several, None)) is several[2]
+    with pytest.raises(ConfigError, match=r"logits 'aux': Net returns no tensor there.*logits at \[0, 0\], \[0, 1\]"):
+        find_reader((several, None), 2, wish=Wish(path="aux"), name="Net")
+
+
+class Exits(nn.Module):
+    """Classifies at several depths, and returns all logits also in evaluation (RevCol, MSDNet)."""
+
+    def __init__(self, first_last: bool = False) -> None:
+        super().__init__()
+        self.first_last = first_last
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+            for width in (3, 16, 16)
+        )
+        self.exits = nn.ModuleList(nn.Linear(16, 5) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = []
+        for stage, leave in zip(self.stages, self.exits, strict=True):
+            x = stage(x)
+            outputs.append(leave(x.mean((2, 3))))
+        return tuple(reversed(outputs)) if self.first_last else (outputs, None)
+
+
+@pytest.mark.parametrize("first_last", [False, True])
+def test_networks_that_classify_at_several_depths(first_last: bool) -> None:
+    torch.manual_seed(0)
+    network = Exits(first_last).eval()
+    images = torch.randn(2, 3, 16, 16)
+    still = images[:, :, None].repeat(1, 1, 2, 1, 1)
+    outputs = network(images) if first_last else network(images)[0]
+    deepest = outputs[0] if first_last else outputs[-1]
+    model = stvid.inflate(network, num_frames=2, img_size=16)
+    assert torch.allclose(model(still), deepest, atol=1e-5) and torch.allclose(model.train()(still), deepest, atol=1e-5)
+    assert "which the most layers lead to" in model.inflation.notes[0]
+    at = 1 if first_last else [0, 1]
+    model = stvid.inflate(network, num_frames=2, img_size=16, logits=at)
+    assert torch.allclose(model(still), outputs[1], atol=1e-5)
+    again = stvid.inflate(network, num_frames=2, img_size=16, **model.recipe["hyperparameters"])
+    assert torch.allclose(again(still), outputs[1], atol=1e-5)
+    with pytest.raises(ConfigError, match="must be a position or a name"):
+        stvid.inflate(network, num_frames=2, img_size=16, logits=0.5)
 
 
 class TwoHeads(nn.Module):
