@@ -61,10 +61,14 @@ STYLES = {
     "torch attention": "`nn.MultiheadAttention`, a mapping returned",
     "deit": "DeiT: two classifiers",
     "clip resnet": "CLIP's ResNet: a pooling by attention makes the logits",
+    "perceiver": "Perceiver: learned queries read the pixels",
+    "lookvit": "LookViT: few tokens and many, scores used twice",
+    "flex attention": "`flex_attention`",
+    "windows with registers": "Windows with registers, cut by the network itself",
     "experts with a capacity": "Experts that take so many tokens of the batch",
     "a table of the batch": "A table made for the size of the batch",
 }
-FILES = ("own_networks", "author_networks")
+FILES = ("own_networks", "author_networks", "further_networks")
 TOP = """# Inflating image networks
 
 `stvid.inflate(network, num_frames=16, temporal="conv")` makes a video model of any image classifier: of timm
@@ -72,7 +76,7 @@ TOP = """# Inflating image networks
 it returns, an image repeated over time must give the image's logits. `print(model.inflation.proof)` shows the outcome,
 `model.inflation.rules` what became of every tensor. A model that fails the proof is not returned; `prove=False` leaves
 the proof out. The still video of the proof is as long as the longest kernel, at least three frames; a module of your
-own is also trained for one step, on a copy.
+own is also trained for one step, on a copy and, where it takes such, on small images.
 
 | mode | what sees other frames | what it needs |
 |---|---|---|
@@ -93,7 +97,10 @@ are called. Branches that the logits do not depend on are left alone. Nothing de
 | the network | what is done |
 |---|---|
 | returns a tuple, or an object with `logits` (transformers) | the logits are taken, and a note says which |
+| returns several tensors of logits, as RevCol and MSDNet | those are taken that the most layers lead to, of equal \
+ones the first; a note says so, and `logits=1`, `logits="aux"` or `logits=[0, 3]` takes others |
 | returns a tuple only while it trains | the logits of evaluation are taken; the others get no gradient |
+| cannot be trained where it runs, as `flex_attention` on a CPU | it is inflated all the same, and a note says why not |
 | has no classifier, or returns maps or tokens | with `num_classes` it gets a linear one on top |
 | has a cosine classifier, or a parametrised one | the module itself is the head; another `num_classes` makes a linear \
 one |
@@ -154,7 +161,9 @@ def outcome(network: Any, mode: Any, side: int) -> str:
         name = type(network).__name__
         return f"no: it{reason.removeprefix(name)}" if reason.startswith(name) else f"no: {reason}"
     proof = model.inflation.proof
-    return "exact" if proof.exact else f"approximate: {'; '.join(proof.reasons)}"
+    untrained = any("cannot be trained here" in note for note in model.inflation.notes)
+    found = "exact" if proof.exact else f"approximate: {'; '.join(proof.reasons)}"
+    return f"{found}; cannot be trained on a CPU" if untrained else found
 
 
 def page() -> str:
