@@ -66,6 +66,19 @@ def test_a_result_is_a_table() -> None:
     assert "1 unreadable" in page and "<td>50.00 to 75.00%</td>" in page
 
 
+def test_the_table_has_intervals_and_other_orders_of_frames() -> None:
+    accumulator = ViewAccumulator(Protocol(views="1x1").replace(class_names=("jump", "run")))
+    for index in range(4):
+        accumulator.add(index, torch.tensor([[0.0, 1.0]]), torch.tensor(1), path=f"{index}.mp4")
+    result = accumulator.result()
+    page = result._repr_html_()
+    assert "<td>top1, 1x1 views</td><td>100.00%</td><td>100.00 to 100.00%</td>" in page
+    assert "frames" not in page.split("tbody")[1]
+    result.probe_logits["reversed"] = -result.logits
+    page = result._repr_html_()
+    assert "<td>top1, 1x1 views, frames reversed</td><td>0.00%</td><td></td>" in page
+
+
 def test_values_are_escaped() -> None:
     empty = {"frames": [], "flipped": True, "stretched": False, "shape": "x"}
     page = render_html("clip.html.j2", labels="", path=EVIL, **empty)

@@ -248,25 +248,35 @@ class EvaluationResult:
             ]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        """Returns a table of the metrics, with the protocol and the number of videos, for Jupyter."""
-        rows = []
-        for name, value in self.metrics.items():
-            if name.endswith(("_low", "_high")):
-                continue
+    def _table(self) -> list[dict[str, str]]:
+        """Returns the rows of the table in a notebook: the metrics, then those with the frames in another order."""
+        intervals, rows = self.intervals, []
+        measured = [(name, value, "") for name, value in self.metrics.items() if not name.endswith(("_low", "_high"))]
+        for temporal, record in self.probe.items():
+            measured += [(name, value, f", frames {temporal}") for name, value in record["metrics"].items()]
+        for name, value, order in measured:
             short, _, views = name.partition("@")
-            bounds = [self.metrics.get(key) for key in (f"{name}_low", f"{name}_high")]
-            known = [100 * bound for bound in bounds if bound is not None]
+            bounds = (
+                [] if order else [self.metrics[key] for key in (f"{name}_low", f"{name}_high") if key in self.metrics]
+            )
+            interval = intervals.get(name, ()) if not order else ()
             rows.append(
                 {
-                    "name": f"{short.replace('_', ' ')}, {views} views",
+                    "name": f"{short.replace('_', ' ')}, {views} views{order}",
                     "value": f"{100 * value:.2f}%",
-                    "bounds": f"{known[0]:.2f} to {known[1]:.2f}%" if len(known) == 2 else "",
+                    "interval": " to ".join(f"{100 * end:.2f}" for end in interval) + "%" * bool(interval),
+                    "bounds": " to ".join(f"{100 * end:.2f}" for end in bounds) + "%" * bool(bounds),
                 }
             )
+        return rows
+
+    def _repr_html_(self) -> str:
+        """Returns a table of the metrics, with the protocol and the number of videos, for Jupyter."""
+        rows = self._table()
         return render_html(
             "result.html.j2",
             rows=rows,
+            sure=any(row["interval"] for row in rows),
             bounded=any(row["bounds"] for row in rows),
             videos=self.counted,
             classes=len(self.class_names),
