@@ -15,9 +15,10 @@ from stvid.errors import ConfigError
 from stvid.inflation.anatomy import images_for, in_words, no_training
 from stvid.inflation.watching import without_history
 
-__all__ = ["constants_of", "copied", "other_constants", "own_copy"]
+__all__ = ["constants_of", "copied", "keep_usual_layout", "other_constants", "own_copy"]
 
 Module = TypeVar("Module", bound=nn.Module)
+FEW_CHANNELS = 16  # with fewer, see `keep_usual_layout`
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -96,6 +97,29 @@ def _alike(first: Sequence[float], second: Sequence[float]) -> bool:
 def copied(network: Module) -> Module:
     """Returns a deep copy, also of a network that keeps tensors which were computed; those come without history."""
     return copy.deepcopy(network, without_history(network))
+
+
+def keep_usual_layout(network: nn.Module) -> None:
+    """Trains convolutions of single pixels with a stride and few channels in torch's usual layout, also among others.
+
+    In channels_last, oneDNN computes the gradient of their weights outside of its memory where they take less than 16
+    channels, which ends the process (torch 2.14, AVX-512). The stems of RepVGG and MobileOne have such.
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.in_channels >= FEW_CHANNELS:
+            continue
+        if max(module.kernel_size) == 1 and max(module.stride) > 1:
+            for parameter in module.parameters():
+                old = parameter.data  # whose strides, of one pixel, pass for both layouts
+                parameter.data = torch.empty_like(old, memory_format=torch.contiguous_format).copy_(old)
+            if _in_usual_layout not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_in_usual_layout)
+
+
+def _in_usual_layout(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not torch.is_grad_enabled() or not inputs or inputs[0].device.type != "cpu":
+        return None
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from stvid.errors import ConfigError, StvidError
 from stvid.inflation.anatomy import Observed, examine, images_for, in_words, no_training
+from stvid.inflation.guests import keep_usual_layout
 from stvid.inflation.options import InflationOptions
 from stvid.inflation.outputs import training_reader
 from stvid.inflation.placement import Guest, add_layers, replace
@@ -202,6 +203,7 @@ class InflatedModel(VideoModel):
     def _lay_out(self, trial: Rehearsal | None) -> None:
         """Chooses the layout in memory: channels_last, if the network runs in it; `Tensor.view` often does not."""
         channels_last(self)
+        keep_usual_layout(self.network)
         try:
             self._try(trial)
         except StvidError:

@@ -101,3 +101,21 @@ def test_constants_are_compared_as_they_round() -> None:
     assert not other_constants(stored, constants_of(network))
     network.count, network.cache = network.count.flip(0), torch.ones(2)
     assert other_constants(stored, constants_of(network)) == ["count"]
+
+
+def test_strided_convolutions_of_single_pixels_are_trained_in_the_usual_layout() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 1, stride=2), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(network, nn.Linear(16, 5))
+    model = stvid.inflate(network.eval(), num_frames=2, img_size=16, temporal="none", prove=False)
+    branch, behind = model.network[0][0], model.network[0][1]
+    assert branch.weight.stride() == (3, 1, 1, 1)
+    assert behind.weight.is_contiguous(memory_format=torch.channels_last)
+    seen = []
+    branch.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].is_contiguous()))
+    clip = torch.randn(2, 3, 2, 16, 16)
+    for _ in range(3):  # in channels_last the gradient of the weight ends the process
+        model.train()(clip).square().sum().backward()
+    with torch.no_grad():
+        model.eval()(clip)
+    assert seen == [True, True, True, False]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,6 +39,30 @@ def test_the_proof_is_made_and_attached(mode: str) -> None:
     proof = model.inflation.proof
     assert proof.exact and proof.difference < 1e-5 and "exact" in str(proof) and not proof.reasons
     assert stvid.inflate(Net().eval(), num_frames=3, img_size=16, temporal=mode, prove=False).inflation.proof is None
+
+
+class Logging(Net):
+    """Remembers which batches it got; for images of at least `least` pixels."""
+
+    batches: ClassVar[list[tuple[int, int]]] = []
+    least = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append((len(x), x.shape[-1]))
+        if x.shape[-1] < self.least:
+            raise ValueError("too small")
+        return self.fc(self.second(self.first(x).relu()).amax((2, 3)))
+
+
+@pytest.mark.parametrize(("least", "trained"), [(0, [(2, 40)]), (100, [(2, 40), (2, 160)])])
+def test_the_proof_takes_few_passes(monkeypatch: pytest.MonkeyPatch, least: int, trained: list[Any]) -> None:
+    monkeypatch.setattr(Logging, "least", least)
+    monkeypatch.setattr(Logging, "batches", [])
+    assert stvid.inflate(Logging().eval(), num_frames=8, img_size=160).inflation.proof.exact
+    assert Logging.batches == [(2, 160), (3, 160), (6, 160), *trained]
+    Logging.batches.clear()
+    stvid.inflate(Logging().eval(), num_frames=8, img_size=160, prove=False)
+    assert Logging.batches == [(2, 160), (3, 160), (2, 160)]
 
 
 def test_a_network_that_computes_something_else_is_refused() -> None:
