@@ -166,15 +166,32 @@ def outcome(network: Any, mode: Any, side: int) -> str:
     return f"{found}; cannot be trained on a CPU" if untrained else found
 
 
+def short(result: str, reasons: list[str]) -> str:
+    """Returns an outcome for a narrow cell; its reason goes to the notes below the table.
+
+    Args:
+        result: What `outcome` returned.
+        reasons: The notes so far; a new one is added.
+    """
+    word, _, reason = result.partition(": ")
+    if not reason:
+        return word
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"{word} [{reasons.index(reason) + 1}]"
+
+
 def page() -> str:
     """Returns the whole page."""
+    reasons: list[str] = []
     lines = [f"| network | {' | '.join(MODES)} |", "|---" * (len(MODES) + 1) + "|"]
     for name, (build, _) in table().items():
         torch.manual_seed(0)
         network = build().eval()
-        cells = [outcome(network, mode, SIDE) for mode in MODES]
+        cells = [short(outcome(network, mode, SIDE), reasons) for mode in MODES]
         lines.append(f"| {STYLES.get(name, name)} | {' | '.join(cells)} |")
-    return TOP + "\n".join(lines) + "\n"
+    notes = "  \n".join(f"[{number}] {reason}" for number, reason in enumerate(reasons, 1))
+    return TOP + "\n".join(lines) + f"\n\n{notes}\n"
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ def test_every_network_of_the_table_is_on_the_page(load_tool: Callable[[str], An
         row = next(line for line in written.splitlines() if line.startswith(f"| {tool.STYLES[name]} |"))
         cells = dict(zip(tool.MODES, (cell.strip() for cell in row.strip("|").split("|")[1:]), strict=True))
         assert {mode: cells[mode] for mode in modes} == dict.fromkeys(modes, "exact")
-        assert modes or all(cell.startswith("no: ") for cell in cells.values())
+        assert modes or all(cell.startswith("no [") for cell in cells.values())
 
 
 def test_an_outcome_is_a_proof_or_a_reason(load_tool: Callable[[str], Any]) -> None:
@@ -32,3 +32,12 @@ def test_an_outcome_is_a_proof_or_a_reason(load_tool: Callable[[str], Any]) -> N
     assert tool.outcome(network, "shift", networks.SIDE) == "exact"
     reason = "no: it has no transformer block in which attention was seen (a softmax over places)"
     assert tool.outcome(network, "attention", networks.SIDE) == reason
+
+
+def test_reasons_are_notes_below_the_table(load_tool: Callable[[str], Any]) -> None:
+    tool = load_tool("inflation_page")
+    reasons: list[str] = []
+    assert tool.short("exact", reasons) == "exact" and reasons == []
+    assert tool.short("no: it is odd: very", reasons) == "no [1]" == tool.short("no: it is odd: very", reasons)
+    assert tool.short("approximate: a; b", reasons) == "approximate [2]"
+    assert reasons == ["it is odd: very", "a; b"]
