@@ -151,7 +151,7 @@ def add_checkpoint_options(parser: ArgumentParser, *, several: bool = False) -> 
     parser.add_argument(
         "--config",
         type=str | None,
-        help="Config with model, protocol and data, for weights that do not carry them (published ones).",
+        help="Config with model, protocol and data, for files of weights that do not carry them.",
     )
     parser.add_argument("--model", type=str | None, help="Name of the model, for weights that do not carry it.")
     parser.add_argument(

@@ -40,7 +40,9 @@ def _parser() -> ArgumentParser:
         "--method",
         type=Literal["auto", "gradcam", "rollout", "grad-rollout"],
         default="auto",
-        help="rollout is the same for all classes, gradcam and grad-rollout are not.",
+        help="How the map is made: gradcam weights feature maps by their gradients; rollout follows the attention "
+        "through the layers, and is the same for all classes; grad-rollout weights it by gradients; auto takes what "
+        "the model has.",
     )
     parser.add_argument("--class", dest="class_name", type=str | None, help="Class to explain; default the top one.")
     parser.add_argument("--start", type=float | None, help="Use the video from this second on.")

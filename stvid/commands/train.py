@@ -67,9 +67,8 @@ def run(argv: Sequence[str]) -> int:
     for key, value in result.metrics.items():
         if key.startswith("val_") and not key.endswith(("_failed", "_low", "_high")):
             print(f"{key.removeprefix('val_'):<16}{value:.4f}")
-    best = result.best if result.best is not None else result.last
     test = command_line("stvid", "test", "--checkpoint", result.output)
-    print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', best)}")
+    print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', result.output)}")
     return 0
 
 

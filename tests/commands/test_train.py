@@ -54,6 +54,8 @@ def test_one_command_trains(
     assert "mean: [0.5, 0.5, 0.5]" in printed and "val_fraction: 0.2" in printed
     quick = ["--trainer.max_epochs=1", "--data.workers=0", "--trainer.accelerator=cpu"]
     assert main(["train", "--init", "w.safetensors", "--data.train", "videos", *quick]) == 0
-    assert "next: stvid test --checkpoint runs/videos_test_efficientnet" in capsys.readouterr().out
+    folder = "runs/videos_test_efficientnet"
+    following = f"next: stvid test --checkpoint {folder}; stvid predict VIDEO --checkpoint {folder}\n"
+    assert capsys.readouterr().out.endswith(following)
     assert main(["test", "--checkpoint", "runs/videos_test_efficientnet", "--workers=0"]) == 0
     assert "2 videos counted" in capsys.readouterr().out
