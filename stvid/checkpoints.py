@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
 from stvid.files import write_atomically
 from stvid.models.base import VideoModel
+from stvid.models.pretraining import MaskedAutoencoder
 from stvid.models.registry import MOST_CLASSES, find_weights
 from stvid.models.transformers_configs import normalisation_of
 from stvid.models.weights import Weights
@@ -55,6 +56,10 @@ SHOWN_KEYS = 8
 AUXILIARY = re.compile(
     r"criterion|loss|metric|accuracy|acc[._0-9]|_acc|top_?[15]|confusion|f1|auroc|ema|swa|averaged|teacher|queue", re.I
 )
+
+# A masked pretraining: how formats that are one end, and the tensors that belong to its decoder.
+_PRETRAININGS = ("pretraining", "MAE")
+_OF_A_DECODER = re.compile(r"(?:decoder|encoder_to_decoder|mask_token|fusion|multi_scale_fusion_heads)\b|decoder_")
 
 
 class Content(dict[str, Any]):
@@ -622,6 +627,9 @@ def _left_out(fit: _Fit, found: Sequence[Candidate], content: Mapping[str, Any],
     classifier = [key for key in fit.left_out if target.no_classifier and key.startswith(target.no_classifier)]
     if classifier:
         parts.append(f"its classifier ({', '.join(sorted(classifier))})")
+    decoder = [key for key in fit.candidate.state if _OF_A_DECODER.match(key)]
+    if fit.format.endswith(_PRETRAININGS) and not isinstance(target.model, MaskedAutoencoder):
+        parts.append(counted("the decoder of the pretraining", len(decoder)))
     groups = Counter(key.partition(".")[0] for key in fit.left_out if key not in classifier)
     parts += [counted(f"{name}.", count) for name, count in groups.items()]
     foreign = content.foreign if isinstance(content, Content) else {}

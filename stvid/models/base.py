@@ -180,7 +180,7 @@ class VideoModel(nn.Module):
 
         Args:
             clip: (B, in_chans, T, H, W).
-            mask: bool (B, t*h*w) over the cells of `token_grid`, True where a token is left out, as masked pretraining
+            mask: bool (B, t*h*w) over the cells of `mask_grid`, True where a cell is left out, as masked pretraining
                 does; all clips of a batch leave out the same number. None keeps all.
 
         Returns:
@@ -289,6 +289,14 @@ class VideoModel(nn.Module):
         reduction = self.feature_info[-1].reduction
         time, height, width = (-(-size // step) for size, step in zip(clip_shape[-3:], reduction, strict=True))
         return time, height, width
+
+    def mask_grid(self, clip_shape: Sequence[int]) -> Grid:
+        """Returns the cells (t, h, w) that a mask leaves out: those of the features, or larger ones.
+
+        Args:
+            clip_shape: (B, C, T, H, W), or its last three.
+        """
+        return self.token_grid(clip_shape)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 

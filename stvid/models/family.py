@@ -41,6 +41,7 @@ class Variant:
         gflops_tolerance: Share by which the counted multiply-adds may differ from the published ones.
         min_clip: The smallest clip that the model takes, where it differs from the family's.
         tiny: Further arguments for a tiny model in tests, besides the family's.
+        decoder: Arguments of the decoder of the masked pretraining that differ from its defaults.
         same_as: The variant that this one equals when both are built tiny; the quick tests leave this one out then.
     """
 
@@ -57,6 +58,7 @@ class Variant:
     gflops_tolerance: float = 0.01
     min_clip: Clip | None = None
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Mapping[str, Any] = field(default_factory=dict)
     same_as: str | None = None
 
 
@@ -73,6 +75,8 @@ class Family:
             They expect that sizes are rounded up, so a model that rounds down needs multiples of its reductions.
         min_clip: The smallest clip (frames, height, width) that the models take; they refuse anything smaller.
         formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, besides stvid's own.
+        autoencoder: Name of the class in the family's file that pretrains the models as masked autoencoders (see
+            `stvid.models.pretraining`); None if there is none.
         parent: The kind of 2D network that `stvid inflate --to` starts the models from; None if there is none.
         parent_of: Names of the models that have this parent; empty if all have it.
         tiny: Arguments that make a model small enough for quick tests, but with two blocks or more.
@@ -88,6 +92,7 @@ class Family:
     small_clip: Clip
     min_clip: Clip = (1, 1, 1)
     formats: tuple[str, ...] = ()
+    autoencoder: str | None = None
     parent: str | None = None
     parent_of: tuple[str, ...] = ()
     tiny: Mapping[str, Any] = field(default_factory=dict)

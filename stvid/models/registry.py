@@ -15,7 +15,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,8 @@ HeadName = Literal["default", "attentive"]
 __all__ = [
     "HeadName",
     "ModelInfo",
+    "autoencoder_class",
+    "autoencoders",
     "build_model",
     "family_of",
     "find_weights",
@@ -60,6 +62,7 @@ class ModelInfo:
         formats: Published layouts that `stvid.load_checkpoint` reads, as its report names them, in addition to its own.
         note: Where the published numbers and the official code disagree, and how.
         about: One line that says which model it is.
+        decoder: Arguments of the decoder of its masked pretraining that differ from the defaults.
     """
 
     name: str
@@ -71,6 +74,7 @@ class ModelInfo:
     formats: tuple[str, ...] = ()
     note: str = ""
     about: str = ""
+    decoder: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def model_info(name: str) -> ModelInfo:
         formats=family.formats if variant.formats is None else variant.formats,
         note=variant.note,
         about=variant.about,
+        decoder=variant.decoder,
     )
 
 
@@ -220,9 +225,27 @@ def model_arguments(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(_class_of(_entry(name))).parameters)
 
 
+def autoencoders() -> list[str]:
+    """Returns the sorted names of the native models that can be pretrained as masked autoencoders."""
+    return sorted(name for name, entry in _table().items() if entry.family.autoencoder is not None)
+
+
+def autoencoder_class(name: str) -> Any:
+    """Returns the class that pretrains a native model as a masked autoencoder; None if there is none.
+
+    Raises:
+        UnknownNameError: If there is no such model; the message lists the nearest names.
+    """
+    entry = _entry(name)
+    return None if entry.family.autoencoder is None else getattr(_module_of(entry), entry.family.autoencoder)
+
+
+def _module_of(entry: _Entry) -> ModuleType:
+    return _registered[entry.module][1] if entry.module in _registered else importlib.import_module(entry.module)
+
+
 def _class_of(entry: _Entry) -> Any:
-    module = _registered[entry.module][1] if entry.module in _registered else importlib.import_module(entry.module)
-    return getattr(module, entry.family.model)
+    return getattr(_module_of(entry), entry.family.model)
 
 
 def _build(entry: _Entry, **arguments: Any) -> VideoModel:

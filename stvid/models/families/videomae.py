@@ -15,7 +15,10 @@ for other frames or pixels has the table of its own grid, as in the official cod
 model was built for gets the model's table resized. There is no norm after the last block, only one after the mean.
 
 Checkpoints of the pretraining load, too: their encoder is taken, its last norm and the decoder are left out, as the
-official fine-tuning does.
+official fine-tuning does. The pretraining itself is `VideoMAEPretraining` (official code of both: modeling_pretrain.py,
+engine_for_pretraining.py): a narrow decoder of plain blocks gets the visible tokens and, behind them, one token for
+each hidden tubelet, with sines of its own width, and predicts the pixels of the hidden ones, normalised in each tubelet
+and colour. In V2 it gets tokens for a half of the tubelets only.
 """
 
 from __future__ import annotations
@@ -44,15 +47,22 @@ from stvid.models.blocks import (
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.merging import merge_as_built
+from stvid.models.pretraining import MaskedAutoencoder, empty_token, encoder_alone, patch_values
 from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, mlp_ratio, read_options
 from stvid.protocol import IMAGENET_MEAN, IMAGENET_STD, Protocol
 
-__all__ = ["VideoMAE", "sinusoids"]
+__all__ = ["VideoMAE", "VideoMAEPretraining", "sinusoids"]
 
 NORM_EPS = 1e-6  # epsilon of every LayerNorm (official code)
 _NATIVE = "MCG-NJU/VideoMAE"
 _PRETRAINING = "MCG-NJU/VideoMAE pretraining"
 _TRANSFORMERS = "transformers VideoMAE"
+_OWN_PRETRAINING = "stvid pretraining"
+_TRANSFORMERS_PRETRAINING = "transformers VideoMAE pretraining"
+_EPSILONS = {
+    **dict.fromkeys((_TRANSFORMERS, _TRANSFORMERS_PRETRAINING), (1e-12, 1e-05)),
+    **dict.fromkeys((_NATIVE, _PRETRAINING, "mmaction2"), (NORM_EPS, NORM_EPS)),
+}  # of the blocks' norms and of the one before the classifier, by the layout of the file
 
 
 class VideoMAE(VideoModel):
@@ -120,6 +130,7 @@ class VideoMAE(VideoModel):
                 f"{patch_size}x{patch_size} pixels"
             )
         self.norm_eps, self.head_norm_eps = norm_eps, head_norm_eps
+        self.mlp_ratio, self.qkv_bias = mlp_ratio, qkv_bias
         self.patch_embed = TubeletEmbed(in_chans, embed_dim, tubelet_size=self.tubelet)
         # Part of the state, since mmaction2's files hold the table, and since stvid's own resize it.
         self.register_buffer("pos_embed", torch.zeros(1, math.prod(self.grid), embed_dim))
@@ -139,13 +150,13 @@ class VideoMAE(VideoModel):
         self.head = LinearHead(embed_dim, num_classes, norm_eps=head_norm_eps, drop_rate=head_drop_rate)
         self.feature_info = [FeatureInfo(f"blocks.{number}", embed_dim, self.tubelet) for number in range(depth)]
         self.apply(init_transformer_weights)
-        self.pos_embed.copy_(self._table())
+        self.pos_embed.copy_(self.table())
         if token_merging is not None:
             merge_as_built(self, token_merging)
 
     pos_embed: Tensor
 
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
         """Returns the table of positions of the grid that the model was built for."""
         return sinusoids(math.prod(self.grid), self.num_features)
 
@@ -186,13 +197,15 @@ class VideoMAE(VideoModel):
             name, own = "mmaction2", rename_keys(from_mmaction(own), _FROM_MMACTION)
         elif any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in own):
             name, own = _TRANSFORMERS, _from_transformers(own, self.num_features)
+        elif (encoder := encoder_alone(own)) is not None:
+            name, own = _OWN_PRETRAINING, _with_fresh_norm(encoder, self.num_features)
         elif "encoder.patch_embed.proj.weight" in own:
             name, own = _PRETRAINING, _encoder_alone(own)
         elif "fc_norm.weight" in own:
             name = _NATIVE
         own = rename_keys(own, _HEAD)
         if "patch_embed.proj.weight" in own and "pos_embed" not in own:
-            own["pos_embed"] = self._table()
+            own["pos_embed"] = self.table()
         return name, own
 
     def options_of(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -205,18 +218,10 @@ class VideoMAE(VideoModel):
 
     def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
         """Takes the epsilons that a layout's weights were trained with."""
-        published = {
-            _TRANSFORMERS: {"norm_eps": 1e-12, "head_norm_eps": 1e-5},
-            **{
-                name: {"norm_eps": NORM_EPS, "head_norm_eps": NORM_EPS} for name in (_NATIVE, _PRETRAINING, "mmaction2")
-            },
-        }
-        values = published.get(format_name, hyperparameters)
-        changed = {
-            key: values[key]
-            for key in ("norm_eps", "head_norm_eps")
-            if values.get(key, getattr(self, key)) != getattr(self, key)
-        }
+        names = ("norm_eps", "head_norm_eps")
+        published = _EPSILONS.get(format_name)
+        values = hyperparameters if published is None else dict(zip(names, published, strict=True))
+        changed = {key: values[key] for key in names if values.get(key, getattr(self, key)) != getattr(self, key)}
         if not changed:
             return
         self.norm_eps = changed.get("norm_eps", self.norm_eps)
@@ -235,6 +240,144 @@ class VideoMAE(VideoModel):
             return None
         old = self.token_grid((built.get("num_frames", 16), *built.get("img_size", (224, 224))))
         return resize_grid(table, old, self.grid, mode="linear") if table.shape[1] == math.prod(old) else None
+
+
+# --- pretraining ------------------------------------------------------------------------------------------------------
+
+
+class VideoMAEDecoder(nn.Module):
+    """The decoder: plain blocks, a norm, and a linear layer to the pixels of a tubelet.
+
+    Args:
+        dim: Channels of a token.
+        values: Values of a tubelet.
+        depth: Number of blocks.
+        num_heads: Heads of each attention.
+        **options: As in `Block`.
+    """
+
+    def __init__(self, dim: int, values: int, *, depth: int, num_heads: int, qkv_bias: bool, **options: Any) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, attention=QueryValueBiasAttention(dim, num_heads=num_heads, qkv_bias=qkv_bias), **options)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.head = nn.Linear(dim, values)
+
+    def forward(self, x: Tensor, predicted: int, *, recompute: bool) -> Tensor:
+        """Maps tokens (B, N, dim), of which the last are to be predicted, to (B, predicted, values)."""
+        x = run_blocks(self.blocks, x, recompute=recompute)
+        return self.head(self.norm(x[:, x.shape[1] - predicted :]))
+
+
+class VideoMAEPretraining(MaskedAutoencoder):
+    """The masked pretraining of VideoMAE and VideoMAE V2.
+
+    Args:
+        encoder: The encoder.
+        normalize_target: Whether the target is normalised in each tubelet and colour.
+        decoder_depth: Blocks of the decoder.
+        decoder_embed_dim: Channels of its tokens; None takes half of the encoder's.
+        decoder_num_heads: Heads of its attention; None takes one for 64 channels.
+    """
+
+    takes_decoder_mask = True
+
+    def __init__(
+        self,
+        encoder: VideoMAE,
+        *,
+        normalize_target: bool = True,
+        decoder_depth: int = 4,
+        decoder_embed_dim: int | None = None,
+        decoder_num_heads: int | None = None,
+    ) -> None:
+        super().__init__(encoder, normalize_target=normalize_target)
+        width = encoder.num_features
+        dim = width // 2 if decoder_embed_dim is None else decoder_embed_dim
+        self.patch_size = encoder.tubelet
+        self.encoder_norm = nn.LayerNorm(width, eps=encoder.norm_eps)
+        self.encoder_to_decoder = nn.Linear(width, dim, bias=False)
+        self.mask_token = empty_token(dim)
+        self.decoder = VideoMAEDecoder(
+            dim,
+            patch_values(self.patch_size, encoder.in_chans),
+            depth=decoder_depth,
+            num_heads=max(1, dim // 64) if decoder_num_heads is None else decoder_num_heads,
+            qkv_bias=encoder.qkv_bias,
+            mlp_ratio=encoder.mlp_ratio,
+            norm_eps=encoder.norm_eps,
+        )
+        self.register_buffer("decoder_positions", sinusoids(math.prod(encoder.grid), dim), persistent=False)
+        self.apply(_init_pretraining_weights)
+
+    encoder: VideoMAE
+    decoder_positions: Tensor
+
+    def predict(self, clip: Tensor, mask: Tensor, decoder_mask: Tensor | None) -> Tensor:
+        """Returns the pixels of the predicted tubelets, (B, predicted, values)."""
+        x = self.encoder_to_decoder(self.encoder_norm(self.encoder.forward_features(clip, mask=mask)))
+        positions = resize_grid(self.decoder_positions, self.encoder.grid, self.patch_grid(clip.shape), mode="linear")
+        positions = positions.to(x.dtype).expand(len(x), -1, -1)
+        skipped = ~mask if decoder_mask is None else decoder_mask
+        empty = keep_visible(positions, ~skipped, prefix=0) + self.mask_token.to(x.dtype)
+        x = torch.cat((x + keep_visible(positions, ~mask, prefix=0), empty), dim=1)
+        return self.decoder(x, empty.shape[1], recompute=self.grad_checkpointing)
+
+    def target_pixels(self, clip: Tensor) -> Tensor:
+        """Returns the clip as values from 0 to 1."""
+        mean, std = self._colours(clip)
+        return clip * std + mean
+
+    def input_pixels(self, pixels: Tensor) -> Tensor:
+        """Returns normalised values."""
+        mean, std = self._colours(pixels)
+        return (pixels - mean) / std
+
+    def _colours(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        protocol = self.default_protocol
+        mean, std = (clip.new_tensor(values).view(-1, 1, 1, 1) for values in (protocol.mean, protocol.std))
+        return mean, std
+
+    def statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of each colour of a tubelet."""
+        return patches.mean(2, keepdim=True), patches.std(2, keepdim=True) + 1e-6
+
+    def convert_checkpoint(self, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        """Recognises the authors' pretraining of both versions, and transformers' VideoMAEForPreTraining, 4 and 5."""
+        name, own = super().convert_checkpoint(state)
+        if "encoder_norm.weight" in own:
+            return name, own
+        if "videomae.embeddings.patch_embeddings.projection.weight" in own:
+            name = _TRANSFORMERS_PRETRAINING
+            own = rename_keys(own, _PRETRAINING_FROM_TRANSFORMERS)
+            for stem in ("", "decoder."):
+                own = _with_joint_weights(own, stem)
+            own = {key if key.startswith(_DECODER) else f"encoder.{key}": value for key, value in own.items()}
+        elif "encoder.norm.weight" in own and "decoder.head.weight" in own:
+            name = _PRETRAINING
+        own = rename_keys(own, [(r"^encoder\.norm\.", "encoder_norm.")])
+        if "encoder.patch_embed.proj.weight" in own:
+            own["encoder.pos_embed"] = self.encoder.table()
+        return name, own
+
+    def adopt_format(self, format_name: str, hyperparameters: Mapping[str, Any]) -> None:
+        """Takes the epsilons that a layout's weights were trained with, in encoder and decoder."""
+        super().adopt_format(format_name, hyperparameters)
+        self.encoder_norm.eps = self.encoder.norm_eps
+        for module in self.decoder.blocks.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = self.encoder.norm_eps
+        self.decoder.norm.eps = self.encoder.head_norm_eps
+
+
+def _init_pretraining_weights(module: nn.Module) -> None:
+    """Draws linear weights from Xavier's uniform distribution (official code: modeling_pretrain.py)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------
@@ -263,6 +406,12 @@ _FROM_TRANSFORMERS = (
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"^classifier\.", "head."),
 )
+
+_PRETRAINING_FROM_TRANSFORMERS = (
+    (r"^videomae\.layernorm\.", "norm."),
+    (r"^decoder\.decoder_layers\.", "decoder.blocks."),
+    *_FROM_TRANSFORMERS,
+)
 # Parts of the pretraining: the decoder with what belongs to it, and the encoder's last norm.
 _DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
@@ -284,11 +433,17 @@ def _from_transformers(state: Mapping[str, Tensor], dim: int) -> dict[str, Tenso
     alone = not any(key.startswith("fc_norm.") for key in state)  # an encoder, with or without its decoder
     left_out = (*_DECODER, "videomae.layernorm.", "layernorm.") if alone else ()
     own = rename_keys({key: value for key, value in state.items() if not key.startswith(left_out)}, _FROM_TRANSFORMERS)
-    for block in range(count_blocks(own, "blocks.")):
-        keys = [f"blocks.{block}.attention.attention.{part}.weight" for part in ("query", "key", "value")]
-        if all(key in own for key in keys):
-            own[f"blocks.{block}.attn.qkv.weight"] = torch.cat([own.pop(key) for key in keys])
+    own = _with_joint_weights(own, "")
     return _with_fresh_norm(own, dim) if alone else own
+
+
+def _with_joint_weights(own: dict[str, Tensor], stem: str) -> dict[str, Tensor]:
+    """Joins the weights of queries, keys and values of each block below a name, which transformers has apart."""
+    for block in range(count_blocks(own, f"{stem}blocks.")):
+        parts = [f"{stem}blocks.{block}.attention.attention.{part}.weight" for part in ("query", "key", "value")]
+        if all(key in own for key in parts):
+            own[f"{stem}blocks.{block}.attn.qkv.weight"] = torch.cat([own.pop(key) for key in parts])
+    return own
 
 
 def _read(own: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -321,6 +476,7 @@ FAMILY = Family(
     small_clip=(4, 112, 112),  # a multiple of both sides of a patch
     min_clip=(2, 16, 16),
     formats=("MCG-NJU/VideoMAE", "MCG-NJU/VideoMAE pretraining", "transformers VideoMAE", "mmaction2"),
+    autoencoder="VideoMAEPretraining",
     tiny={"depth": 2, "embed_dim": 48, "num_heads": 4},
     slow_goldens=(
         "videomae_vit_s__full",
@@ -352,6 +508,7 @@ FAMILY = Family(
             "VideoMAE ViT-L/16.",
             _K400,
             _LARGE,
+            decoder={"decoder_depth": 12},
             params=305,
             gflops=597,
             params_tolerance=0.8,
@@ -362,6 +519,7 @@ FAMILY = Family(
             "VideoMAE ViT-H/16.",
             _K400,
             _HUGE,
+            decoder={"decoder_num_heads": 8},
             params=633,
             gflops=1192,
             params_tolerance=1.0,
@@ -382,6 +540,14 @@ FAMILY = Family(
             paper=_V2,
             same_as="videomae_vit_s",
         ),
-        Variant("videomaev2_vit_g", "VideoMAE V2 ViT-g/14.", _K400, _GIANT, paper=_V2, min_clip=(2, 14, 14)),
+        Variant(
+            "videomaev2_vit_g",
+            "VideoMAE V2 ViT-g/14.",
+            _K400,
+            _GIANT,
+            paper=_V2,
+            min_clip=(2, 14, 14),
+            decoder={"decoder_embed_dim": 512},
+        ),
     ),
 )
