@@ -17,6 +17,7 @@ from stvid.commands import (
     models,
     predict,
     prep,
+    pretrain,
     probe,
     test,
     train,
@@ -27,6 +28,7 @@ __all__ = ["main"]
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train.run,
+    "pretrain": pretrain.run,
     "test": test.run,
     "compare": compare.run,
     "predict": predict.run,

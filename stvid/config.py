@@ -16,12 +16,13 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from stvid.config_sections import (
     AugmentConfig,
+    AutoencoderConfig,
     DataConfig,
     ModelConfig,
     OptimConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JOB_OPTIONS",
     "AugmentConfig",
+    "AutoencoderConfig",
     "DataConfig",
     "ModelConfig",
     "OptimConfig",
@@ -81,6 +83,11 @@ def _config_folder() -> Path:
 def list_configs() -> list[str]:
     """Returns the file names of the packaged configs, sorted."""
     return sorted(path.name for path in _config_folder().glob("*.yaml"))
+
+
+def _configs_of(command: str) -> list[str]:
+    """Returns the packaged configs of a command; those of pretrainings say so at the end of their names."""
+    return [name for name in list_configs() if name.endswith("_pretrain.yaml") == (command == "pretrain")]
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
@@ -181,37 +188,54 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
+_ABOUT = {
+    "train": (
+        "stvid train --config NAME.yaml [--any.key value]\n"
+        "       stvid train --init WEIGHTS --data.train VIDEOS [--any.key value]",
+        "Train a model from a config, or fine-tune weights: without a config, architecture and protocol are those of "
+        "the weights, and the schedule suits the number of videos. ",
+    ),
+    "pretrain": (
+        "stvid pretrain --config NAME_pretrain.yaml [--any.key value]",
+        "Pretrain a video transformer on videos without labels: most of a clip is hidden, and a decoder predicts its "
+        "pixels. The encoder then starts a training: stvid train --init RUN. ",
+    ),
+}
+_OF_EVERY_KEY = (
+    "Every key of the config is an option here. A packaged config states only what its paper sets; every other key has "
+    "the default that is listed below. The folder of a run holds the complete config as config.yaml, which starts the "
+    "same run again."
+)
+
+
 @functools.cache
-def train_parser() -> ArgumentParser:
-    """Returns the parser of `stvid train`, with ``--config`` and an option for each key. It is made only once."""
+def train_parser(command: Literal["train", "pretrain"] = "train") -> ArgumentParser:
+    """Returns the parser of `stvid train` or `stvid pretrain`, with ``--config`` and an option for each key.
+
+    It is made only once.
+    """
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    usage, about = _ABOUT[command]
     parser = ArgumentParser(
-        prog="stvid train",
-        usage=(
-            "stvid train --config NAME.yaml [--any.key value]\n"
-            "       stvid train --init WEIGHTS --data.train VIDEOS [--any.key value]"
-        ),
+        prog=f"stvid {command}",
+        usage=usage,
         exit_on_error=False,
-        description=(
-            "Train a model from a config, or fine-tune weights: without a config, architecture and protocol are those "
-            "of the weights, and the schedule suits the number of videos. Every key of the config is an option here. A "
-            "packaged config states only what its paper sets; every other key has the default that is listed below. "
-            "The folder of a run holds the complete config as config.yaml, which starts the same run again."
-        ),
-        epilog="Packaged configs: " + ", ".join(list_configs()),
+        description=about + _OF_EVERY_KEY,
+        epilog="Packaged configs: " + ", ".join(_configs_of(command)),
     )
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
         help="YAML file; a bare name is looked up here, then among the packaged configs.",
     )
-    # `stvid train` itself takes these, which are no part of a config.
-    parser.add_argument(
-        "--find_lr",
-        action="store_true",
-        help="Do not train: raise the learning rate step by step, print the one to take, and write the curve.",
-    )
+    # The command itself takes these, which are no part of a config.
+    if command == "train":
+        parser.add_argument(
+            "--find_lr",
+            action="store_true",
+            help="Do not train: raise the learning rate step by step, print the one to take, and write the curve.",
+        )
     for name, kind, text in JOB_OPTIONS:
         parser.add_argument(f"--{name}", type=kind | None, help=text)
     parser.add_class_arguments(TrainConfig)
@@ -220,7 +244,7 @@ def train_parser() -> ArgumentParser:
             action.help = argparse.SUPPRESS
         elif action.dest == "print_config":
             action.help = "Print the complete config, with all its keys and the options applied, and train nothing."
-            action.nargs = 0  # `stvid train` takes it itself, and without a value
+            action.nargs = 0  # the command takes it itself, and without a value
         elif action.dest == "output":
             action.option_strings = ["--out"]  # as the commands name it; `parse_config` takes it
     return parser

@@ -15,6 +15,7 @@ from stvid.protocol import Protocol, parse_views
 
 __all__ = [
     "AugmentConfig",
+    "AutoencoderConfig",
     "DataConfig",
     "ModelConfig",
     "OptimConfig",
@@ -410,18 +411,61 @@ class TrainerConfig:
 
 
 @dataclass
+class AutoencoderConfig:
+    """What a masked pretraining hides and predicts. Only `stvid pretrain` reads it.
+
+    Attributes:
+        masking: How the hidden cells are chosen: ``tube`` hides the same places in all frames, ``random`` any cells.
+            Null takes the way of the model's authors.
+        mask_ratio: Share of the clip that is hidden from the encoder; null takes that of the authors.
+        decoder_mask_ratio: Share of the patches that the decoder leaves out, in cells that take turns (the dual masking
+            of VideoMAE V2); 0 predicts all that is hidden.
+        decoder_depth: Blocks of the decoder; null takes the authors' number.
+        decoder_embed_dim: Channels of the decoder's tokens; null takes the authors' number.
+        decoder_num_heads: Heads of the decoder's attention; null takes the authors' number.
+        normalize_target: Whether the pixels to predict are normalised in each patch, as all authors do.
+        pictures: Number of validation clips of which each validation draws the original, what the encoder sees of it,
+            and what the decoder makes of that, as ``reconstruction.png`` in the folder of the run.
+    """
+
+    masking: Literal["tube", "random"] | None = None
+    mask_ratio: float | None = None
+    decoder_mask_ratio: float = 0.0
+    decoder_depth: int | None = None
+    decoder_embed_dim: int | None = None
+    decoder_num_heads: int | None = None
+    normalize_target: bool = True
+    pictures: int = 4
+
+    def __post_init__(self) -> None:
+        _check_number("autoencoder.mask_ratio", self.mask_ratio, above=0, below=1, optional=True)
+        _check_number("autoencoder.decoder_mask_ratio", self.decoder_mask_ratio, least=0, below=1)
+        for name in ("decoder_depth", "decoder_embed_dim", "decoder_num_heads"):
+            _check_whole(f"autoencoder.{name}", getattr(self, name), 1, optional=True)
+        _check_whole("autoencoder.pictures", self.pictures, 0)
+
+    @property
+    def decoder_options(self) -> dict[str, Any]:
+        """The arguments of the decoder that are not null."""
+        names = ("decoder_depth", "decoder_embed_dim", "decoder_num_heads")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
 class TrainConfig:
     """The complete configuration of a training run.
 
     Attributes:
-        task: ``multiclass`` for one label a video (cross-entropy, top-1), or ``multilabel`` for any number of labels
-            (binary cross-entropy, mAP), which a list joins by ``|``, as in ``run|jump``.
+        task: ``multiclass`` for one label a video (cross-entropy, top-1), ``multilabel`` for any number of labels
+            (binary cross-entropy, mAP), which a list joins by ``|``, as in ``run|jump``, or ``pretrain`` for the masked
+            pretraining of `stvid pretrain`, which needs no labels.
         model: The model that is built.
         data: Where the videos are.
         protocol: Frames, sizes and views, which are saved in every checkpoint.
         augment: Training augmentation.
         optim: The optimiser and the schedule of the learning rate.
         trainer: How the run is executed.
+        autoencoder: What a masked pretraining hides and predicts.
         init: Weights to start from, in stvid's or any published format: all that `stvid.load_model` takes. A head of
             other classes is replaced. Without ``--config`` the weights decide the rest of the config, too.
         resume: Checkpoint of an interrupted run, or the folder of the run, which is continued exactly.
@@ -429,13 +473,14 @@ class TrainConfig:
         seed: Seed of every random choice.
     """
 
-    task: Literal["multiclass", "multilabel"] = "multiclass"
+    task: Literal["multiclass", "multilabel", "pretrain"] = "multiclass"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     protocol: Protocol = field(default_factory=Protocol)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     init: str | None = None
     resume: str | None = None
     output: str | None = None
@@ -443,3 +488,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_whole("seed", self.seed, 0, 2**32 - 1)
+
+    @property
+    def command(self) -> Literal["train", "pretrain"]:
+        """The command that runs this config."""
+        return "pretrain" if self.task == "pretrain" else "train"
+
+    @property
+    def classification(self) -> Literal["multiclass", "multilabel"]:
+        """What the logits of the model mean; the encoder of a pretraining has none yet."""
+        return "multilabel" if self.task == "multilabel" else "multiclass"

@@ -326,7 +326,7 @@ def _read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] |
         from stvid.data.motion import resolve_motion
 
         source = resolve_motion("train" if split == "train" else "val")
-        return read_manifest(source, class_names=class_names)
+        return read_manifest(source, class_names=class_names, labelled=config.task != "pretrain")
     return read_manifest(
         source,
         root=config.data.root,
@@ -334,6 +334,7 @@ def _read_split(config: TrainConfig, split: str, *, class_names: Sequence[str] |
         class_names=class_names,
         multilabel=config.task == "multilabel",
         splits=() if whole else ("test", "val") if split == "test" else (split,),
+        labelled=config.task != "pretrain",
     )
 
 
@@ -401,6 +402,8 @@ def _held_groups(manifest: Manifest, groups: np.ndarray, fraction: float, rng: n
 
 def _class_order(config: TrainConfig) -> tuple[str, ...] | None:
     """Returns the order of the logits if the config or the initial weights fix it."""
+    if config.task == "pretrain":
+        return None
     if config.protocol.class_names:
         return checked_class_names(config.protocol.class_names, "protocol.class_names")
     if config.data.class_names is not None:
@@ -455,14 +458,14 @@ def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Mani
     """
     order = _class_order(config)
     train = read_split(config, "train", class_names=order)
-    if not train.has_labels:
+    if not train.has_labels and config.task != "pretrain":
         raise ConfigError(f"data.train: {train.source} has no labels")
     if len(train.class_names) < 2 and config.task == "multiclass":
         raise ConfigError(
             f"data.train: {train.source}: all its videos are of one class, {train.class_names[0]!r}; a classifier "
             "needs two or more: give the folder that holds a folder for each class, or a list with several labels"
         )
-    if order is None:
+    if order is None and train.has_labels:
         train = _ordered(train, initial)
     _check_there(train, "train")
     _say_numbers(train, "train")
@@ -471,7 +474,9 @@ def read_data(config: TrainConfig, *, initial: Sequence[str] = ()) -> tuple[Mani
     if config.data.val is None and {"train", "val"} <= {*train.splits}:  # a column of the list says which are which
         listed = dataclasses.replace(config, data=dataclasses.replace(config.data, val=config.data.train))
     if listed.data.val is not None:
-        val = _limited(read_split(listed, "val", class_names=train.class_names), config.data.limit_val, config.seed)
+        val = _limited(
+            read_split(listed, "val", class_names=train.class_names or None), config.data.limit_val, config.seed
+        )
         _check_there(val, "val")
         _say_numbers(val, "val")
     elif config.data.val_fraction:

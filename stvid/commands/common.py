@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from stvid.console import command_line
 from stvid.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     protocol = model.default_protocol
     if not described and options.config is not None:
         texts = {"class_names": protocol.class_names} if model.takes_texts else {}
-        protocol, model.task = config.protocol.replace(**texts), config.task
+        protocol, model.task = config.protocol.replace(**texts), config.classification
     changes: dict[str, Any] = {
         key.partition(".")[2]: getattr(config.protocol, key.partition(".")[2])
         for key in keys
@@ -290,6 +291,21 @@ def load(options: Any, dotted: Sequence[str]) -> tuple[VideoModel, TrainConfig]:
     if named and len(named) != model.num_classes:
         raise ConfigError(f"{checkpoint.name}: has {model.num_classes} logits, but {len(named)} class names were given")
     return model, config
+
+
+def check_classifier(model: VideoModel, source: str) -> None:
+    """Refuses weights that give features alone, such as those of a pretraining.
+
+    Args:
+        model: From `load`.
+        source: The weights, as the user named them.
+
+    Raises:
+        ConfigError: Says how to get a classifier.
+    """
+    if not model.num_classes:
+        init = command_line("stvid", "train", "--init", source, "--data.train", "VIDEOS")
+        raise ConfigError(f"{source}: has no classifier, only features; train one with: {init}")
 
 
 def say_unnamed(model: VideoModel) -> None:

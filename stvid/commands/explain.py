@@ -11,6 +11,7 @@ from stvid.commands.common import (
     add_backend_option,
     add_checkpoint_options,
     add_device_option,
+    check_classifier,
     find_in_shards,
     load,
     parse,
@@ -63,6 +64,7 @@ def run(argv: Sequence[str]) -> int:
     from stvid.look.explanation import explain
 
     model, config = load(options, dotted)
+    check_classifier(model, options.checkpoint)
     say_unnamed(model)
     with inference(model, device=pick_device(options.device), precision="32-true") as place:
         device = place.device

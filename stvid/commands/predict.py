@@ -14,6 +14,7 @@ from stvid.commands.common import (
     CSV_HELP,
     add_model_options,
     add_text_option,
+    check_classifier,
     load,
     optimized,
     parse,
@@ -135,6 +136,7 @@ def _run(options: Any, dotted: Sequence[str], team: Team | None, *, merged: list
     model, config = load(options, dotted)
     if model.takes_texts and not model.num_classes:
         raise ConfigError(f"{options.checkpoint}: its classes are texts: give them, --classes 'opening a door,running'")
+    check_classifier(model, options.checkpoint)
     say_unnamed(model)
     if options.stream and not model.streams:
         raise ConfigError(f"--stream: {type(model).__name__} sees later frames, too, so it takes clips or a --window")

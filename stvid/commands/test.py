@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stvid.commands.common import (
     add_model_options,
     add_text_option,
+    check_classifier,
     load,
     optimized,
     parse,
@@ -203,6 +204,7 @@ def _prepared(options: Any, dotted: Sequence[str], *, runs: bool, wanted: str | 
     videos = read_test_videos(config, class_names=names or None)
     if as_texts:
         _take_texts_of(model, videos)
+    check_classifier(model, options.checkpoint)
     videos = _with_classes_of(model, videos)
     protocol = model.default_protocol
     options.backend = options.backend or config.data.backend

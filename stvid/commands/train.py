@@ -1,11 +1,11 @@
-"""``stvid train`` trains a model from a config, or from weights alone."""
+"""``stvid train`` trains a model from a config, or from weights alone; ``stvid pretrain`` runs through here, too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stvid.commands.common import take_option, use_new_names
 from stvid.commands.dispatch import dispatch
@@ -16,43 +16,46 @@ if TYPE_CHECKING:
     from stvid.config import TrainConfig
     from stvid.engine.submission import JobRequest
 
-__all__ = ["run", "run_in_job"]
+__all__ = ["run", "run_in_job", "train_or_pretrain"]
+
+Command = Literal["train", "pretrain"]
 
 
 def run(argv: Sequence[str]) -> int:
     """Train a model from a config, or fine-tune weights (--init) on your videos."""
-    from stvid.config import dump_config, load_config, train_parser
+    return train_or_pretrain("train", argv)
+
+
+def train_or_pretrain(
+    command: Command, argv: Sequence[str], *, in_job: Callable[[Sequence[str]], int] | None = None
+) -> int:
+    """Runs one of the two commands.
+
+    Args:
+        command: Which.
+        argv: Its arguments.
+        in_job: Runs the command in a job of a cluster; None takes `run_in_job`.
+    """
+    from stvid.config import dump_config, train_parser
 
     if any(option in ("-h", "--help") for option in argv):
-        train_parser().print_help()
+        train_parser(command).print_help()
         return 0
     argv = use_new_names("train", argv)
     request, argv = _job_request(argv)
     only_print, find_rate = "--print_config" in argv, "--find_lr" in argv
     name, options = take_option([word for word in argv if word not in ("--print_config", "--find_lr")], "--config")
     resume, rest = take_option(options, "--resume")
-    init, _ = take_option(rest, "--init")
-    if resume is not None and find_rate:
-        raise ConfigError("--find_lr: a continued run keeps its learning rate; leave out --resume")
-    if resume is not None:
-        from stvid.runs import resume_config
-
-        config = resume_config(resume, rest) if name is None else load_config(name, rest)
-        config.resume = config.resume if name is None else resume
-    elif name is None and init is None and not only_print:
-        raise ConfigError(f"--config is missing; for example: {_suggestion(rest)}")
-    elif name is None and init is None:
-        config = load_config(None, rest)
-    else:
-        from stvid.engine.finetuning import resolve_config
-
-        config = resolve_config(name, rest)
+    if find_rate and (resume is not None or command == "pretrain"):
+        why = "a continued run keeps its learning rate; leave out --resume" if resume else "only for stvid train"
+        raise ConfigError(f"--find_lr: {why}")
+    config = _config(command, name, resume, rest, only_print=only_print)
     if only_print:
         print(dump_config(config), end="")
         return 0
 
     if request is not None:
-        return _submit(request, argv, config, name or resume)
+        return _submit(request, argv, config, name or resume, in_job or run_in_job)
     if find_rate:
         return _find_rate(config, name)
 
@@ -67,9 +70,55 @@ def run(argv: Sequence[str]) -> int:
     for key, value in result.metrics.items():
         if key.startswith("val_") and not key.endswith(("_failed", "_low", "_high")):
             print(f"{key.removeprefix('val_'):<16}{value:.4f}")
+    if command == "pretrain":
+        print(f"next: {command_line('stvid', 'train', '--init', result.output, '--data.train', 'VIDEOS')}")
+        return 0
     test = command_line("stvid", "test", "--checkpoint", result.output)
     print(f"next: {test}; {command_line('stvid', 'predict', 'VIDEO', '--checkpoint', result.output)}")
     return 0
+
+
+def _config(
+    command: Command, name: str | None, resume: str | None, options: Sequence[str], *, only_print: bool
+) -> TrainConfig:
+    """Returns the config of a run.
+
+    Args:
+        command: ``pretrain`` makes it one of a pretraining.
+        name: Its file, if one is named.
+        resume: The run that is continued, if one is.
+        options: Keys and values in the form of the command line, ``--init`` among them.
+        only_print: Whether the defaults do.
+
+    Raises:
+        ConfigError: If there is no config, it cannot be used, or is that of the other command.
+    """
+    from stvid.config import load_config
+
+    init, _ = take_option(options, "--init")
+    options = [*options, *(["--task=pretrain"] if command == "pretrain" and resume is None else [])]
+    if resume is not None:
+        from stvid.runs import resume_config
+
+        config = resume_config(resume, options) if name is None else load_config(name, options)
+        config.resume = config.resume if name is None else resume
+    elif name is None and command == "pretrain" and not only_print:
+        raise ConfigError(
+            "--config is missing; for example: stvid pretrain --config videomae_vit_s_motion_pretrain.yaml"
+        )
+    elif name is None and init is None and not only_print:
+        raise ConfigError(f"--config is missing; for example: {_suggestion(options)}")
+    elif name is None and (init is None or command == "pretrain"):
+        config = load_config(None, options)
+    else:
+        from stvid.engine.finetuning import resolve_config
+
+        config = resolve_config(name, options)
+    if (config.task == "pretrain") != (command == "pretrain"):
+        other, kind = ("train", "no") if command == "pretrain" else ("pretrain", "a")
+        place = ["--resume", resume] if resume is not None else ["--config", name or "CONFIG"]
+        raise ConfigError(f"{place[1]}: is {kind} masked pretraining; use {command_line('stvid', other, *place)}")
+    return config
 
 
 def _job_request(argv: Sequence[str]) -> tuple[JobRequest | None, list[str]]:
@@ -101,7 +150,13 @@ def _job_request(argv: Sequence[str]) -> tuple[JobRequest | None, list[str]]:
     return JobRequest(cluster, **given, extra=extra), rest
 
 
-def _submit(request: JobRequest, argv: Sequence[str], config: TrainConfig, source: str | None) -> int:
+def _submit(
+    request: JobRequest,
+    argv: Sequence[str],
+    config: TrainConfig,
+    source: str | None,
+    in_job: Callable[[Sequence[str]], int],
+) -> int:
     """Hands the training to a cluster, and prints where it is."""
     from stvid.engine.finetuning import run_name
     from stvid.engine.submission import submit
@@ -109,7 +164,7 @@ def _submit(request: JobRequest, argv: Sequence[str], config: TrainConfig, sourc
     if "--find_lr" in argv:
         raise ConfigError("--find_lr: prints what it finds; leave out --submit")
     name = run_name(config) if source is None else Path(source).stem
-    print(submit(request, argv, config=config, name=name, command=run_in_job))
+    print(submit(request, argv, config=config, name=name, command=in_job))
     return 0
 
 

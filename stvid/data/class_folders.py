@@ -12,7 +12,7 @@ from stvid.data.video_folder import counted_kinds, is_image, is_video
 from stvid.data.video_table import Row
 from stvid.errors import ManifestError
 
-__all__ = ["read_class_folders"]
+__all__ = ["read_class_folders", "read_folder"]
 
 # Folders that systems and archivers make beside those of the user.
 _SYSTEM = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"))
@@ -80,6 +80,21 @@ def read_class_folders(path: str) -> tuple[list[Row], tuple[str, ...]]:
             relative = os.path.relpath(video.path, path)
             rows.append(Row(relative, (name.strip() or name,), None, None, relative))
     return rows, tuple(f"{path}: {note}" for note in _notes(found))
+
+
+def read_folder(path: str) -> tuple[list[Row], tuple[str, ...]]:
+    """Returns the videos anywhere in a folder, without labels, and a note on the files that are left out.
+
+    Raises:
+        ManifestError: If there are none, or a folder cannot be read.
+    """
+    left_out: list[str] = []
+    places = [os.path.relpath(video.path, path) for video in _videos_below(path, left_out)]
+    if not places:
+        there = f"; there are {counted_kinds(left_out)}" if left_out else ", and no other file"
+        raise ManifestError(f"{path}: there is no video file in it{there}")
+    note = f"{path}: left out, not known as videos: {counted_kinds(left_out)}"
+    return [Row(place, (), None, None, place) for place in places], (note,) if left_out else ()
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

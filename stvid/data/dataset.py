@@ -318,7 +318,7 @@ _Sample = TypeVar("_Sample")
 
 
 class TrainDataset(Dataset[TrainSample]):
-    """Random clips of labelled videos.
+    """Random clips of videos.
 
     Args:
         manifest: The videos and their labels.
@@ -330,9 +330,10 @@ class TrainDataset(Dataset[TrainSample]):
         repeats: Clips that are taken from a video each time it is decoded (repeated augmentation, Hoffer 2020,
             arXiv:1901.09335). Each has its own random start, crop and augmentation.
         multilabel: Whether a video may have any number of labels.
+        labelled: Whether the videos must have labels; those of others are -1.
 
     Raises:
-        ManifestError: If the videos have no labels.
+        ManifestError: If the videos have no labels, and must have some.
         ConfigError: If a value is out of its range.
     """
 
@@ -347,8 +348,9 @@ class TrainDataset(Dataset[TrainSample]):
         decode_threads: int = 1,
         repeats: int = 1,
         multilabel: bool = False,
+        labelled: bool = True,
     ) -> None:
-        if not manifest.has_labels:
+        if labelled and not manifest.has_labels:
             raise ManifestError(f"{manifest.source}: the training videos have no labels")
         if seed < 0:
             raise ConfigError(f"seed: {seed!r} is not a whole number from 0 up")

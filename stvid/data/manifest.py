@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 
 from stvid.data.annotations import Annotations, locate, read_class_names, read_kinetics, read_ssv2
-from stvid.data.class_folders import read_class_folders
+from stvid.data.class_folders import read_class_folders, read_folder
 from stvid.data.csv_list import VideoList, list_table, read_csv_list
 from stvid.data.exchange.formats import EXCHANGE, ExchangeOptions, format_of, read_exchange, read_if_via
 from stvid.data.labels import label_notes
@@ -40,6 +40,7 @@ def read_manifest(
     class_names: Sequence[str] | None = None,
     multilabel: bool = False,
     splits: Sequence[str] = (),
+    labelled: bool = True,
 ) -> Manifest:
     """Reads a list of videos.
 
@@ -80,11 +81,15 @@ def read_manifest(
             none of the classes.
         splits: Names among ``train``, ``val`` and ``test``. If a CSV has a column ``split`` with several names, the
             rows of the first of these are taken; without any, all rows are.
+        labelled: Whether labels are read. If not, the videos of a folder may lie anywhere in it, and the labels of a
+            list, if there are some, are left out.
 
     Raises:
         ManifestError: If it is missing, empty, or has a row that cannot be used: one line with the file, the line
             number, what is wrong and what would be right.
     """
+    if not labelled:
+        return _read_unlabelled(source, root=root, format=format, splits=splits)
     path = expand_home(os.fspath(source))
     if not path:
         raise ManifestError("the name of the list of videos is empty; a variable of the shell may not be set")
@@ -130,6 +135,20 @@ def read_manifest(
     if found.tables is not None:
         manifest.members = TableRows.of(*found.tables, [row.stored or (0, 0) for row in found.rows])
     return manifest
+
+
+def _read_unlabelled(
+    source: str | os.PathLike[str], *, root: str | os.PathLike[str] | None, format: str, splits: Sequence[str]
+) -> Manifest:
+    """Reads a list of videos, or a folder that holds some anywhere, without labels."""
+    path = expand_home(os.fspath(source))
+    plain = os.path.isdir(path) and not is_shards(path)
+    if plain and (format == "folder" or (format == "auto" and format_of(path, is_folder=True) is None)):
+        rows, notes = read_folder(path)
+        manifest = build_manifest(rows, root=path, class_names=None, source=path)
+        manifest.notes = notes
+        return manifest
+    return read_manifest(source, root=root, format=format, splits=splits).without_labels()
 
 
 def _read_file(path: str, root: str, format: str, multilabel: bool) -> VideoList:

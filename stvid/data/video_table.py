@@ -230,6 +230,18 @@ class Manifest:
         """Whether the videos are labelled: every one, or in a multi-label manifest at least one."""
         return len(self._ids.values) > 0
 
+    def without_labels(self) -> Manifest:
+        """Returns the same videos without labels and classes."""
+        return Manifest(
+            root=self._root,
+            names=self._names,
+            ids=_Ragged.of(np.empty(0, np.int64), np.zeros(len(self), np.int64)),
+            spans=self._spans,
+            class_names=(),
+            source=self.source,
+            members=self.members,
+        )._said_of(self)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> Manifest:
         """Returns a manifest of some of the videos, in the order given, with the same class names."""
         picked = np.asarray(indices)

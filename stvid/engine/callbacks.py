@@ -34,10 +34,12 @@ class StopOnSignal(Callback):
 
     Args:
         folder: Where ``interrupted.ckpt`` is written.
+        command: The command that continues the run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, command: str = "train") -> None:
         self.folder = folder
+        self.command = command
         self.received: int | None = None
         self.saved: Path | None = None
         self._last_epoch = False
@@ -95,7 +97,7 @@ class StopOnSignal(Callback):
     def _leave(self, trainer: Trainer, path: Path) -> None:
         self.saved = path
         signum = self.received if self.received is not None else signal.SIGTERM
-        command = command_line("stvid", "train", "--resume", path)
+        command = command_line("stvid", self.command, "--resume", path)
         raise Interrupted(f"stopped by {signal.Signals(signum).name}; continue with: {command}", signum)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -62,14 +62,17 @@ class Patience(EarlyStopping):
     """Ends a training whose validation does not get better, and knows that it did.
 
     Args:
-        monitor: The number that is to grow.
+        monitor: The number that says how good a validation is.
         patience: Validations in a row without a better one.
         min_delta: How much better one must be to count.
+        mode: Whether the number is to grow or to fall.
     """
 
-    def __init__(self, monitor: str, patience: int, *, min_delta: float = 0.0) -> None:
+    def __init__(
+        self, monitor: str, patience: int, *, min_delta: float = 0.0, mode: Literal["max", "min"] = "max"
+    ) -> None:
         # A validation that a signal cut short has no number; it does not count.
-        rules: dict[str, Any] = {"mode": "max", "patience": patience, "min_delta": min_delta}
+        rules: dict[str, Any] = {"mode": mode, "patience": patience, "min_delta": min_delta}
         super().__init__(monitor, **rules, strict=False, check_on_train_epoch_end=False)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shlex
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from stvid.engine.frozen import freeze
 from stvid.errors import CheckpointError, ConfigError, StvidError, nearest
 from stvid.inflation.sources import ImageOrigin
 from stvid.models.base import VideoModel
+from stvid.models.pretraining import create_autoencoder
 from stvid.models.registry import family_of, model_arguments
 from stvid.protocol import Protocol
+from stvid.sources import resolve_source
 from stvid.zoo import create_model, load_model, model_info
 
 __all__ = ["InitialWeights", "build_model", "find_initial_weights", "initialise", "model_takes", "protocol_differences"]
@@ -69,6 +72,7 @@ def build_model(config: TrainConfig, num_classes: int) -> VideoModel:
         ConfigError: If the model does not take the hyperparameters or the size, or `model.frozen` names no module.
     """
     name, given = config.model.name, config.model.hyperparameters
+    create = functools.partial(_autoencoder, config) if config.task == "pretrain" else create_model
     options = dict(given)
     if config.model.drop_path_rate is not None:
         if not model_takes(name, "drop_path_rate"):
@@ -81,7 +85,7 @@ def build_model(config: TrainConfig, num_classes: int) -> VideoModel:
     _check_clips(config)
     options |= {"num_frames": config.protocol.frames, "img_size": config.protocol.crop}
     try:
-        model = create_model(name, num_classes=num_classes, **options)
+        model = create(name, num_classes=num_classes, **options)
     except TypeError as error:
         if not given:  # nothing that the user could change
             raise
@@ -93,6 +97,13 @@ def build_model(config: TrainConfig, num_classes: int) -> VideoModel:
     model.set_grad_checkpointing(config.model.grad_checkpointing)
     freeze(model, config.model.frozen)
     return model
+
+
+def _autoencoder(config: TrainConfig, name: str, *, num_classes: int, **options: Any) -> VideoModel:
+    """Builds the model of a pretraining, which has no classes."""
+    decoder = config.autoencoder.decoder_options
+    target = config.autoencoder.normalize_target
+    return create_autoencoder(name, normalize_target=target, decoder_options=decoder, **options)
 
 
 def _check_hyperparameters(name: str, given: Mapping[str, Any]) -> None:
@@ -182,6 +193,9 @@ def find_initial_weights(config: TrainConfig) -> InitialWeights | None:
         known: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
         protocol = Protocol.from_dict(known["protocol"]) if "protocol" in known else None
         return InitialWeights(str(path), path, known.get("model", {}), protocol)
+    if config.task == "pretrain":  # the decoder is needed, too, which is no part of a model
+        located = resolve_source(config.init)
+        return InitialWeights(located.name, read_checkpoint(located.path), {}, None)
     model = load_model(config.init, name=config.model.name if "://" in config.init else None)
     content = {"state_dict": model.state_dict(), "stvid": describe(model)}
     return InitialWeights(config.init, content, model.recipe, model.default_protocol)
@@ -274,7 +288,7 @@ def _describe_loaded(model: VideoModel, report: LoadReport, class_names: tuple[s
         # Libraries draw a new classifier for their own number of classes: timm's EfficientNets with weights of up to
         # 0.7 for two classes, so that the first loss is 5 where 0.7 is chance.
         model.reset_classifier(len(class_names))
-    if not report.reset and stored and stored != class_names:
+    if not report.reset and stored and stored != class_names and model.num_classes:
         model.reset_classifier(len(class_names))
         lines.append("init      the checkpoint's classes have other names: new head")
     return lines

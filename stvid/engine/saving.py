@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,15 @@ from stvid.errors import CheckpointError, ConfigError, nearest
 from stvid.evaluation.result import ViewAccumulator
 from stvid.files import write_atomically
 
-__all__ = ["AtomicCheckpointIO", "LastEpoch", "RunConfig", "check_monitor", "checkpoint_callbacks", "monitored"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "LastEpoch",
+    "RunConfig",
+    "check_monitor",
+    "checkpoint_callbacks",
+    "monitor_mode",
+    "monitored",
+]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -126,14 +134,21 @@ def check_monitor(config: TrainConfig, *, has_val: bool) -> None:
         return
     if not has_val:
         raise ConfigError(f"trainer.monitor: {monitor} is a number of the validation, and there is none; set data.val")
-    classes, views = len(config.protocol.class_names), config.data.val_views
-    tried = ViewAccumulator(config.protocol, views=views, task=config.task)
-    label = np.eye(1, classes, dtype=np.int64)[0] if config.task == "multilabel" else 0
-    tried.add(0, np.zeros((tried.plan.num_views, classes), np.float32), label)
-    names = [f"val_{name}" for name in tried.result().metrics]
+    names = _validated(config)
     if monitor not in names:
         hint = nearest(monitor, names) or f"; there are {', '.join(names)}"
         raise ConfigError(f"trainer.monitor: the validation has no number {monitor}{hint}")
+
+
+def _validated(config: TrainConfig) -> list[str]:
+    """Returns the names of the numbers that a validation has."""
+    if config.task == "pretrain":
+        return ["val_loss"]
+    classes, views = len(config.protocol.class_names), config.data.val_views
+    tried = ViewAccumulator(config.protocol, views=views, task=config.classification)
+    label = np.eye(1, classes, dtype=np.int64)[0] if config.task == "multilabel" else 0
+    tried.add(0, np.zeros((tried.plan.num_views, classes), np.float32), label)
+    return [f"val_{name}" for name in tried.result().metrics]
 
 
 class _BestCheckpoint(ModelCheckpoint):
@@ -151,8 +166,15 @@ class _BestCheckpoint(ModelCheckpoint):
         super().load_state_dict({**moved, "dirpath": self.dirpath})
 
 
+def monitor_mode(config: TrainConfig) -> Literal["max", "min"]:
+    """Returns whether the number that `monitored` names is to grow or to fall."""
+    return "min" if config.task == "pretrain" else "max"
+
+
 def monitored(config: TrainConfig) -> str:
-    """Returns the name of the logged number that says which checkpoint is the best; larger is better."""
+    """Returns the name of the logged number that says which checkpoint is the best."""
+    if config.task == "pretrain":
+        return "val_loss"
     if config.trainer.monitor is not None:
         return config.trainer.monitor
     number = "mAP" if config.task == "multilabel" else "top1"
@@ -186,7 +208,7 @@ def checkpoint_callbacks(config: TrainConfig, folder: Path, *, has_val: bool) ->
                 **shared,
                 filename="best",
                 monitor=monitored(config),
-                mode="max",
+                mode=monitor_mode(config),
                 save_top_k=1,
                 save_on_train_epoch_end=False,
             )

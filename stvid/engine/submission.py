@@ -130,7 +130,7 @@ class TrainingJob:
     """Is called in every process of a job, and again whenever the job is started again.
 
     Args:
-        first: Options of ``stvid train`` that begin the run.
+        first: Options of the command that begin the run.
         again: Options that continue it.
         folder: Folder of the run.
         command: Trains with the options, and returns an exit code; a function of a module, since it is pickled.
@@ -163,7 +163,7 @@ class TrainingJob:
         elif announced is not None and code in (128 + announced, 128 + signal.SIGTERM) and not is_first_rank():
             time.sleep(_PATIENCE)  # an end of this process could end the first one, which puts the job back
         if code:
-            raise StvidError(f"stvid train ended with code {code}; see the log above")
+            raise StvidError(f"the training ended with code {code}; see the log above")
         return code
 
     def checkpoint(self) -> Any:
@@ -185,7 +185,7 @@ def submit(
 
     Args:
         request: What it asks for.
-        options: The options of ``stvid train`` without those of the job.
+        options: The options of ``stvid train`` or ``stvid pretrain`` without those of the job.
         config: What these options mean.
         name: Name of the run's folder below ``runs`` if the config names none.
         command: Trains with options, and returns an exit code.
@@ -216,7 +216,7 @@ def submit(
             job = executor.submit(TrainingJob(first, again, folder, command))
         except (RuntimeError, ValueError, OSError, FailedJobError) as error:
             raise ConfigError(f"--submit {request.cluster}: {' '.join(str(error).split())}") from error
-        typed = shlex.join(["stvid", "train", *first])
+        typed = shlex.join(["stvid", config.command, *first])
         write_atomically(logs / f"{job.job_id}_command.txt", lambda path: path.write_text(f"{typed}\n"))
     return f"submitted job {job.job_id}\nlogs      {logs}\noutput    {folder}"
 

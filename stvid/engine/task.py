@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class VideoTask(LightningModule):
         self._accumulator: ViewAccumulator | None = None
         self._gathered = contextlib.ExitStack()
         # Kept out of the registered modules, so that the state dict has the model's own keys once.
-        self._forward: list[nn.Module | Callable[[Tensor], Tensor]] = [model]
+        self._forward: list[nn.Module | Callable[..., Tensor]] = [model]
         self.head_only = False
         self._backbone = backbone_parameters(model)
         self.train()
@@ -126,8 +126,8 @@ class VideoTask(LightningModule):
         if self.config.trainer.compile and self._forward[0] is self.model:
             self._forward = [torch.compile(self.model)]
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """Returns logits (B, K) of normalised clips (B, C, T, H, W).
+    def forward(self, clips: Tensor, *masks: Tensor | None) -> Tensor:
+        """Returns logits (B, K) of normalised clips (B, C, T, H, W), or what the model makes of clips and masks.
 
         Raises:
             ConfigError: If the model takes no clips of this size.
@@ -135,7 +135,7 @@ class VideoTask(LightningModule):
         if self.config.trainer.channels_last:
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
         try:
-            return self._forward[0](clips)
+            return self._forward[0](clips, *masks)
         except ValueError as error:
             if isinstance(error, StvidError):
                 raise
@@ -172,19 +172,30 @@ class VideoTask(LightningModule):
         """Returns the loss of a batch."""
         for path, reason in batch.failures:
             self._report_failure(path, reason)
-        clips = model_input(batch.clips, self.protocol)
-        clips, targets = self.mixer(clips, batch.labels, self._generator(batch_idx, stream=1))
-        logits = self(clips)
-        if self.multilabel:
-            loss = F.binary_cross_entropy_with_logits(logits.float(), targets)
-        else:
-            loss = F.cross_entropy(logits.float(), targets)
-            top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
-            self._log_step("train_top1", top1, len(clips))
+        loss = self.loss_of(model_input(batch.clips, self.protocol), batch.labels, batch_idx)
         if not torch.isfinite(loss.detach()):
             self.on_broken_loss(loss.item(), batch_idx)
-        self._log_step("train_loss", loss.detach(), len(clips))
+        self._log_step("train_loss", loss.detach(), len(batch.clips))
         return loss
+
+    def loss_of(self, clips: Tensor, labels: Tensor, batch_idx: int) -> Tensor:
+        """Returns the loss of normalised clips (B, C, T, H, W) with their labels."""
+        clips, targets = self.mixer(clips, labels, self._generator(batch_idx, stream=1))
+        logits = self(clips)
+        if self.multilabel:
+            return F.binary_cross_entropy_with_logits(logits.float(), targets)
+        top1 = (logits.argmax(1) == targets.argmax(1)).float().mean()
+        self._log_step("train_top1", top1, len(clips))
+        return F.cross_entropy(logits.float(), targets)
+
+    def headline(self) -> str:
+        """Returns what is trained, in a line for people."""
+        classes = len(self.config.protocol.class_names)
+        chance = "" if self.multilabel else f" (guessing: top1 {1 / classes:.4f})"
+        return f"{self.config.model.name}, {self._count()} parameters, {classes} classes{chance}"
+
+    def _count(self) -> str:
+        return f"{sum(parameter.numel() for parameter in self.model.parameters()) / 1e6:.2f} M"
 
     def on_broken_loss(self, loss: float, batch_idx: int) -> None:
         """Ends the training.
@@ -231,7 +242,8 @@ class VideoTask(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Starts counting; sharded weights are gathered once for all videos."""
         self._gathered.enter_context(whole_weights(self.model))
-        self._accumulator = ViewAccumulator(self.protocol, views=self.config.data.val_views, task=self.config.task)
+        task = self.config.classification
+        self._accumulator = ViewAccumulator(self.protocol, views=self.config.data.val_views, task=task)
 
     def validation_step(self, batch: list[EvalSample], batch_idx: int) -> None:
         """Collects the logits of all views of some videos."""
@@ -259,10 +271,7 @@ class VideoTask(LightningModule):
         if cut:
             return
         result = accumulator.result()
-        if result.failures and self.trainer.is_global_zero:
-            for path, reason in result.failures:
-                line = f"warning: unreadable validation video {path}: {reason}"
-                print(printable(line), file=sys.stderr, flush=True)
+        self._say_unreadable(result.failures)
         values = {f"val_{name}": value for name, value in result.metrics.items()}
         values["val_failed"] = float(len(result.failures))
         self.validated = values
@@ -275,6 +284,12 @@ class VideoTask(LightningModule):
         }
         # all ranks have the same numbers, so nothing is left to reduce
         self.log_dict(values, prog_bar=False, sync_dist=False)
+
+    def _say_unreadable(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Warns of validation videos that cannot be read, given by path and reason."""
+        for path, reason in failures if self.trainer.is_global_zero else ():
+            line = f"warning: unreadable validation video {path}: {reason}"
+            print(printable(line), file=sys.stderr, flush=True)
 
     # --- optimiser and checkpoints ------------------------------------------------------------------------------------
 
@@ -317,7 +332,7 @@ class VideoTask(LightningModule):
         checkpoint[SUMS_KEY] = EpochSums.merged(gathered(self._sums)).to_dict()
         checkpoint["stvid"] = {
             **describe(self.model),
-            "task": self.config.task,
+            "task": self.config.classification,
             "config": dump_config(self.config),
             "clips_per_step": self.clips_per_step,
             "training_videos": self.training_videos,

@@ -37,7 +37,16 @@ from stvid.engine.model import (
     protocol_differences,
 )
 from stvid.engine.optim import scaled_learning_rate
-from stvid.engine.saving import AtomicCheckpointIO, LastEpoch, RunConfig, check_monitor, checkpoint_callbacks, monitored
+from stvid.engine.pretraining import PretrainTask, check_pretraining
+from stvid.engine.saving import (
+    AtomicCheckpointIO,
+    LastEpoch,
+    RunConfig,
+    check_monitor,
+    checkpoint_callbacks,
+    monitor_mode,
+    monitored,
+)
 from stvid.engine.task import VideoTask
 from stvid.engine.trainers import check_precision, make_trainer, quiet_lightning, strategy_of
 from stvid.errors import CheckpointError, ConfigError, Interrupted, ManifestError, StvidError, VideoError
@@ -97,7 +106,7 @@ def _callbacks(config: TrainConfig, output: Path, *, videos: int, val_videos: in
         EpochMeans(),
         *([HeadFirst(config.optim.frozen_epochs)] if config.optim.frozen_epochs else []),
         *(
-            [Patience(monitored(config), trainer.patience, min_delta=trainer.min_delta)]
+            [Patience(monitored(config), trainer.patience, min_delta=trainer.min_delta, mode=monitor_mode(config))]
             if trainer.patience and has_val
             else []
         ),
@@ -168,10 +177,10 @@ def share_cores(config: TrainConfig) -> None:
     torch.set_num_threads(max(1, usable_cores() // max(ranks, 1) - workers))
 
 
-def _how_to_go_on(output: Path) -> str:
+def _how_to_go_on(output: Path, config: TrainConfig) -> str:
     if not any((output / "checkpoints").glob("*.ckpt")):
         return "nothing had been saved yet: start it again with the same command"
-    return f"continue from the last checkpoint with: {command_line('stvid', 'train', '--resume', output)}"
+    return f"continue from the last checkpoint with: {command_line('stvid', config.command, '--resume', output)}"
 
 
 def train(config: TrainConfig, *, name: str = "run") -> TrainResult:
@@ -252,10 +261,8 @@ class Run:
     def describe(self) -> None:
         """Prints the model, the data, the protocol and the learning rate."""
         config, data = self.config, self.config.data
-        params = sum(parameter.numel() for parameter in self.task.model.parameters())
-        classes, videos = len(config.protocol.class_names), self.data.val_dataset
-        chance = f" (guessing: top1 {1 / classes:.4f})" if config.task == "multiclass" else ""
-        self.say(f"model     {config.model.name}, {params / 1e6:.2f} M parameters, {classes} classes{chance}")
+        videos = self.data.val_dataset
+        self.say(f"model     {self.task.headline()}")
         held = 0 if videos is None else len(videos)
         self.say(f"data      {self.task.training_videos} training videos, {held} for validation")
         clips = config.augment.clip_protocol(config.protocol)
@@ -301,7 +308,7 @@ class Run:
             if self.stop.received is not None and self.stop.saved is None:
                 name = signal.Signals(self.stop.received).name
                 raise Interrupted(
-                    f"stopped by {name} before the state could be saved; {_how_to_go_on(self.output)}",
+                    f"stopped by {name} before the state could be saved; {_how_to_go_on(self.output, self.config)}",
                     self.stop.received,
                 ) from None
             raise
@@ -325,14 +332,19 @@ class Run:
         )
 
 
-def prepare(config: TrainConfig, output: Path, *, task_type: type[VideoTask] = VideoTask) -> Run:
+def prepare(config: TrainConfig, output: Path, *, task_type: type[VideoTask] | None = None) -> Run:
     """Reads the videos, builds the model, and refuses what cannot be run before anything is written.
 
     Args:
         config: Everything about the run.
         output: Its folder.
-        task_type: The steps of the training.
+        task_type: The steps of the training; None takes those of `config.task`.
     """
+    pretrains = config.task == "pretrain"
+    if pretrains:
+        check_pretraining(config)
+    if task_type is None:
+        task_type = PretrainTask if pretrains else VideoTask
     before = None if config.resume is None else stored_run(config.resume)
     if before is not None and not config.protocol.class_names:
         names = tuple(before["protocol"]["class_names"])  # the order of the logits
@@ -348,7 +360,7 @@ def prepare(config: TrainConfig, output: Path, *, task_type: type[VideoTask] = V
 
     # The file names the run as a user would start it again: not as the continuation that this may be.
     begun = RunConfig(output / "config.yaml", dataclasses.replace(config, resume=None))
-    stop = StopOnSignal(output / "checkpoints")
+    stop = StopOnSignal(output / "checkpoints", config.command)
     has_val = val_videos is not None
     check_monitor(config, has_val=has_val)
     counts = {"videos": len(train_videos), "val_videos": 0 if val_videos is None else len(val_videos)}
@@ -361,7 +373,7 @@ def prepare(config: TrainConfig, output: Path, *, task_type: type[VideoTask] = V
     if trainer.is_global_zero and lines:
         print("\n".join(map(printable, lines)), flush=True)
     model.default_protocol = config.protocol
-    model.task = config.task
+    model.task = config.classification
     model.weights, model.measured = None, {}  # the weights change from here on
     accumulated = config.trainer.accumulate_grad_batches
     clips_per_step = config.data.batch_size * trainer.world_size * accumulated
@@ -394,6 +406,8 @@ def _notes(
             f"nothing can be held out for validation (data.val_fraction {config.data.val_fraction:g}), since no class "
             "has two videos (or two groups of the column group); add videos, or give others with --data.val"
         )
+    if config.task == "pretrain":  # whose clips have no labels that a mirror could change
+        return [*notes, *_note_on_span(config, train_videos)]
     augment = config.augment
     said = {name for pair in augment.hflip_pairs for name in pair} | {*augment.hflip_keep}
     pairs, alone = mirrored_classes(train_videos.class_names)
@@ -451,7 +465,8 @@ def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop:
     if val is not None:
         held = EvalDataset(val, config.protocol, views=options.val_views, **shared)
         _check_readable(held)
-    clips = TrainDataset(train, config.protocol, config.augment, seed=config.seed, repeats=options.repeats, **shared)
+    drawn = {"seed": config.seed, "repeats": options.repeats, "labelled": config.task != "pretrain"}
+    clips = TrainDataset(train, config.protocol, config.augment, **drawn, **shared)
     return VideoData(clips, held, options, seed=config.seed, stop=stop.stop_requested)
 
 
@@ -462,7 +477,7 @@ def explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None
         yield
     except SystemExit as error:  # Lightning's answer to a signal that comes before `StopOnSignal` is ready, or twice
         signum = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
-        raise Interrupted(f"stopped by {signum.name} at once; {_how_to_go_on(output)}", signum) from None
+        raise Interrupted(f"stopped by {signum.name} at once; {_how_to_go_on(output, config)}", signum) from None
     except torch.OutOfMemoryError as error:
         raise StvidError(
             f"the device has too little memory for {config.data.batch_size} clips: lower data.batch_size, or set "
@@ -472,7 +487,7 @@ def explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None
         if isinstance(error, StvidError):
             raise
         place, reason = error.filename or output, error.strerror or error
-        raise StvidError(f"{place}: {reason}; {_how_to_go_on(output)}") from error
+        raise StvidError(f"{place}: {reason}; {_how_to_go_on(output, config)}") from error
     except (RuntimeError, KeyError) as error:
         text = " ".join(str(error).split())
         if config.resume is not None and "state_dict" in text:
@@ -480,6 +495,6 @@ def explained(config: TrainConfig, output: Path, *, ranks: int) -> Iterator[None
         if ranks > 1 and _LOST_RANK.search(text):
             raise StvidError(
                 f"another process of this training is gone ({text[:120]}): it was killed, perhaps for want of memory, "
-                f"or its machine is; {_how_to_go_on(output)}"
+                f"or its machine is; {_how_to_go_on(output, config)}"
             ) from error
         raise

@@ -237,18 +237,18 @@ class MaskedAutoencoder(VideoModel):
         try:
             mask = MASKS[kind](clip_shape[0], self.mask_grid(clip_shape), ratio, generator)
         except ValueError as error:
-            raise ConfigError(f"pretrain.mask_ratio: {error}") from error
+            raise ConfigError(f"autoencoder.mask_ratio: {error}") from error
         if not decoder_mask_ratio:
             return Masks(mask)
         if not self.takes_decoder_mask:
+            name = self.recipe.get("name", type(self).__name__)
             raise ConfigError(
-                f"pretrain.decoder_mask_ratio: the decoder of {self.recipe.get('name', type(self).__name__)} predicts "
-                "all that is hidden; set it to 0"
+                f"autoencoder.decoder_mask_ratio: the decoder of {name} predicts all that is hidden; set it to 0"
             )
         try:
             skipped = running_cell_mask(clip_shape[0], self.patch_grid(clip_shape), decoder_mask_ratio, generator)
         except ValueError as error:
-            raise ConfigError(f"pretrain.decoder_mask_ratio: {error}") from error
+            raise ConfigError(f"autoencoder.decoder_mask_ratio: {error}") from error
         return Masks(mask, skipped)
 
     def hidden_patches(self, clip_shape: Sequence[int], mask: Tensor) -> Tensor:
@@ -283,15 +283,25 @@ class MaskedAutoencoder(VideoModel):
             clip: The clip, normalised.
             masks: Those that the prediction was made with.
         """
-        hidden = self.hidden_patches(clip.shape, masks.mask)
-        predicted = hidden if masks.decoder_mask is None else ~masks.decoder_mask
+        errors, counted = self._errors(prediction, clip, masks)
+        return (errors * counted).sum() / counted.sum()
+
+    def clip_losses(self, prediction: Tensor, clip: Tensor, masks: Masks) -> Tensor:
+        """Returns the loss of each clip, (B,); the arguments are those of `loss`."""
+        errors, counted = self._errors(prediction, clip, masks)
+        return (errors * counted).sum(1) / counted.sum(1)
+
+    def _errors(self, prediction: Tensor, clip: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Returns the error of each predicted patch, and 1 where it counts, else 0; both (B, predicted patches)."""
+        hidden, predicted = self._hidden_and_predicted(clip.shape, masks)
         with torch.no_grad():
             target = _picked(self.target(clip), predicted)
-        error = (prediction.to(target.dtype) - target).square().mean(2)
-        if masks.decoder_mask is None:
-            return error.mean()
-        counted = _picked(hidden.unsqueeze(2), predicted).squeeze(2)
-        return (error * counted).sum() / counted.sum()
+        errors = (prediction.to(target.dtype) - target).square().mean(2)
+        return errors, _picked(hidden.unsqueeze(2), predicted).squeeze(2).to(errors.dtype)
+
+    def _hidden_and_predicted(self, clip_shape: Sequence[int], masks: Masks) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden_patches(clip_shape, masks.mask)
+        return hidden, hidden if masks.decoder_mask is None else ~masks.decoder_mask
 
     @torch.no_grad()
     def pictures(self, clip: Tensor, masks: Masks) -> Pictures:
@@ -302,8 +312,7 @@ class MaskedAutoencoder(VideoModel):
             masks: From `draw_masks`.
         """
         prediction = self(clip, masks.mask, masks.decoder_mask)
-        hidden = self.hidden_patches(clip.shape, masks.mask)
-        predicted = hidden if masks.decoder_mask is None else ~masks.decoder_mask
+        hidden, predicted = self._hidden_and_predicted(clip.shape, masks)
         seen = self.cut_patches(clip).masked_fill(hidden[:, :, None, None], 0.0)
         pixels = self.cut_patches(self.target_pixels(clip))
         values = prediction.to(pixels.dtype).unflatten(2, pixels.shape[2:])
@@ -381,12 +390,12 @@ def create_autoencoder(
         ValueError: If it cannot be built at these frames or this size.
         TypeError: If the encoder has no such argument; the message names it.
     """
-    info = model_info(name)
-    kind = autoencoder_class(name)
+    kind = None if "/" in name else autoencoder_class(name)
     if kind is None:
         raise ConfigError(
             f"{name} cannot be pretrained as a masked autoencoder; these can: {', '.join(autoencoders())}"
         )
+    info = model_info(name)
     encoder = build_model(
         info,
         num_classes=0,

@@ -253,7 +253,7 @@ def test_a_decoder_that_predicts_everything_takes_no_mask() -> None:
 
 def test_shares_that_hide_everything_blame_their_key() -> None:
     model, clip = tiny("videomae_vit_s")
-    with pytest.raises(ConfigError, match=r"^pretrain.mask_ratio: a ratio of 0.01 hides none of the 16 places"):
+    with pytest.raises(ConfigError, match=r"^autoencoder.mask_ratio: a ratio of 0.01 hides none of the 16 places"):
         model.draw_masks(clip.shape, np.random.default_rng(0), mask_ratio=0.01)
-    with pytest.raises(ConfigError, match=r"^pretrain.decoder_mask_ratio: a ratio of 0.1 hides none"):
+    with pytest.raises(ConfigError, match=r"^autoencoder.decoder_mask_ratio: a ratio of 0.1 hides none"):
         model.draw_masks(clip.shape, np.random.default_rng(0), decoder_mask_ratio=0.1)

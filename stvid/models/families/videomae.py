@@ -519,7 +519,7 @@ FAMILY = Family(
             "VideoMAE ViT-H/16.",
             _K400,
             _HUGE,
-            decoder={"decoder_num_heads": 8},
+            decoder={"decoder_depth": 12, "decoder_num_heads": 8},
             params=633,
             gflops=1192,
             params_tolerance=1.0,
