@@ -95,7 +95,7 @@ def tensors_of(output: Any) -> dict[Path, Tensor]:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a search for logits goes by.
+    """Guides the search for logits.
 
     Attributes:
         declared: The ``num_classes`` that the network says it has; None if it says nothing, 0 for a network without
