@@ -412,7 +412,7 @@ class TrainerConfig:
 
 @dataclass
 class AutoencoderConfig:
-    """What a masked pretraining hides and predicts. Only `stvid pretrain` reads it.
+    """The masked autoencoder of `stvid pretrain`: what it hides, and how it predicts that. Only that command reads it.
 
     Attributes:
         masking: How the hidden cells are chosen: ``tube`` hides the same places in all frames, ``random`` any cells.
@@ -496,5 +496,5 @@ class TrainConfig:
 
     @property
     def classification(self) -> Literal["multiclass", "multilabel"]:
-        """What the logits of the model mean; the encoder of a pretraining has none yet."""
+        """The meaning of the model's logits; the encoder of a pretraining has none yet."""
         return "multilabel" if self.task == "multilabel" else "multiclass"

@@ -122,7 +122,7 @@ class PretrainTask(VideoTask):
                 masks = self._draw_masks(clips, generator)
                 losses += self.autoencoder.clip_losses(self(clips, *masks), clips, masks).tolist()
                 if len(losses) == len(views) and sample.index < self.config.autoencoder.pictures:
-                    self._tiles[sample.index] = self._drawn(clips[:1], Masks(*(_first(each) for each in masks)), path)
+                    self._tiles[sample.index] = self._drawn(clips[:1], masks.of_clip(0), path)
             self._losses[sample.index] = float(np.mean(losses))
 
     def _drawn(self, clip: Tensor, masks: Masks, path: str) -> Row:
@@ -163,7 +163,3 @@ class PretrainTask(VideoTask):
             "decoder": dict(self.autoencoder.decoder_options),
             "normalize_target": self.autoencoder.normalize_target,
         }
-
-
-def _first(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask[:1]

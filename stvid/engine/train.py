@@ -465,7 +465,7 @@ def _make_data(config: TrainConfig, train: Manifest, val: Manifest | None, stop:
     if val is not None:
         held = EvalDataset(val, config.protocol, views=options.val_views, **shared)
         _check_readable(held)
-    drawn = {"seed": config.seed, "repeats": options.repeats, "labelled": config.task != "pretrain"}
+    drawn: dict[str, Any] = {"seed": config.seed, "repeats": options.repeats, "labelled": config.task != "pretrain"}
     clips = TrainDataset(train, config.protocol, config.augment, **drawn, **shared)
     return VideoData(clips, held, options, seed=config.seed, stop=stop.stop_requested)
 

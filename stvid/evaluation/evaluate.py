@@ -33,6 +33,7 @@ from stvid.evaluation.metrics import Average
 from stvid.evaluation.progress import ProgressFile, VideoRecord, digest, model_digest, packed, videos_digest
 from stvid.evaluation.result import EvaluationError, EvaluationResult, Temporal, ViewAccumulator, check_choice
 from stvid.inference import OptimizedModel
+from stvid.models.base import VideoModel
 from stvid.protocol import Protocol, Task, checked_protocol
 
 __all__ = [
@@ -294,8 +295,13 @@ def model_task(model: nn.Module, task: Task | None) -> Task:
     """Returns the task to evaluate with: the given one or the model's own, or ``multiclass`` if it has none.
 
     Raises:
-        ConfigError: If there is no such task.
+        ConfigError: If there is no such task, or the model gives features alone, as the encoder of a pretraining does.
     """
+    if isinstance(model, VideoModel) and not model.num_classes and not model.takes_texts:
+        raise ConfigError(
+            f"{model.recipe.get('name', type(model).__name__)}: has no classifier, only features; build it with "
+            "num_classes and train it, or take stvid.extract_features"
+        )
     return check_choice("task", getattr(model, "task", "multiclass") if task is None else task, get_args(Task))
 
 

@@ -58,6 +58,11 @@ class Masks(NamedTuple):
     mask: Tensor
     decoder_mask: Tensor | None = None
 
+    def of_clip(self, number: int) -> Masks:
+        """Returns the masks of one clip, as a batch of one."""
+        skipped = None if self.decoder_mask is None else self.decoder_mask[number : number + 1]
+        return Masks(self.mask[number : number + 1], skipped)
+
     def to(self, device: torch.device) -> Masks:
         """Returns the masks on a device."""
         skipped = None if self.decoder_mask is None else self.decoder_mask.to(device, non_blocking=True)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -406,7 +406,7 @@ class HieraPretraining(MaskedAutoencoder):
     """
 
     masking = "random"
-    encoder_options = {"q_pool": 2}  # noqa: RUF012 - typed as a mapping by the base class
+    encoder_options: ClassVar[Mapping[str, Any]] = {"q_pool": 2}
     frame_step = STEM[0]
 
     def __init__(
