@@ -17,7 +17,11 @@ where a block has a stride, and the start of the convolutions in time. What was 
   not by the authors); parameters and multiply-adds are equal;
 - the paper's numbers from memory, since its tables could not be opened: 24.0 million parameters and 33.3e9
   multiply-adds for 8 frames and 174 classes. Counted are 24.04 million and 33.08e9;
-- a gradient to every parameter.
+- a gradient to every parameter;
+- learning: one block a stage of 32 channels (0.13 million parameters) names 97.9% of the 800 validation videos of the
+  demo set `motion` after 3 of 5 epochs from scratch; guessing names 12.5%. The command is ``stvid train --config
+  tsm_r18_motion.yaml --model.name stm_r50 --model.hyperparameters '{embed_dim: 32, depth: [1, 1, 1, 1]}' --optim.lr
+  0.002 --trainer.max_epochs 5``.
 """
 
 from __future__ import annotations
