@@ -83,10 +83,10 @@ def test_commands_of_the_pages_are_accepted(words: list[str]) -> None:
             patch.setattr(prep, "parse", parse_and_stop)
             prep.COMMANDS[arguments[0]](arguments[1:])
         return
-    if command == "train":
+    if command in ("train", "pretrain"):
         name, options = take_option(arguments, "--config")
         config = load_config(name, options)
-        assert (config.data.train or config.resume) is not None
+        assert (config.data.train or config.resume) is not None and config.command == command
         return
     own, dotted = split_config_options(arguments)
     name, _ = take_option(own, "--config")

@@ -16,9 +16,13 @@ from stvid.models.registry import family_of, native_models
 from stvid.protocol import Protocol
 
 STARTERS = ("uniformer_xxs_folder.yaml", "uniformer_xxs_motion.yaml")
+FIRST = [  # of each family; the others are slow
+    name if family_of(name)[0].variants[0].name == name else pytest.param(name, marks=pytest.mark.slow)
+    for name in native_models()
+]
 
 
-@pytest.mark.parametrize("name", native_models())
+@pytest.mark.parametrize("name", FIRST)
 def test_every_model_is_built_by_the_starter_recipes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in STARTERS:
         config = resolve_config(recipe, ["--model.name", name])

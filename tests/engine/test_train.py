@@ -124,7 +124,7 @@ def test_validation_equals_evaluation(configure: Callable[..., TrainConfig], vid
 RANDOM = ("model.drop_path_rate=0.3", "augment.mixup=0.4", "augment.cutmix=1", "augment.erasing=0.5")
 
 
-AVERAGED = ("trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2", "data.workers=1", "trainer.save_every=2")
+AVERAGED = ("trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2", "trainer.save_every=2")
 
 
 @pytest.mark.parametrize(("options", "epochs"), [((), 2), (AVERAGED, 3)])

@@ -191,7 +191,7 @@ def test_recomputing_counts_a_batch_once() -> None:
         torch.testing.assert_close(statistics[1][key], value)
 
 
-@pytest.mark.parametrize("name", native_models())
+@pytest.mark.parametrize("name", MODELS)
 def test_published_size(name: str) -> None:
     info = model_info(name)
     with torch.device("meta"):
@@ -468,7 +468,10 @@ def test_any_size_channels_and_classes(name: str, options: dict[str, Any], size:
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_18", "i3d_nl_r50", "i3d_inception", "c3d"])
+@pytest.mark.parametrize(
+    "name",
+    ["r2plus1d_18", "c3d", *(pytest.param(name, marks=pytest.mark.slow) for name in ("i3d_nl_r50", "i3d_inception"))],
+)
 def test_one_graph_for_torch_compile(name: str) -> None:
     model, clip = small_model(name)
     compiled = torch.compile(model.eval(), fullgraph=True, backend="eager")

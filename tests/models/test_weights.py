@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,14 @@ def test_every_row_belongs_to_a_model_of_its_file() -> None:
     assert len(ALL) == sum(len(rows) for table in TABLES for rows in read_weights(table).values())
 
 
-@pytest.mark.parametrize("model", [name for name in native_models() if weights_of(name)])
+def listed_models() -> list[Any]:
+    """The models with rows; all but the first of each family are slow."""
+    listed = [name for name in native_models() if weights_of(name)]
+    first = {family_of(name)[0].model: name for name in reversed(listed)}.values()
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in listed]
+
+
+@pytest.mark.parametrize("model", listed_models())
 def test_every_row_names_a_model_that_can_be_built(model: str) -> None:
     info, variant = model_info(model), family_of(model)[1]
     built: dict[str, stvid.models.base.VideoModel] = {}

@@ -20,7 +20,8 @@ def test_every_network_of_the_table_is_on_the_page(load_tool: Callable[[str], An
     for name, (_, modes) in networks.items():
         row = next(line for line in written.splitlines() if line.startswith(f"| {tool.STYLES[name]} |"))
         cells = dict(zip(tool.MODES, (cell.strip() for cell in row.strip("|").split("|")[1:]), strict=True))
-        assert {mode: cells[mode] for mode in modes} == dict.fromkeys(modes, "exact")
+        proved = {mode: cells[mode].partition(";")[0] for mode in modes}  # behind it stands whether it can be trained
+        assert proved == dict.fromkeys(modes, "exact")
         assert modes or all(cell.startswith("no [") for cell in cells.values())
 
 
