@@ -100,8 +100,8 @@ class StopOnSignal(Callback):
         command = command_line("stvid", self.command, "--resume", path)
         raise Interrupted(f"stopped by {signal.Signals(signum).name}; continue with: {command}", signum)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the signals back to Lightning, which gives them back itself before it calls `teardown`."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -171,6 +172,27 @@ def test_resume_inside_an_epoch_is_exact(
         for result in (whole, continued)
     ]
     assert len(means[0]) == 2 and means[0] == means[1]  # also of the epoch that was stopped
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_signals_are_given_back(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """A program that trained ends on SIGTERM as it did before."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    seen: list[Any] = []
+
+    def note(self: StopOnSignal, *args: Any) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        if stopped:
+            raise Interrupted("stopped", signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_end", note)
+    with pytest.raises(Interrupted) if stopped else contextlib.nullcontext():
+        train(configure("trainer.max_epochs=1"))
+    assert seen and seen[0] not in before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_fine_tuning_keeps_what_is_frozen_and_resumes(
