@@ -32,7 +32,7 @@ def train_or_pretrain(
     """Runs one of the two commands.
 
     Args:
-        command: Which.
+        command: ``train`` or ``pretrain``.
         argv: Its arguments.
         in_job: Runs the command in a job of a cluster; None takes `run_in_job`.
     """

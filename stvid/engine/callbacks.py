@@ -105,7 +105,7 @@ class StopOnSignal(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the signals back; Lightning does not call `teardown` then."""
+        """Gives the signals back; Lightning does not call `on_train_end` then."""
         self._restore()
 
     def _restore(self) -> None:

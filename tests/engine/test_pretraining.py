@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from PIL import Image
 import stvid
 from stvid.checkpoints import load_checkpoint
 from stvid.config import TrainConfig, dump_config, load_config
-from stvid.engine.callbacks import StopOnSignal
 from stvid.engine.pretraining import PretrainTask
 from stvid.engine.train import TrainResult, train
 from stvid.errors import CheckpointError, ConfigError, Interrupted
@@ -146,21 +144,16 @@ def test_resume_between_epochs_is_exact(configure: Callable[..., TrainConfig], m
 
 
 def test_resume_within_an_epoch_is_exact(
-    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+    configure: Callable[..., TrainConfig],
+    stopped_in_the_middle: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
     options = ("trainer.max_epochs=2", "data.batch_size=2")
     whole = train(configure(*options, output="whole"))
-    original = StopOnSignal.on_train_batch_end
-
-    def stop_in_the_middle(self: StopOnSignal, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == 2:
-            self.received = signal.SIGTERM
-        original(self, trainer, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "on_train_batch_end", stop_in_the_middle)
-        with pytest.raises(Interrupted, match=r"SIGTERM; continue with: stvid pretrain --resume .*interrupted\.ckpt"):
-            train(configure(*options, output="half"))
+    with (
+        stopped_in_the_middle(),
+        pytest.raises(Interrupted, match=r"SIGTERM; continue with: stvid pretrain --resume .*interrupted\.ckpt"),
+    ):
+        train(configure(*options, output="half"))
     continued = train(resume_config(Path(configure(output="half").output or "")))
     assert same(weights(whole), weights(continued))
 

@@ -148,21 +148,17 @@ def test_resume_between_epochs_is_exact(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_inside_an_epoch_is_exact(
-    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, workers: int
+    configure: Callable[..., TrainConfig],
+    stopped_in_the_middle: Callable[[], contextlib.AbstractContextManager[None]],
+    workers: int,
 ) -> None:
     options = (*RANDOM, "trainer.max_epochs=2", f"data.workers={workers}")
     whole = train(configure(*options, output="whole"))
-    original = StopOnSignal.on_train_batch_end
-
-    def stop_in_the_middle(self: StopOnSignal, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == 2:
-            self.received = signal.SIGTERM
-        original(self, trainer, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "on_train_batch_end", stop_in_the_middle)
-        with pytest.raises(Interrupted, match=r"SIGTERM; continue with: stvid train --resume .*interrupted\.ckpt"):
-            train(configure(*options, output="half"))
+    with (
+        stopped_in_the_middle(),
+        pytest.raises(Interrupted, match=r"SIGTERM; continue with: stvid train --resume .*interrupted\.ckpt"),
+    ):
+        train(configure(*options, output="half"))
     half = Path(configure(output="half").output or "")
     continued = train(resume_config(half))
     assert same(weights(whole), weights(continued))
