@@ -75,6 +75,7 @@ STARTERS = {
     "uniformer_xxs_folder.yaml",
     "uniformer_xxs_motion.yaml",
     "videomae_vit_s_motion_pretrain.yaml",
+    "x3d_xxs_motion.yaml",
 }
 # How a machine is used: it changes neither the weights nor the accuracy, and no paper says it.
 OF_THE_MACHINE = {

@@ -46,6 +46,13 @@ def test_the_window_is_that_of_the_training_crop(name: str, size: int, side: int
         assert stvid.create_model(name, img_size=size, num_frames=6).pool_size == (6, side, side)
 
 
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_branches_start_at_zero_unless_told_otherwise(zero_init: bool) -> None:
+    weights = [weight for key, weight in tiny(zero_init=zero_init).state_dict().items() if key.endswith("norm3.weight")]
+    assert len(weights) == sum(TINY["depth"])
+    assert all((weight == (0 if zero_init else 1)).all() for weight in weights)
+
+
 def test_the_hidden_layer_sees_every_window() -> None:
     model = tiny().double().eval()
     fill.fill_module(model)
