@@ -54,10 +54,11 @@ Work = Callable[[str, np.random.Generator], Any]
 # --- videos -----------------------------------------------------------------------------------------------------------
 
 
-def make_videos(folder: Path, count: int, *, seconds: int = 10) -> list[str]:
+def make_videos(folder: Path, count: int, *, seconds: int = 10, key_frames: int = 250) -> list[str]:
     """Writes H.264 files in the format of Kinetics copies: 340 x 256, 30 fps, 10 s, x264 defaults, AAC sound.
 
-    The pictures are textures of natural spectrum (1/f) that move before each other, with grain.
+    The pictures are textures of natural spectrum (1/f) that move before each other, with grain. There are no cuts, so
+    that key frames are `key_frames` frames apart; 250 is x264's default.
     """
     import av
 
@@ -69,6 +70,7 @@ def make_videos(folder: Path, count: int, *, seconds: int = 10) -> list[str]:
         with av.open(str(path), "w") as container:
             video: Any = container.add_stream("h264", rate=30)
             video.width, video.height, video.pix_fmt = 340, 256, "yuv420p"
+            video.codec_context.gop_size = key_frames
             sound: Any = container.add_stream("aac", rate=44100)
             yy, xx = np.mgrid[0:256, 0:340]
             for frame in range(30 * seconds):

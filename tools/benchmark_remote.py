@@ -2,6 +2,7 @@
 
     python tools/benchmark_remote.py                 # 20 files of 10 s and 4 of 60 s, over a throttled server
     python tools/benchmark_remote.py --files 4 --rounds 1
+    python tools/benchmark_remote.py --key-frames 60 # at most 60 frames apart, instead of x264's 250
     python tools/benchmark_remote.py --several       # the server sends several ranges in an answer, as nginx does
 
 A server of this tool sends the files over the loopback, at 20 MB/s in all and 30 ms after each request, as an object
@@ -310,14 +311,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--files", type=int, default=20, help="files of 10 s; default: %(default)s")
     parser.add_argument("--long", type=int, default=4, help="files of 60 s; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="clips of each file; default: %(default)s")
+    parser.add_argument("--key-frames", type=int, default=250, help="frames between key frames; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--several", action="store_true", help="the server sends several ranges in an answer")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         sets = {}
         for name, count, seconds in (("10 s", options.files, 10), ("60 s", options.long, 60)):
-            (Path(folder) / name).mkdir()
-            plain = [Path(path) for path in make_videos(Path(folder, name), count, seconds=seconds)] if count else []
+            making = Path(folder, name)
+            making.mkdir()
+            plain = [Path(p) for p in make_videos(making, count, seconds=seconds, key_frames=options.key_frames)]
             moved = []
             for number, path in enumerate(plain):
                 target = Path(folder, f"{seconds}_{number}.mp4")
