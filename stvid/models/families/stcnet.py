@@ -12,9 +12,13 @@ frames that it is built for.
 The authors published no code, and no official output exists. The paper's text could not be opened whole; the shapes of
 the linear layers, C/r x C and C x C/r, (TC)/r x TC and C x (TC)/r, and the mean are from quotations of its equations.
 Which branch is called what, the place in front of the sum (as in squeeze and excitation), r = 16, and biases are not
-from there. What was checked instead: the block against its formula, that the network without it is the 3D ResNet, and a
-gradient to every parameter. The paper's parameters and multiply-adds could not be found, so none are compared; counted
-are 55.7 million and 10.1e9 for 50 layers, and 103.7 million and 13.9e9 for 101, of 16 frames of 112 pixels.
+from there. What was checked instead: the block against its formula, that the network without it is the 3D ResNet, a
+gradient to every parameter, and learning: one basic block a stage names 97.4% of the 800 validation videos of the demo
+set `motion` after the first of 4 epochs from scratch, 12.1% where the frames are frozen; guessing names 12.5%. The
+command is ``stvid train --config tsm_r18_motion.yaml --model.name stcnet_r50 --model.hyperparameters '{depth: [1, 1, 1,
+1], bottleneck: false}' --optim.lr 3e-3 --trainer.max_epochs 4 --trainer.val_every 1``. The paper's parameters and
+multiply-adds could not be found, so none are compared; counted are 55.7 million and 10.1e9 for 50 layers, and 103.7
+million and 13.9e9 for 101, of 16 frames of 112 pixels.
 """
 
 from __future__ import annotations
