@@ -14,10 +14,13 @@ fits the number of frames that it is built for. The first frame is compared with
 The authors published no code, and no official output exists. The paper's text could not be opened whole; its facts are
 from quotations (depths, places of the blocks, K, D, the formula) and a reimplementation in a public repository (groups,
 quarter of the channels, norms, strides). What was checked instead: the operator against its formula, written as plain
-loops, and a gradient to every parameter. The one figure that could be found is not met: tables of later papers quote
-6.72e12 multiply-adds for 30 views of CorrNet-101, which is 224e9 a view. Counted are 253e9, and 1.1e9 in the operator,
-13% more. Of what was left open the channels inside the split convolution weigh most: here they are as many as outside;
-with those of R(2+1)D's formula it would be 375e9.
+loops, a gradient to every parameter, and learning: a narrow one names 90.8% of the 800 validation videos of the demo
+set `motion` after 2 of 4 epochs from scratch, 10.0% where the frames are frozen; guessing names 12.5%. The command is
+``stvid train --config tsm_r18_motion.yaml --model.name corrnet_r26 --model.hyperparameters '{embed_dim: 32, groups: 4,
+depth: [1, 1, 1, 1]}' --optim.lr 4e-3 --trainer.max_epochs 4``. The one figure that could be found is not met: tables of
+later papers quote 6.72e12 multiply-adds for 30 views of CorrNet-101, which is 224e9 a view. Counted are 253e9, and
+1.1e9 in the operator, 13% more. Of what was left open the channels inside the split convolution weigh most: here they
+are as many as outside; with those of R(2+1)D's formula it would be 375e9.
 """
 
 from __future__ import annotations
