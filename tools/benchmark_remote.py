@@ -18,7 +18,7 @@ bytes of the packets that the clip needs, over those of the file, of requests an
 
 It also prints what no reader can go below: the share of the file that those packets are, from the key frame on without
 what nothing refers to, and the fewest bytes of six ranges in which they lie, with sound and packets that are not needed
-between them.
+between them. A decoder that leaves nothing out takes more: all pictures from the key frame on.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ class Bounds:
     """Bytes below which no reader of a clip can go."""
 
     needed: int  # of the packets that must be decoded
+    in_turn: int  # of all pictures from the key frame on, which a decoder takes that leaves none out
     six_ranges: int  # the fewest of six ranges in which they lie
     file: int
 
@@ -173,17 +174,18 @@ def bounds_of(index: Index, frames: np.ndarray, file_bytes: int) -> Bounds:
     assert packets is not None
     wanted = packets.of_frame[frames]
     starts = np.flatnonzero(packets.start)
-    sent = np.zeros(len(packets.pts), bool)
+    sent, in_turn = np.zeros((2, len(packets.pts)), bool)
     for number in wanted:
         first = starts[np.searchsorted(starts, number, side="right") - 1]
-        sent[first : number + 1] |= ~packets.skippable[first : number + 1]
+        in_turn[first : number + 1] = True
     sent[wanted] = True
+    sent |= in_turn & ~packets.skippable
     begins, sizes = packets.position[sent], packets.size[sent].astype(np.int64)
     order = np.argsort(begins)
     ends = begins[order] + sizes[order]
     gaps = np.sort(begins[order][1:] - ends[:-1])
     least = int(ends[-1] - begins.min() - gaps[-5:].sum())
-    return Bounds(int(sizes.sum()), least, file_bytes)
+    return Bounds(int(sizes.sum()), int(packets.size[in_turn].sum()), least, file_bytes)
 
 
 def read_stvid(url: str, frames: np.ndarray, index: Index | None) -> np.ndarray:
@@ -289,6 +291,9 @@ def print_costs(title: str, costs: dict[str, Cost], bounds: Sequence[Bounds]) ->
     six = statistics.median(bound.six_ranges / bound.needed for bound in bounds)
     six_file = statistics.median(bound.six_ranges / bound.file for bound in bounds)
     print(f"no reader needs less than {share:.3f} of the file, in six ranges {six:.2f} of that: {six_file:.3f}")
+    turn = statistics.median(bound.in_turn / bound.file for bound in bounds)
+    six_turn = statistics.median(bound.six_ranges / bound.in_turn for bound in bounds)
+    print(f"all pictures from the key frame on are {turn:.3f} of the file; those six ranges are {six_turn:.2f} of that")
 
 
 def with_header_first(file: Path) -> Path:

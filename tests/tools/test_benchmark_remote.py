@@ -29,6 +29,7 @@ def test_no_reader_goes_below_the_bounds(tool: Any, make_video: Callable[..., Pa
     start = int(np.flatnonzero(packets.start)[1])
     wanted = set(packets.of_frame[np.arange(32, 60, 4)].tolist())
     sent = [number for number in range(start, max(wanted) + 1) if number in wanted or not packets.skippable[number]]
+    assert bounds.in_turn == packets.size[start : max(wanted) + 1].sum() > bounds.needed
     assert bounds.needed == packets.size[sent].sum() and bounds.file == path.stat().st_size
     begins = packets.position[sent]
     ends = begins + packets.size[sent]
