@@ -113,13 +113,22 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     raise ConfigError(f"config {str(name) or repr('')}: not found here nor among the packaged configs{hint}")
 
 
-def _section_types() -> dict[str, type]:
-    hints = typing.get_type_hints(TrainConfig)
+_hints_of = functools.cache(typing.get_type_hints)
+
+
+@functools.cache
+def _section_types() -> Mapping[str, type]:
+    hints = _hints_of(TrainConfig)
     return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 def config_keys() -> list[str]:
     """Returns every dotted key of a config, such as ``optim.lr``."""
+    return list(_all_keys())
+
+
+@functools.cache
+def _all_keys() -> tuple[str, ...]:
     sections = _section_types()
     keys: list[str] = []
     for item in dataclasses.fields(TrainConfig):
@@ -127,13 +136,12 @@ def config_keys() -> list[str]:
             keys += [f"{item.name}.{inner.name}" for inner in dataclasses.fields(sections[item.name])]
         else:
             keys.append(item.name)
-    return keys
+    return tuple(keys)
 
 
 def _check_keys(values: Mapping[str, Any], source: str) -> None:
     """Raises ConfigError at the first key that does not exist."""
-    known = config_keys()
-    sections = _section_types()
+    known, sections = set(_all_keys()), _section_types()
     for key, value in values.items():
         if key in sections:
             if not isinstance(value, Mapping):
@@ -332,18 +340,20 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
     # Every command names its output --out; the key of the file, which run folders hold, is output.
     options = [re.sub(r"^--out(?==|$)", "--output", option) for option in options]
     for option in options:
-        if option.startswith("--") and (key := option[2:].partition("=")[0]) not in config_keys():
+        if option.startswith("--") and (key := option[2:].partition("=")[0]) not in _all_keys():
             if section := _section_types().get(key):
                 example = f"--{key}.{dataclasses.fields(section)[0].name}"
                 raise ConfigError(f"--{key}: not an option but a section; give its keys, for example {example}")
             raise ConfigError(f"--{key}: unknown option{_hint(key)}")
     parser = train_parser()
     try:
-        base = parser.parse_object(values, defaults=True)
-        namespace = parser.parse_args(list(options), namespace=base) if options else base
+        # Only what is given is parsed: the dataclasses know their defaults, and to check them all takes several times
+        # as long.
+        given = parser.parse_object(values, defaults=False)
+        given = parser.parse_args(list(options), namespace=given, defaults=False) if options else given
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(one_line(error)) from error
-    config: TrainConfig = _build(TrainConfig, namespace.as_dict())
+    config: TrainConfig = _build(TrainConfig, given.as_dict())
     for dotted in _PATHS:
         part, _, name = dotted.rpartition(".")
         owner = getattr(config, part) if part else config
@@ -353,9 +363,11 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
 
 
 def _build(kind: type, values: Mapping[str, Any], start: str = "") -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(kind)
     built = {}
     for item in dataclasses.fields(kind):
+        if item.name not in values:
+            continue
         value = values[item.name]
         hint = hints[item.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
