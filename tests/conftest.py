@@ -6,6 +6,7 @@ inverted. Lossy coding does not blur blocks of 10 pixels, and two frames that ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,11 +14,14 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 import stvid
 from stvid.data import jobs
@@ -38,6 +42,39 @@ def _one_thread() -> Iterator[None]:
         # A training on the CPU would take more threads, and a test that forks would wait for them in its child.
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+_DRAWS = {
+    *(torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.trunc_normal_),
+    *(init.kaiming_normal_, init.kaiming_uniform_, init.xavier_normal_, init.xavier_uniform_),
+}
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Gives zeros where weights are drawn; all other initial values are set."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            return tensor if tensor.is_meta else tensor.detach().zero_()
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _outline(device: str = "meta") -> Iterator[None]:
+    with torch.device(device), _NothingDrawn():
+        yield
+
+
+@pytest.fixture(scope="session")
+def outline() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """``with outline():`` models are built for their names and shapes, on the meta device.
+
+    Weights are not drawn there, which takes torch longer than all the rest. ``with outline("cpu"):`` builds models
+    whose weights are loaded afterwards: they are zeros until then.
+    """
+    return _outline
 
 
 def _draw(number: int, width: int, height: int, light: Sequence[int] = (255, 255, 255)) -> np.ndarray:

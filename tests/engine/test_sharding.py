@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ FAMILIES = sorted({family_of(name)[0].model: name for name in reversed(native_mo
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_of_every_family_are_found(name: str) -> None:
-    with torch.device("meta"):
+def test_blocks_of_every_family_are_found(name: str, outline: Callable[..., Any]) -> None:
+    with outline():
         model = stvid.create_model(name, num_classes=5)
     blocks = sharded_blocks(model)
     assert len(blocks) >= 4
@@ -33,25 +34,25 @@ def test_blocks_of_every_family_are_found(name: str) -> None:
     assert all(any(True for _ in block.parameters()) for block in blocks.values())
 
 
-def test_last_stages_that_end_with_a_norm_are_found_whole() -> None:
+def test_last_stages_that_end_with_a_norm_are_found_whole(outline: Callable[..., Any]) -> None:
     for name, depth in (("uniformer_s", 16), ("swin3d_t", 12), ("mvit_b_16x4", 16), ("hiera_tiny", 12)):
-        with torch.device("meta"):
+        with outline():
             blocks = sharded_blocks(stvid.create_model(name, num_classes=5))
         kinds = [type(block).__name__ for block in blocks.values()]
         assert sum("Block" in kind for kind in kinds) >= depth, (name, kinds)
 
 
 @pytest.mark.parametrize("name,rounded", [("videomae_vit_s", True), ("resnet3d_18", False)])
-def test_weights_beside_batch_norms_are_not_rounded(name: str, rounded: bool) -> None:
-    with torch.device("meta"):
+def test_weights_beside_batch_norms_are_not_rounded(name: str, rounded: bool, outline: Callable[..., Any]) -> None:
+    with outline():
         model = stvid.create_model(name, num_classes=5)
     policy = precision_policy(model, "bf16-mixed")
     assert (policy.param_dtype == torch.bfloat16) is rounded and policy.reduce_dtype == torch.float32
     assert precision_policy(model, "32-true").param_dtype is None
 
 
-def test_weights_that_cannot_be_shared_out() -> None:
-    with torch.device("meta"):
+def test_weights_that_cannot_be_shared_out(outline: Callable[..., Any]) -> None:
+    with outline():
         model = stvid.create_model("movinet_a0", num_classes=5)
     with pytest.raises(ConfigError, match=r"^trainer\.strategy fsdp2: .*MoViNet has them \(.*\); take ddp$"):
         shard(model)

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ MODELS = [
 ]
 
 
-def one_of_each_family() -> list[Any]:
-    """All models; those whose family has a smaller one are slow."""
-    smallest: dict[str, tuple[float, str]] = {}
-    for name in native_models():
-        found = (model_info(name).params or 0.0, name)
-        kind = family_of(name)[0].model
-        smallest[kind] = min(smallest.get(kind, found), found)
-    quick = {name for _, name in smallest.values()}
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in native_models()]
+def one_of_each_family(names: Sequence[str] = ()) -> list[Any]:
+    """All models, or those of `names`; slow are all but the first of each family, as its statement lists them."""
+    first: dict[str, str] = {}
+    for name in names or native_models():
+        family = family_of(name)[0]
+        order = [variant.name for variant in family.variants]
+        first[family.model] = min(first.get(family.model, name), name, key=order.index)
+    quick = set(first.values())
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names or native_models()]
 
 
 # Parameters that change the features alone, not the logits: MViT's head reads the class token, which the last block
@@ -131,15 +132,16 @@ def clip_shape(record: dict[str, Any], key: str) -> list[int]:
 
 
 @pytest.mark.parametrize("case", golden_cases())
-def test_golden_logits(case: str) -> None:
+def test_golden_logits(case: str, outline: Callable[..., Any]) -> None:
     record = golden(case)
     name, call = golden_call(case)
     if record["logits"] is None:  # a model too large to run here: its parameters only
-        with torch.device("meta"):
+        with outline():
             model = stvid.create_model(name, **call)
         assert sum(parameter.numel() for parameter in model.parameters()) == record["params"]
         return
-    model = stvid.create_model(name, **call)
+    with outline("cpu"):
+        model = stvid.create_model(name, **call)
     state = golden_state(case)
     report = stvid.load_checkpoint(model, {"model_state": state})
     assert report.format in (*model_info(name).formats, "stvid")
@@ -160,7 +162,7 @@ def test_golden_logits(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in golden_cases() if counted(case)])
-def test_golden_multiply_adds(case: str) -> None:
+def test_golden_multiply_adds(case: str, outline: Callable[..., Any]) -> None:
     record = golden(case)
     if record["gmacs"] is None:
         pytest.skip("torch's counter does not see all of the official code, so none were recorded")
@@ -170,7 +172,7 @@ def test_golden_multiply_adds(case: str) -> None:
     if "orthoformer" in case:  # whose record counts exact attention
         call["attention"] = "trajectory"
     shape = clip_shape(record, "full_input_shape")
-    with torch.device("meta"):
+    with outline():
         model = stvid.create_model(name, **{**call, "num_frames": shape[2], "img_size": tuple(shape[3:])}).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(shape))
@@ -191,21 +193,27 @@ def test_recomputing_counts_a_batch_once() -> None:
         torch.testing.assert_close(statistics[1][key], value)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_published_size(name: str) -> None:
+@pytest.mark.parametrize("name", native_models())
+def test_published_size(name: str, outline: Callable[..., Any]) -> None:
     info = model_info(name)
-    with torch.device("meta"):
+    with outline():
         model = stvid.create_model(name)
-        params = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        if info.gflops is not None:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model.eval()(torch.empty(1, 3, info.protocol.frames, info.protocol.crop, info.protocol.crop))
-            assert counter.get_total_flops() / 2e9 == pytest.approx(
-                info.gflops, rel=family_of(name)[1].gflops_tolerance
-            )
+    params = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if info.params is not None:
         assert params == pytest.approx(info.params, abs=family_of(name)[1].params_tolerance)
     assert model.default_protocol == info.protocol
+
+
+COUNTED = [name for name in native_models() if model_info(name).gflops is not None]
+
+
+@pytest.mark.parametrize("name", one_of_each_family(COUNTED))
+def test_published_multiply_adds(name: str, outline: Callable[..., Any]) -> None:
+    info = model_info(name)
+    clip = (info.protocol.frames, info.protocol.crop, info.protocol.crop)
+    with outline(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        stvid.create_model(name).eval()(torch.empty(1, 3, *clip))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(info.gflops, rel=family_of(name)[1].gflops_tolerance)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -233,7 +241,7 @@ def test_every_parameter_gets_a_gradient_and_recomputing_changes_nothing(name: s
         torch.testing.assert_close(gradient, plain[key], rtol=1e-4, atol=1e-5 * float(plain[key].abs().max()))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_methods_that_training_relies_on(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -278,7 +286,10 @@ def test_own_state_goes_round(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name.endswith("xxs") else pytest.param(name, marks=pytest.mark.slow) for name in native_models()],
+    [
+        name if name in ("uniformer_xxs", "x3d_xxs") else pytest.param(name, marks=pytest.mark.slow)
+        for name in native_models()
+    ],
 )
 def test_export(name: str) -> None:
     model, clip = small_model(name)
@@ -319,7 +330,7 @@ def test_the_smallest_clip_is_taken_and_smaller_ones_are_refused(name: str) -> N
         model(torch.randn(3, 4, 64, 64))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_features_and_head_are_the_model(name: str) -> None:
     model, clip = small_model(name)
     model.eval()
@@ -375,14 +386,15 @@ def test_a_head_that_pools_by_attention(name: str, tmp_path: Path) -> None:
     assert any(key.startswith("head.cross_attn.") for key in names)
     with torch.no_grad():
         assert model(clip).shape == (2, 7)
-        stvid.save_model(model, tmp_path / "weights.safetensors")
-        again = stvid.load_model(tmp_path / "weights.safetensors")
-        torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
+        if model.num_features <= 1024:  # the head of a wider one has 100 million weights
+            stvid.save_model(model, tmp_path / "weights.safetensors")
+            again = stvid.load_model(tmp_path / "weights.safetensors")
+            torch.testing.assert_close(again(clip), model(clip), rtol=0, atol=0)
         model.reset_classifier(3)
         assert model(clip).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_layers_are_torch_s_own(name: str) -> None:
     """Tools of others (quantisation, LoRA) look for these types."""
     model, clip = small_model(name)

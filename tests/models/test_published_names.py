@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def shown(name: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_mmaction_names_and_shapes(network: str) -> None:
+def test_mmaction_names_and_shapes(network: str, outline: Callable[..., Any]) -> None:
     record = golden(network)
-    with torch.device("meta"):
+    with outline():
         state = {key: torch.empty(shape) for key, shape in record["state"].items()}
         options = shown(NETWORKS[network], state)
         model = stvid.create_model(NETWORKS[network], num_classes=record["num_classes"], **options)
@@ -87,9 +88,9 @@ def test_mmaction_logits(network: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["c3d", "i3d_r50", "ircsn_152", "swin_t", "timesformer_divst"])
-def test_a_backbone_alone_is_known_without_its_prefix(network: str) -> None:
+def test_a_backbone_alone_is_known_without_its_prefix(network: str, outline: Callable[..., Any]) -> None:
     record = golden(network)
-    with torch.device("meta"):
+    with outline():
         state = {
             key.removeprefix("backbone."): torch.empty(shape)
             for key, shape in record["state"].items()
@@ -380,8 +381,10 @@ TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 4}
         ("i3d_r50", {"depth": (1, 2, 1, 1), "time_kernels": ((3,), (3, 3), (3,), (3,)), "embed_dim": 32}),
     ],
 )
-def test_a_state_dict_of_ours_shows_its_options(name: str, options: dict[str, Any]) -> None:
-    with torch.device("meta"):
+def test_a_state_dict_of_ours_shows_its_options(
+    name: str, options: dict[str, Any], outline: Callable[..., Any]
+) -> None:
+    with outline():
         state = stvid.create_model(name, num_classes=5, **options).state_dict()
         if name == "swin3d_t" and options["window_size"][0] == 2:
             state["layers.0.blocks.0.attn.relative_position_index"] = torch.empty(32, 32)
@@ -400,15 +403,15 @@ def test_a_state_dict_of_ours_shows_its_options(name: str, options: dict[str, An
         ("swin3d_t", {"window_size": (2, 8, 8)}),  # 675 rows: also 14x3x3
     ],
 )
-def test_what_does_not_show_is_not_guessed(name: str, options: dict[str, Any]) -> None:
-    with torch.device("meta"):
+def test_what_does_not_show_is_not_guessed(name: str, options: dict[str, Any], outline: Callable[..., Any]) -> None:
+    with outline():
         state = stvid.create_model(name, num_classes=5, **options).state_dict()
         found = shown(name, state)
     assert not {"embed_dim", "num_heads", "num_frames", "img_size", "window_size"} & found.keys()
 
 
-def test_a_file_of_another_network_shows_nothing() -> None:
-    with torch.device("meta"):
+def test_a_file_of_another_network_shows_nothing(outline: Callable[..., Any]) -> None:
+    with outline():
         for name in ("timesformer_base", "uniformer_s", "swin3d_t", "c3d", "xvit_base", "vivit_b16x2", "r3d_18"):
             assert stvid.create_model(name).options_of({"conv.weight": torch.empty(3, 3)}) == {}
         i3d = stvid.create_model("i3d_nl_r50").state_dict()  # where it pools in time does not show

@@ -338,6 +338,7 @@ FAMILY = Family(
     min_clip=(1, 32, 32),
     formats=("Sense-X/UniFormer", "mmaction2"),
     parent="uniformer",
+    tiny={"depth": (1, 2, 2, 1), "embed_dim": (16, 32, 48, 64), "head_dim": 16},
     slow_goldens=("uniformer_s__8x96x128", "uniformer_s_std__16x64"),
     golden_options={
         "uniformer_s_split__16x64": {"name": "uniformer_s", "split_attention": True},
@@ -352,6 +353,7 @@ FAMILY = Family(
             {"depth": (5, 8, 20, 7), "drop_path_rate": 0.3},
             params=49.8,
             gflops=97.0,
+            same_as="uniformer_s",
         ),
         Variant(
             "uniformer_xxs",
