@@ -88,8 +88,16 @@ FILES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", list(FILES))
-@pytest.mark.parametrize("source", ["torchvision:resnet18", "module"])
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        *((kind, "module") for kind in FILES),
+        *(
+            pytest.param(kind, "torchvision:resnet18", marks=[pytest.mark.slow] if at else [])
+            for at, kind in enumerate(FILES)
+        ),
+    ],
+)
 def test_self_supervised_files(kind: str, source: str, tmp_path: Path) -> None:
     content, note = FILES[kind]
     torch.save(content, tmp_path / "w.pth")

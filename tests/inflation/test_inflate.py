@@ -494,7 +494,10 @@ def test_recomputation_survives_another_clip_in_between() -> None:
     )
 
 
-@pytest.mark.parametrize(("mode", "name"), MODES)
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [pair if pair[0] in ("conv", "attention") else pytest.param(*pair, marks=pytest.mark.slow) for pair in MODES],
+)
 def test_export_with_any_batch(mode: str, name: str) -> None:
     model = fill(small(mode, name))
     clip = torch.randn(3, 3, 4, 64, 64)
