@@ -160,7 +160,7 @@ def test_large_weights_lie_in_a_file_of_their_own(tmp_path: Path, monkeypatch: p
 
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = small("uniformer_xxs")
+    model, _ = small("c3d")
     (tmp_path / "m.pt2").write_bytes(b"earlier")
     read = exporting._read_program
 
@@ -176,7 +176,7 @@ def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_logits_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
-    model, _ = small("uniformer_xxs")
+    model, _ = small("c3d")
     with torch.no_grad():
         model.get_classifier().bias.fill_(float("nan"))
     with pytest.raises(StvidError, match="differ"):

@@ -119,7 +119,7 @@ def test_the_encoder_is_a_model_of_features(configure: Callable[..., TrainConfig
 
 def test_it_learns(configure: Callable[..., TrainConfig]) -> None:
     """The pixels themselves are predicted, whose mean is learnt first."""
-    options = ["trainer.max_epochs=16", "optim.lr=0.01", "autoencoder.normalize_target=false", "augment.resize=none"]
+    options = ["trainer.max_epochs=8", "optim.lr=0.01", "autoencoder.normalize_target=false", "augment.resize=none"]
     result = train(configure(*options, "data.repeats=2", "data.batch_size=8"))
     losses = [float(row["val_loss"]) for row in rows(result.output / "metrics.csv") if row["val_loss"]]
     assert losses[-1] < 0.9 * losses[0]

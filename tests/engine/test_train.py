@@ -128,14 +128,14 @@ RANDOM = ("model.drop_path_rate=0.3", "augment.mixup=0.4", "augment.cutmix=1", "
 AVERAGED = ("trainer.ema_decay=0.9", "trainer.accumulate_grad_batches=2", "trainer.save_every=2")
 
 
-@pytest.mark.parametrize(("options", "epochs"), [((), 2), (AVERAGED, 3)])
+@pytest.mark.parametrize(("options", "epochs", "whole_epochs"), [((), 1, 2), (AVERAGED, 3, 4)])
 def test_resume_between_epochs_is_exact(
-    configure: Callable[..., TrainConfig], options: tuple[str, ...], epochs: int
+    configure: Callable[..., TrainConfig], options: tuple[str, ...], epochs: int, whole_epochs: int
 ) -> None:
-    whole = train(configure(*RANDOM, *options, "trainer.max_epochs=4", output="whole"))
-    part = (f"trainer.max_epochs={epochs}", "optim.schedule_epochs=4")
+    whole = train(configure(*RANDOM, *options, f"trainer.max_epochs={whole_epochs}", output="whole"))
+    part = (f"trainer.max_epochs={epochs}", f"optim.schedule_epochs={whole_epochs}")
     half = train(configure(*RANDOM, *options, *part, output="half"))
-    config = resume_config(half.output, ["--trainer.max_epochs", "4"])
+    config = resume_config(half.output, ["--trainer.max_epochs", f"{whole_epochs}"])
     continued = train(config)
     assert continued.output == half.output
     assert same(weights(whole), weights(continued))

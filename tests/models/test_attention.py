@@ -155,12 +155,12 @@ def test_blocks_of_queries_are_the_whole(batch: int, queries: int, keys: int, mo
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (1, 2, 5, 7), (1, 1, 5, 7), (3, 1, 1, 7), (5, 7)])
+@pytest.mark.parametrize("shape", [(2, 2, 3, 5), (1, 2, 3, 5), (1, 1, 3, 5), (2, 1, 1, 5), (3, 5)])
 def test_a_bias_gets_its_gradient_from_blocks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(3, 2, length, 4, dtype=torch.float64, requires_grad=True) for length in (5, 7, 7))
+    q, k, v = (torch.randn(2, 2, length, 2, dtype=torch.float64, requires_grad=True) for length in (3, 5, 5))
     bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    for scores in (1, 30, 1 << 22):
+    for scores in (1, 20, 1 << 22):
         monkeypatch.setattr(attention, "BLOCK_SCORES", scores)
         assert torch.autograd.gradcheck(lambda *leaves: attend(*leaves[:3], bias=leaves[3], scale=0.4), (q, k, v, bias))
     low = [x.detach().bfloat16().requires_grad_() for x in (q, k, v, bias)]

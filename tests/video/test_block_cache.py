@@ -109,12 +109,12 @@ def _fill(folder: str, number: int) -> None:
 
 def test_processes_share_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_fill, args=(str(tmp_path), number)) for number in range(3)]
+    processes = [context.Process(target=_fill, args=(str(tmp_path), number)) for number in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     cache = BlockCache(tmp_path, 20 * 4096)
     assert 0 < cache.used() <= cache.most_bytes
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]

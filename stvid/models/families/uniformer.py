@@ -338,7 +338,7 @@ FAMILY = Family(
     min_clip=(1, 32, 32),
     formats=("Sense-X/UniFormer", "mmaction2"),
     parent="uniformer",
-    tiny={"depth": (1, 2, 2, 1), "embed_dim": (16, 32, 48, 64), "head_dim": 16},
+    tiny={"depth": (1, 1, 1, 1), "embed_dim": (16, 32, 48, 64), "head_dim": 16},
     slow_goldens=("uniformer_s__8x96x128", "uniformer_s_std__16x64"),
     golden_options={
         "uniformer_s_split__16x64": {"name": "uniformer_s", "split_attention": True},
