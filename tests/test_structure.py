@@ -7,6 +7,7 @@ function, under ``TYPE_CHECKING``, or as a text with a module's name that is han
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -98,12 +99,17 @@ def modules_of(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports_of(source: str, modules: Collection[str]) -> Iterator[Import]:
-    """Yields all imports of a module, of stvid or not; a text counts if it is the name of a module in `modules`."""
-    yield from _imports_below(ast.parse(source), modules, at_once=True)
+def imports_of(source: str, modules: Collection[str]) -> tuple[Import, ...]:
+    """Returns all imports of a module, of stvid or not; a text counts if it is the name of a module in `modules`."""
+    return _imports_of(source, frozenset(modules))
 
 
-def _imports_below(node: ast.AST, modules: Collection[str], *, at_once: bool) -> Iterator[Import]:
+@functools.cache
+def _imports_of(source: str, modules: frozenset[str]) -> tuple[Import, ...]:
+    return tuple(_imports_below(ast.parse(source), modules, at_once=True))
+
+
+def _imports_below(node: ast.AST, modules: frozenset[str], *, at_once: bool) -> Iterator[Import]:
     if isinstance(node, ast.Import):
         yield from (Import(alias.name, node.lineno, at_once) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -111,8 +117,8 @@ def _imports_below(node: ast.AST, modules: Collection[str], *, at_once: bool) ->
         for alias in node.names:
             inner = f"{start}.{alias.name}"
             yield Import(inner if inner in modules else start, node.lineno, at_once)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in set(modules) - {PUBLIC}:
-        yield Import(node.value, node.lineno, False)  # "stvid" itself is the program's name, too
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in modules:
+        yield from () if node.value == PUBLIC else (Import(node.value, node.lineno, False),)  # also the program's name
     for child in ast.iter_child_nodes(node):
         in_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
