@@ -140,7 +140,9 @@ class OfficialNet(nn.Module):
         return self.fc_cls(self.net.norm(self.net.layers[0](x))[:, 0])
 
 
-def test_the_recorded_golden_is_reproduced(toynet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_golden_is_reproduced(
+    toynet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outline: Callable[..., Any]
+) -> None:
     """Runs the page's script on the official network above, and the tests of goldens on what it writes."""
     official = ModuleType("model")
     official.Network = OfficialNet  # type: ignore[attr-defined]
@@ -151,14 +153,14 @@ def test_the_recorded_golden_is_reproduced(toynet: ModuleType, tmp_path: Path, m
     runpy.run_path("record_golden.py")
     monkeypatch.setattr(checks, "GOLDENS", tmp_path)
     assert [case for case in checks.golden_cases() if isinstance(case, str)] == [GOLDEN]
-    checks.test_golden_logits(GOLDEN)
-    checks.test_golden_multiply_adds(GOLDEN)
+    checks.test_golden_logits(GOLDEN, outline)
+    checks.test_golden_multiply_adds(GOLDEN, outline)
 
     shifted = checks.golden(GOLDEN)
     shifted["logits"][0] += 1e-6
     monkeypatch.setattr(checks, "golden", lambda case: shifted)
     with pytest.raises(AssertionError):
-        checks.test_golden_logits(GOLDEN)
+        checks.test_golden_logits(GOLDEN, outline)
 
 
 def test_positions_follow_the_size(toynet: ModuleType, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def _fill(folder: str, number: int) -> None:
 
 
 def test_processes_share_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a new interpreter would load torch first
     processes = [context.Process(target=_fill, args=(str(tmp_path), number)) for number in range(2)]
     for process in processes:
         process.start()
