@@ -580,6 +580,7 @@ class TestClipLoader:
         with pytest.raises(ConfigError, match=r"^data\.batch_size: there are 12 training videos"):
             make_loader(manifest, PROTOCOL, train=True, batch_size=16, workers=0)
 
+    @pytest.mark.slow  # a process that imports torch; tests/test_structure.py reads who imports Lightning
     def test_it_needs_no_lightning(self) -> None:
         code = "import sys, stvid; stvid.make_loader; print('lightning' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stvid.weight_files import states
 from stvid.weight_files.states import find_candidates, is_averaged, to_tensor
 
 NETWORK = {"stem.weight": torch.ones(2), "blocks.0.weight": torch.ones(3), "blocks.1.weight": torch.ones(4)}
@@ -76,7 +77,8 @@ def test_optimizers_and_rings_are_passed_by() -> None:
     assert all("exp_avg" not in key for each in found for key in each.state)
 
 
-def test_a_content_that_multiplies_itself_is_refused() -> None:
+def test_a_content_that_multiplies_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "MAX_TENSORS", 100_000)
     bottom: dict[str, Any] = {"weight": torch.ones(1)}
     for _ in range(10):
         bottom = {str(number): bottom for number in range(50)}
