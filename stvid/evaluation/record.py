@@ -7,7 +7,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -367,6 +367,7 @@ class EvaluationResult:
             raise StvidError(f"{folder}: neither a {_RESULT} nor a folder that holds one; stvid test writes them")
         try:
             record = json.loads((target / _RESULT).read_text(encoding="utf-8"))
+            _check_letters(record)
             arrays = load_arrays(target / _LOGITS)
             if str(arrays["run"]) != record["run"]:
                 raise StvidError(f"{target}: {_RESULT} and {_LOGITS} are of different runs; evaluate again")
@@ -456,13 +457,12 @@ def _has(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     return isinstance(record, dict) and all(_is(record.get(name), kind) for name, kind in fields.items())
 
 
-def _is_text(values: Iterable[str]) -> bool:
-    """Whether all can be written: JSON can name half of a letter, which no file and no terminal can hold."""
+def _check_letters(record: Any) -> None:
+    """Raises ValueError for a record with half of a letter: JSON can name one, but no file and no terminal holds it."""
     try:
-        "".join(values).encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
+        json.dumps(record, ensure_ascii=False).encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a letter") from error
 
 
 def _check_numbers(result: EvaluationResult) -> None:
@@ -502,10 +502,6 @@ def _check(result: EvaluationResult) -> None:
     if not all(_has(record, {"class": str, "support": int}) for record in result.per_class):
         raise ValueError("per_class holds other values than it should")
     _check_numbers(result)
-    texts = [*result.class_names, *result.arithmetic, *result.versions, *result.versions.values(), *result.paths]
-    texts += [part for failure in result.failures for part in failure]
-    if not _is_text([*texts, result.command, json.dumps(result.published, ensure_ascii=False)]):
-        raise ValueError("it holds half of a letter")
     videos, classes = len(result.logits), len(result.class_names)
     layout = view_layout([result.views, *result.also], result.protocol.sampling)
     views = ViewPlan.parse(result.views).num_views

@@ -298,6 +298,7 @@ def test_damaged_files_are_one_clear_line(tmp_path, damage):
         (("also",), ["1x1"]),
         (("classes", 0), "\ud800"),
         (("command",), "\udfff"),
+        (("per_class", 0, "name"), "\ud800"),
     ],
 )
 def test_one_wrong_value_is_one_clear_line(tmp_path, keys, value):
