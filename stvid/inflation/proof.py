@@ -276,6 +276,15 @@ def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
         if aligned < EXACT:
             report.reasons = ["the network magnifies the rounding of its averaged kernels"]
             report.aligned, report.alignment = aligned, "kernels in float64"
+            return
+        if report.compared != "logits" or any(layer.relative >= EXACT for layer in report.layers):
+            return
+        rounding = _rounding_of_logits(copied(network).double().cpu(), model, _two_images(model).double())
+        if report.difference < ROUNDINGS * rounding:
+            report.reasons = [
+                "the logits hardly depend on the image, as without training: in float64, rounding alone changes them "
+                f"{rounding:.1e} times as much as the image"
+            ]
 
 
 def _judge_rounded(
@@ -283,16 +292,25 @@ def _judge_rounded(
 ) -> None:
     """Judges a difference in the network's own type by what a change of an image's last bit makes of the logits."""
     report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
-    with no_training(network):
-        expected = model.reader(network(images))
-        alone = torch.cat([model.reader(network(images[index : index + 1])) for index in range(len(images))])
-    scale = (expected[0] - expected[1]).abs().max()
-    moved = _rounding(network, images, model.reader) * expected.abs().max() / scale
-    rounding = max(moved.item(), ((alone - expected).abs().max() / scale).item())
+    rounding = _rounding_of_logits(network, model, images)
     if quick.difference < ROUNDINGS * max(rounding, EXACT / ROUNDINGS):
         report.reasons = [
             f"the network runs in {report.computed_in} only, where rounding alone changes its logits by {rounding:.1e}"
         ]
+
+
+def _rounding_of_logits(network: nn.Module, model: InflatedModel, images: Tensor) -> float:
+    """Returns how much rounding changes the logits of a 2D network, relative to the difference of those of two images.
+
+    The largest of what a change of the images' last bits does, what it makes that they are computed one by one, and the
+    last bit of the logits themselves.
+    """
+    with no_training(network):
+        expected = model.reader(network(images.clone()))
+        alone = torch.cat([model.reader(network(images[index : index + 1])) for index in range(len(images))])
+    largest = expected.abs().max()
+    moved = max(_rounding(network, images, model.reader), torch.finfo(expected.dtype).eps) * largest
+    return (torch.maximum(moved, (alone - expected).abs().max()) / (expected[0] - expected[1]).abs().max()).item()
 
 
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:

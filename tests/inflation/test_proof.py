@@ -125,6 +125,19 @@ def test_a_network_that_fixes_its_type_is_judged_by_rounding() -> None:
     assert proof.computed_in == "float32" and (proof.exact or "rounding alone" in proof.reasons[0])
 
 
+@torch.no_grad()
+def test_logits_that_hardly_depend_on_the_image_are_judged_by_rounding() -> None:
+    """As those of a deep network that nobody trained: the image changes their last digits."""
+    network, wrong = Net().eval(), Sensing().eval()
+    for each in (network, wrong):
+        each.first.weight.mul_(1e-11)
+        each.first.bias.fill_(0.7)
+    proof = stvid.inflate(network, num_frames=3, img_size=16).inflation.proof
+    assert not proof.exact and "hardly depend on the image" in proof.reasons[0]
+    with pytest.raises(ConfigError, match="NOT EQUAL"):
+        stvid.inflate(wrong, num_frames=3, img_size=16)
+
+
 def test_the_generators_of_random_numbers_are_left_alone() -> None:
     network = nn.Sequential(Net(), nn.Dropout(0.5)).eval()
     torch.manual_seed(3)
