@@ -347,8 +347,7 @@ def parse_config(text: str, options: Sequence[str] = (), *, source: str) -> Trai
             raise ConfigError(f"--{key}: unknown option{_hint(key)}")
     parser = train_parser()
     try:
-        # Only what is given is parsed: the dataclasses know their defaults, and to check them all takes several times
-        # as long.
+        # Only what is given is parsed: the dataclasses know their defaults, which need no check.
         given = parser.parse_object(values, defaults=False)
         given = parser.parse_args(list(options), namespace=given, defaults=False) if options else given
     except (ArgumentError, ConfigError) as error:

@@ -160,7 +160,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bytes below which no reader of a clip can go."""
+    """Bytes of a clip: no reader can go below `needed`, nor in six ranges below `six_ranges`."""
 
     needed: int  # of the packets that must be decoded
     in_turn: int  # of all pictures from the key frame on, which a decoder takes that leaves none out

@@ -1,4 +1,4 @@
-"""What several tests of trainings share."""
+"""An interruption that several tests of trainings make."""
 
 from __future__ import annotations
 
