@@ -32,6 +32,7 @@ __all__ = [
     "prove",
     "prove_training",
     "still_difference",
+    "unround_filters",
     "watching",
 ]
 
@@ -201,19 +202,21 @@ def still_difference(
     Args:
         network: Before it was inflated, with the weights that the model has.
         model: The inflated network, with a classifier of the same size.
-        unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel are
-            rounded, which a network can magnify.
+        unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel or
+            filter are rounded, which a network can magnify.
 
     Returns:
         The attributes of a `Comparison`: the difference, what was compared, and the difference of each block.
 
     Raises:
+        ConfigError: If the logits of an image depend on other images, which a classifier of zeros had hidden.
         RuntimeError: If a network does not run in float64.
     """
     flat, video = copied(network).double().cpu(), copied(model).double().cpu()
     images = _two_images(model).double()
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
+        unround_filters(video)
     found = _compare(_observe(flat, video, images), video, frugal=True)
     if found is not None:
         return found.difference, found.compared, found.layers
@@ -223,6 +226,8 @@ def still_difference(
             if parameter.dim() >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     video.load_state_dict(video.transfer(flat.state_dict())[0])
+    if problem := _why_not_foldable(flat, images, model.reader, MIXED_EXACTLY):  # which zeros had hidden
+        raise ConfigError(f"{model.source_name}: {problem}")
     seen = _observe(flat, video, images)
     found = _compare(seen, video, frugal=True)
     if found is None:
@@ -232,6 +237,20 @@ def still_difference(
         scale = expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return (apart / scale).item(), "logits, which do not depend on the image", []
     return found.difference, "logits of a random classifier", found.layers
+
+
+@torch.no_grad()
+def unround_filters(video: InflatedModel) -> None:
+    """Makes the shares of frames in averaging filters, which no 2D weight has, add up to one in float64, too.
+
+    Args:
+        video: In float64; filters whose shares are off by more than rounding stay as they are.
+    """
+    for part in video.modules():
+        if isinstance(part, TemporalFilter):
+            total = part.weight.sum((1, 2), keepdim=True)
+            if (total - 1).abs().max() < part.weight.shape[2] * torch.finfo(torch.float32).eps:
+                part.weight.div_(total)
 
 
 def _two_images(model: InflatedModel) -> Tensor:
@@ -262,6 +281,8 @@ def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
         return
     try:
         report.difference, report.compared, report.layers = still_difference(network, model)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a network's own code raises
         if quick is None:
             raise ConfigError(
@@ -316,8 +337,8 @@ def _rounding_of_logits(network: nn.Module, model: InflatedModel, images: Tensor
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
     """Trains a copy of the model for one step on two clips of one frame.
 
-    On smaller images where the network takes such, since a step on large ones takes as long as all the rest of the
-    proof.
+    On smaller images where the network takes such, or else on one clip if that will do, since a step on large images
+    takes as long as all the rest of the proof.
 
     Raises:
         ConfigError: If that fails although the network itself can be trained.
@@ -328,10 +349,13 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
     kind: str | None = None
     with torch.random.fork_rng(devices=devices):
         if min(height, width) > SMALL:
-            try:
-                kind = _train(model, images[:, :, : height // SMALLER, : width // SMALLER].contiguous())
-            except Exception as error:  # whatever a network's own code raises: then it takes one size
-                _log.debug("%s: is not trained on small images: %s", report.source, in_words(error))
+            smaller = images[:, :, : height // SMALLER, : width // SMALLER].contiguous()
+            for fewer in (smaller, images[:1]):
+                try:
+                    kind = _train(model, fewer)
+                    break
+                except Exception as error:  # whatever a network's own code raises: then it takes one size, or batches
+                    _log.debug("%s: is not trained on %s: %s", report.source, tuple(fewer.shape), in_words(error))
         try:
             kind = _train(model, images) if kind is None else kind
         except Exception as error:  # whatever a network's own code raises
@@ -355,8 +379,10 @@ def _train(model: InflatedModel, images: Tensor) -> str:
     )
     with torch.enable_grad():
         logits = video(images.unsqueeze(2))
-        if logits.shape != (2, model.num_classes or model.head_features):
-            raise ConfigError(f"in training mode it gives {tuple(logits.shape)} for two clips, not one vector for each")
+        if logits.shape != (len(images), model.num_classes or model.head_features):
+            raise ConfigError(
+                f"in training mode it gives {tuple(logits.shape)} for {len(images)} clips, not one vector for each"
+            )
         loss = logits.float().square().sum()
         if loss.requires_grad:
             loss.backward()  # not `torch.autograd.grad`, with which reentrant checkpoints do not work

@@ -164,9 +164,9 @@ def _split(network: nn.Module, images: Tensor, size: tuple[int, int]) -> Layout 
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
         return None
     with no_training(network):
-        whole = network(images)
+        whole, features = _with_features(network, images)
         try:
-            features = own.forward_features(images)
+            features = own.forward_features(images) if features is None else features
             if not isinstance(features, Tensor) or len(features) != len(images):
                 return None
             found = _layout_of(network, features, size)
@@ -174,6 +174,30 @@ def _split(network: nn.Module, images: Tensor, size: tuple[int, int]) -> Layout 
         except Exception as error:  # whatever a network's own code raises: then the methods are for other inputs
             _log.debug("%s: forward_features is not used: %s", type(network).__name__, in_words(error))
             return None
+
+
+def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
+    """Runs a network; returns what it gives, and what its own method made of the images on the way.
+
+    That is None where `forward` does not call the method once, with the images; then it has to be run by itself.
+    """
+    own: Any = network
+    method, kept = own.forward_features, vars(network).get("forward_features")
+    made: list[Any] = []
+
+    def forward_features(*inputs: Any, **options: Any) -> Any:
+        features = method(*inputs, **options)
+        made.append(features if len(inputs) == 1 and inputs[0] is images and not options else None)
+        return features
+
+    own.forward_features = forward_features
+    try:
+        whole = own(images)
+    finally:
+        del own.forward_features
+        if kept is not None:
+            own.forward_features = kept
+    return whole, made[0] if len(made) == 1 else None
 
 
 def _equal(found: Any, whole: Tensor) -> bool:
