@@ -19,7 +19,7 @@ from stvid.inference import FuseReport, OptimizedModel, pick_precision
 from stvid.models.base import VideoModel
 from stvid.models.blocks import Mlp
 from stvid.models.following import follow_norms
-from stvid.models.kernels import FastConv3d, FastLinear, PatchConv3d, clip_layout, remade, speed_up
+from stvid.models.kernels import FastConv3d, FastLinear, clip_layout, remade, speed_up
 from stvid.protocol import Protocol
 
 TINY: dict[str, Any] = {"depth": (1, 1, 1, 1)}
@@ -371,7 +371,7 @@ def test_only_what_nobody_watches_is_replaced() -> None:
     seen: list[Tensor] = []
     model.encoder.blocks[0].attn.proj.register_forward_hook(lambda module, inputs, output: seen.append(output))
     speed_up(model)
-    assert type(model.patch_embed.proj) is PatchConv3d and type(model.head.fc) is nn.Linear  # float32: torch's own
+    assert type(model.patch_embed.proj) is nn.Conv3d and type(model.head.fc) is nn.Linear  # float32: torch's own
     torch.testing.assert_close(model(clip), expected, rtol=1e-4, atol=1e-5)
     low = copy.deepcopy(model).to(torch.bfloat16)
     assert any("linear layers" in note for note in speed_up(low)) == torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -59,14 +59,15 @@ GROWTH: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         "S T",
     ),
 )
-# (title, sequences, tokens, heads, channels of a head, whether there is a bias) of batch 1 at the published size
-CALLS: tuple[tuple[str, int, int, int, int, bool], ...] = (
-    ("ViViT joint", 1, 3137, 12, 64, False),
-    ("TimeSformer space", 8, 197, 12, 64, False),
-    ("TimeSformer time", 196, 8, 12, 64, False),
-    ("Swin-T stage 1", 16, 392, 3, 32, True),
-    ("Swin-T stage 3", 8, 392, 12, 32, True),
-    ("UniFormer-S stage 3", 1, 1568, 5, 64, False),
+# (title, sequences, queries, keys, heads, channels of a head, whether there is a bias) of batch 1, published size
+CALLS: tuple[tuple[str, int, int, int, int, int, bool], ...] = (
+    ("ViViT joint", 1, 3137, 3137, 12, 64, False),
+    ("TimeSformer space", 8, 197, 197, 12, 64, False),
+    ("TimeSformer time", 196, 8, 8, 12, 64, False),
+    ("Swin-T stage 1", 16, 392, 392, 3, 32, True),
+    ("Swin-T stage 3", 8, 392, 392, 12, 32, True),
+    ("UniFormer-S stage 3", 1, 1568, 1568, 5, 64, False),
+    ("MViT-B stage 3", 1, 1569, 393, 4, 96, False),
 )
 RATES = ("swin3d_t", "timesformer_base", "vivit_b16x2", "xvit_base")
 MERGED = (0, 4, 8, 16, 32)
@@ -193,26 +194,28 @@ def compare_backends(device: torch.device, rounds: int) -> None:
         if problem:
             print(f"{name}: left out, {problem}")
     print(f"{'ms':24}{'type':>10}{'torch':>9}" + "".join(f"{name:>10}" for name in usable))
-    for title, sequences, tokens, heads, channels, with_bias in CALLS:
+    for title, sequences, queries, keys, heads, channels, with_bias in CALLS:
         for dtype in (torch.float32, torch.bfloat16):
-            qkv = torch.randn(sequences, tokens, 3, heads, channels, device=device, dtype=dtype)
-            bias = torch.randn(1, heads, tokens, tokens, device=device, dtype=dtype) if with_bias else None
+            kind: dict[str, Any] = {"device": device, "dtype": dtype}
+            parts = torch.randn(sequences, keys, 3, heads, channels, **kind).unbind(2)
+            q = parts[0] if queries == keys else torch.randn(sequences, queries, heads, channels, **kind)
+            qkv = (q, *parts[1:])
+            bias = torch.randn(1, heads, queries, keys, **kind) if with_bias else None
             works: dict[str, Callable[[], Any]] = {"torch": lambda qkv=qkv, bias=bias: _torch(qkv, bias)}  # type: ignore[misc]
             for name in usable:
                 works[name] = lambda qkv=qkv, bias=bias, name=name: attend(  # type: ignore[misc]
-                    *qkv.unbind(2), bias=bias, layout="BMHK", backend=name
+                    *qkv, bias=bias, layout="BMHK", backend=name
                 )
             with torch.inference_mode():
                 times = medians(works, device, rounds)
-            kind = str(dtype).removeprefix("torch.")
             print(
-                f"{title:24}{kind:>10}"
+                f"{title:24}{str(dtype).removeprefix('torch.'):>10}"
                 + "".join(f"{1e3 * taken:{9 if name == 'torch' else 10}.2f}" for name, taken in times.items())
             )
 
 
-def _torch(qkv: Tensor, bias: Tensor | None) -> Tensor:
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def _torch(qkv: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    q, k, v = (part.transpose(1, 2) for part in qkv)
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 

@@ -40,6 +40,7 @@ AttentionBackend = Literal["sdpa", "xformers", "math"]
 AttentionLayout = Literal["BHMK", "BMHK"]
 BLOCK_SCORES = 1 << 22  # scores that one block of queries may have (8 MB in bfloat16, which caches hold)
 LONG = 1024  # tokens, from which on torch's kernel for CPUs gains more by inputs side by side than copying them costs
+UNPACKED = (258, 512)  # keys, the fewest and the most, see `_padding_is_faster`
 FEW = 8  # tokens, up to which bfloat16 is faster without the fused kernel
 _backend: AttentionBackend = "sdpa"
 Source = tuple[object, str]
@@ -183,9 +184,15 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_rate: float, scale: float) -> Tensor:
     """The backend ``sdpa`` on (B, heads, N, head_dim)."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:
+        q, k, v = (
+            x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v)
+        )  # as torch's function would, before choices
     if not drop_rate and _blocks_are_faster(q, k, v, bias):
         return _attend_in_blocks(q, k, v, bias, scale)
-    if _copies_are_faster(q, k, v):
+    if bias is None and not drop_rate and _padding_is_faster(q, k, v):
+        k, v, bias = _padded(k, v)
+    elif _copies_are_faster(q, k, v):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
 
@@ -201,8 +208,34 @@ def _blocks_are_faster(q: Tensor, *others: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (q, *others)):
         return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not _has_amx()
+
+
+def _padding_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Returns whether torch's kernel for CPUs with AMX takes less time for a few more keys, which are masked.
+
+    From 258 to 512 keys it does, unless their number is a multiple of four: 1,569 queries of MViT with 393 keys take
+    half the time with 400 (``python tools/benchmark_attention.py --backends`` prints both).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
+        return False
+    return UNPACKED[0] <= k.shape[2] <= UNPACKED[1] and k.shape[2] % 4 != 0 and _has_amx()
+
+
+def _padded(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns keys and values of a number that is a multiple of 16, and the bias that gives the last ones no weight."""
+    keys = k.shape[2]
+    more = -keys % 16
+    bias = k.new_zeros(1, 1, 1, keys + more)
+    bias[..., keys:] = -torch.inf
+    return F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more)), bias
+
+
+def _has_amx() -> bool:
     with_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", bool)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not with_amx()
+    return with_amx()
 
 
 def _copies_are_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -41,7 +41,9 @@ __all__ = [
     "QuickGELU",
     "Tap",
     "TubeletEmbed",
+    "activate",
     "drop_path_rates",
+    "has_hooks",
     "init_conv_weights",
     "init_transformer_weights",
     "keep_visible",
@@ -129,7 +131,16 @@ class QueryValueBiasAttention(Attention):
             return q, k, v
         # In the type of the products: under autocast a sum with float32 biases would be float32, and attention slow.
         q_bias, v_bias = (bias.to(q.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
-        return q + q_bias, k, v + v_bias
+        return self._sum(q, q_bias), k, self._sum(v, v_bias)
+
+    def _sum(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Adds a bias; without gradients with the tokens of a head side by side, which attention copies them to."""
+        learns = torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad)
+        if learns or type(x) is not Tensor or _is_traced():
+            return x + bias
+        batch, tokens, heads, channels = x.shape
+        out = x.new_empty(batch, heads, tokens, channels)
+        return torch.add(x.transpose(1, 2), bias.unsqueeze(1), out=out).transpose(1, 2)
 
 
 class QueryAttention(nn.Module):
@@ -192,7 +203,27 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies both layers."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(activate(self.act, self.fc1(x), self.fc1))))
+
+
+def activate(act: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
+    """Applies an activation; a GELU in place, where nobody sees what the layer before it returned.
+
+    Without gradients and hooks that is so, and a second tensor of that size need not be fetched from the system.
+
+    Args:
+        act: The activation.
+        x: What `layer` has just returned.
+        layer: That comes before it.
+    """
+    fresh = isinstance(layer, nn.Linear) and type(x) is Tensor and not x.requires_grad
+    if type(act) is not nn.GELU or not fresh or has_hooks(layer) or has_hooks(act) or _is_traced():
+        return act(x)
+    return torch.ops.aten.gelu_(x, approximate=act.approximate)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class FeedForward(nn.Module):
@@ -277,9 +308,25 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
+        if type(self.proj) is nn.Conv3d and not has_hooks(self.proj):
+            return self._product(clip)
         # With the channels of a token side by side: sums would hand the convolution's layout on through all blocks, and
         # every norm would copy its input.
         return self.proj(clip).permute(0, 2, 3, 4, 1).contiguous()
+
+    def _product(self, clip: Tensor) -> Tensor:
+        """Embeds with one matrix product; oneDNN has no fast convolution of this kind in bfloat16."""
+        t, h, w = self.tubelet_size
+        time, height, width = (length // step for length, step in zip(clip.shape[2:], (t, h, w), strict=True))
+        clip = clip[:, :, : time * t, : height * h, : width * w]
+        patches = clip.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether more happens in a call of a module than its class says."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
 
 
 def leave_out(last: int, tap: Tap) -> Tap:

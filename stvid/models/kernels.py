@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from stvid.models.blocks import Mlp, TubeletEmbed
+from stvid.models.blocks import Mlp, TubeletEmbed, has_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +25,6 @@ __all__ = [
     "FastConv2d",
     "FastConv3d",
     "FastLinear",
-    "PatchConv3d",
     "channels_last",
     "clip_layout",
     "remade",
@@ -152,19 +151,6 @@ class FastConv3d(_FastConv, nn.Conv3d):  # type: ignore[misc]
     """
 
 
-class PatchConv3d(nn.Conv3d):
-    """A convolution whose stride equals its kernel, computed as one matrix product over the patches."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, T, H, W) to (B, C', T', H', W')."""
-        t, h, w = self.kernel_size
-        time, height, width = (length // step for length, step in zip(x.shape[2:], (t, h, w), strict=True))
-        x = x[:, :, : time * t, : height * h, : width * w]
-        patches = x.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
-        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
-
-
 class FastLinear(nn.Linear):
     """torch's linear layer for inference in bfloat16 on a CPU, by oneDNN, with a GELU in the same pass if there is one.
 
@@ -195,12 +181,8 @@ def speed_up(model: nn.Module) -> list[str]:
     Returns:
         One line for each kind of replacement that was made.
     """
-    packed, patched, linear = (
-        "convolutions packed for oneDNN",
-        "patch embeddings as matrix products",
-        "linear layers through oneDNN",
-    )
-    counts = {packed: 0, patched: 0, linear: 0}
+    packed, linear = "convolutions packed for oneDNN", "linear layers through oneDNN"
+    counts = {packed: 0, linear: 0}
     low = next(model.parameters()).dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     kept = {
         id(part)
@@ -211,12 +193,11 @@ def speed_up(model: nn.Module) -> list[str]:
     }
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
-            if child is None or _has_hooks(child) or id(child) in kept:
+            if child is None or has_hooks(child) or id(child) in kept or isinstance(module, TubeletEmbed):
                 continue
             if type(child) in _FAST and child.padding_mode == "zeros" and not isinstance(child.padding, str):
-                patches = isinstance(module, TubeletEmbed)
-                module._modules[name] = remade(child, PatchConv3d if patches else _FAST[type(child)])
-                counts[patched if patches else packed] += 1
+                module._modules[name] = remade(child, _FAST[type(child)])
+                counts[packed] += 1
             elif low and type(child) is nn.Linear:
                 module._modules[name] = remade(child, FastLinear)
                 counts[linear] += 1
@@ -238,16 +219,12 @@ def _join_activation(layers: nn.Sequential) -> None:
     for key, layer in layers._modules.items():
         if isinstance(layer, _FastConv):
             conv = layer
-        elif conv is not None and type(layer) in names and not _has_hooks(layer):
+        elif conv is not None and type(layer) in names and not has_hooks(layer):
             conv.act = names[type(layer)]
             layers._modules[key] = nn.Identity()
             conv = None
         elif type(layer) is not nn.Identity:
             conv = None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
 
 
 if torch.backends.mkldnn.is_available():

@@ -227,3 +227,29 @@ def test_parts_of_one_projection_are_copied_where_many_tokens_attend(
         found = attend(q, k, v, layout="BMHK")
         torch.testing.assert_close(found, attend(q, k, v, layout="BMHK", backend="math"), rtol=1e-4, atol=1e-5)
     assert seen == [False, not grad]
+
+
+@pytest.mark.parametrize("keys", [257, 258, 260, 393, 512, 513])
+def test_a_few_masked_keys_change_nothing(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs with AMX take half the time for them in bfloat16; under autocast the tensors come in float32."""
+    monkeypatch.setattr(attention, "_has_amx", lambda: True)
+    seen: list[int] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        seen.append(k.shape[2])
+        return kernel(q, k, v, **options)
+
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(1, 2, 20, 16), torch.randn(2, 1, 2, keys, 16)
+    expected = attend(q, k, v, backend="math")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    padded = 258 <= keys <= 512 and keys % 4
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(q, k, v)
+    assert found.dtype == torch.bfloat16 and seen == [-(-keys // 16) * 16 if padded else keys]
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    low = [part.bfloat16().requires_grad_() for part in (q, k, v)]
+    attend(*low)
+    assert seen[1:] == [keys]
