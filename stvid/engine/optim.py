@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,11 +46,13 @@ def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatme
 
     Biases, norm parameters (all of one dimension; not with `decay_1d`) and those of `model.no_weight_decay` are not
     decayed. A layer group that is k groups before the classifier gets layer_decay ** k of the learning rate (BEiT,
-    arXiv:2106.08254), and everything before the classifier `backbone_scale` of it.
+    arXiv:2106.08254), everything before the classifier `backbone_scale` of it, and what `lr_scales` names its factor.
 
     Raises:
-        ConfigError: If layer-wise decay is asked of a model without layer groups.
+        ConfigError: If layer-wise decay is asked of a model without layer groups, or no parameter is found by an
+            expression of `lr_scales`.
     """
+    factors = _named_factors(model, config.lr_scales)
     undecayed = model.no_weight_decay()
     depth: dict[str, int] = {}
     if config.layer_decay != 1.0:
@@ -67,8 +70,23 @@ def plan_parameters(model: VideoModel, config: OptimConfig) -> dict[str, Treatme
         layer = top if id(parameter) in head else depth.get(name, top)
         decayed = (parameter.ndim > 1 or config.decay_1d) and name not in undecayed
         scale = config.layer_decay ** (top - layer) * (1.0 if id(parameter) in head else config.backbone_scale)
-        plan[name] = Treatment(decayed, layer, scale)
+        plan[name] = Treatment(decayed, layer, scale * factors.get(name, 1.0))
     return plan
+
+
+def _named_factors(model: VideoModel, scales: Mapping[str, float]) -> dict[str, float]:
+    """Returns the factor of each parameter that an expression is found in."""
+    factors: dict[str, float] = {}
+    names = [name for name, _ in model.named_parameters()]
+    for pattern, scale in scales.items():
+        found = [name for name in names if re.search(pattern, name)]
+        if not found:
+            raise ConfigError(
+                f"optim.lr_scales: {pattern!r} is found in no parameter's name; such as {names[0]} or {names[-1]}"
+            )
+        for name in found:
+            factors.setdefault(name, scale)
+    return factors
 
 
 def build_optimizer(
@@ -94,6 +112,7 @@ def build_optimizer(
         # Names must differ where rates do: Lightning logs each group's rate by its name.
         label = [f"layer{treatment.layer}"] if config.layer_decay != 1.0 else []
         label += ["head" if treatment.lr_scale == 1.0 else "backbone"] if config.backbone_scale != 1.0 else []
+        label += [f"x{treatment.lr_scale:.4g}"] if config.lr_scales else []
         label.append("decay" if treatment.decayed else "no_decay")
         group = groups.setdefault(
             treatment,

@@ -141,6 +141,23 @@ def test_the_backbone_has_a_rate_of_its_own(layer_decay: float) -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_named_parameters_have_rates_of_their_own(layer_decay: float) -> None:
+    model = tiny()
+    plain = plan_parameters(model, OptimConfig(layer_decay=layer_decay))
+    scales = {r"[.]norm1[.]": 10.0, r"^blocks4[.]": 2.0, r"^head[.]": 5.0}
+    config = OptimConfig(layer_decay=layer_decay, lr_scales=scales, backbone_scale=0.5)
+    found = plan_parameters(model, config)
+    for name, treatment in found.items():
+        factor = 5.0 if name.startswith("head.") else 0.5
+        factor *= 10.0 if ".norm1." in name else 2.0 if name.startswith("blocks4.") else 1.0
+        assert treatment.lr_scale == pytest.approx(plain[name].lr_scale * factor), name
+    groups = build_optimizer(model, config, lr=0.1).param_groups
+    assert len({group["name"] for group in groups}) == len(groups)
+    with pytest.raises(ConfigError, match=r"optim.lr_scales: 'nowhere' is found in no parameter's name"):
+        plan_parameters(model, OptimConfig(lr_scales={"nowhere": 2.0}))
+
+
 def test_frozen_parameters_are_not_optimised() -> None:
     model = tiny()
     model.patch_embed1.requires_grad_(False)
