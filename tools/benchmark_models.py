@@ -72,6 +72,12 @@ def call_vjepa2(network: nn.Module, clip: Tensor) -> Tensor:
     return network(pixel_values_videos=clip.transpose(1, 2)).logits
 
 
+def call_xclip(network: nn.Module, clip: Tensor) -> Tensor:
+    """Returns the vector of the video, since transformers encodes all texts again for each video that it classifies."""
+    model: Any = network
+    return model.get_video_features(pixel_values=clip.transpose(1, 2)).pooler_output
+
+
 def call_stream() -> Call:
     """Returns a function that goes on with one stream; the peers keep their state themselves."""
     state: Any = None
@@ -142,6 +148,15 @@ def transformers(family: str, **config: Any) -> Callable[[], nn.Module]:
     return build
 
 
+def transformers_xclip(**vision: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        library = importlib.import_module("transformers")
+        network: nn.Module = library.XCLIPModel(library.XCLIPConfig(vision_config=vision))
+        return network
+
+    return build
+
+
 def movinets(name: str, *, causal: bool) -> Callable[[], nn.Module]:
     """Atze00/MoViNet-pytorch, built as its published files are."""
 
@@ -202,6 +217,14 @@ PEERS = (
         {"depth": 6},
         call=call_vjepa2,
     ),
+    Peer(
+        "xclip_b16",
+        "transformers",
+        transformers_xclip(patch_size=16),
+        (8, 224, 224),
+        {"num_classes": 0},
+        call=call_xclip,
+    ),
 )
 
 
@@ -228,9 +251,8 @@ def build_peer(peer: Peer) -> nn.Module:
 
 def create_own(peer: Peer) -> VideoModel:
     frames, height, width = peer.clip
-    return stvid.create_model(
-        peer.model, num_classes=NUM_CLASSES, num_frames=frames, img_size=(height, width), **peer.options
-    ).eval()
+    options = {"num_classes": NUM_CLASSES, "num_frames": frames, "img_size": (height, width), **peer.options}
+    return stvid.create_model(peer.model, **options).eval()
 
 
 def build_own(peer: Peer, network: nn.Module) -> VideoModel:

@@ -29,6 +29,9 @@ Gelu = Literal["none", "tanh", "quick"]
 Tap = Callable[[int, Tensor], Tensor]
 """Is shown an intermediate result, with its number, and returns it."""
 
+LARGEST = 32 << 20  # bytes of the largest block that glibc keeps to hand out again (mallopt(3), M_MMAP_THRESHOLD)
+PIECE = 20 << 20  # bytes of an MLP's hidden layer at once, where it has more than `LARGEST`
+
 __all__ = [
     "Attention",
     "Axes",
@@ -175,10 +178,13 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies it to each value; written with a SiLU, which keeps one tensor for the gradient instead of two."""
-        x = 1.702 * x
         if torch.is_grad_enabled() and x.requires_grad:
-            return F.silu(x) / 1.702
-        return F.silu(x, inplace=True).div_(1.702)  # without memory for each step
+            return F.silu(1.702 * x) / 1.702
+        return self.overwrite(1.702 * x, scaled=True)
+
+    def overwrite(self, x: Tensor, *, scaled: bool = False) -> Tensor:
+        """Applies it in place, without gradients; `scaled` says that the values are multiplied by 1.702 already."""
+        return F.silu(x if scaled else x.mul_(1.702), inplace=True).div_(1.702)
 
 
 class Mlp(nn.Module):
@@ -196,6 +202,7 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, *, out_dim: int | None = None, drop_rate: float = 0.0, gelu: Gelu = "none"
     ) -> None:
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act: nn.Module = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
@@ -203,11 +210,32 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies both layers."""
+        rows = self._rows_at_once(x)
+        if not rows:
+            return self._apply_layers(x)
+        return torch.cat([self._apply_layers(part) for part in x.flatten(0, -2).split(rows)]).view(*x.shape[:-1], -1)
+
+    def _apply_layers(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(activate(self.act, self.fc1(x), self.fc1))))
+
+    def _rows_at_once(self, x: Tensor) -> int:
+        """Returns how many tokens a CPU computes at once, where nobody sees that they are parts; 0 for all.
+
+        The C library fetches a block of more than `LARGEST` bytes from the system each time, which takes as long as
+        the layer that fills it.
+        """
+        if torch.is_grad_enabled() or x.device.type != "cpu" or type(x) is not Tensor or _is_traced():
+            return 0
+        if self.training or any(has_hooks(layer) for layer in self.children()):
+            return 0
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        row = self.hidden_dim * dtype.itemsize
+        rows = x.numel() // x.shape[-1]
+        return -(-rows // -(-rows * row // PIECE)) if rows * row > LARGEST else 0
 
 
 def activate(act: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
-    """Applies an activation; a GELU in place, where nobody sees what the layer before it returned.
+    """Applies an activation; GELUs in place, where nobody sees what the layer before returned.
 
     Without gradients and hooks that is so, and a second tensor of that size need not be fetched from the system.
 
@@ -217,9 +245,11 @@ def activate(act: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
         layer: That comes before it.
     """
     fresh = isinstance(layer, nn.Linear) and type(x) is Tensor and not x.requires_grad
-    if type(act) is not nn.GELU or not fresh or has_hooks(layer) or has_hooks(act) or _is_traced():
+    if not fresh or has_hooks(layer) or has_hooks(act) or _is_traced():
         return act(x)
-    return torch.ops.aten.gelu_(x, approximate=act.approximate)
+    if type(act) is QuickGELU:
+        return act.overwrite(x)
+    return torch.ops.aten.gelu_(x, approximate=act.approximate) if type(act) is nn.GELU else act(x)
 
 
 def _is_traced() -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stvid.models import blocks
 from stvid.models.blocks import Gelu, Mlp, QueryValueBiasAttention, TubeletEmbed, resize_grid
 
 
@@ -77,3 +78,20 @@ def test_biases_of_queries_and_values_are_added_with_gradients_as_without() -> N
         found = attention.queries_keys_values(x)
     torch.testing.assert_close(found, tuple(part.detach() for part in expected))
     assert found[0].transpose(1, 2).is_contiguous()
+
+
+def test_a_large_hidden_layer_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "LARGEST", 12 * 4 * 20)
+    monkeypatch.setattr(blocks, "PIECE", 12 * 4 * 8)
+    mlp = Mlp(6, 12, out_dim=5).eval()
+    seen: list[int] = []
+    apply = mlp._apply_layers
+    monkeypatch.setattr(mlp, "_apply_layers", lambda x: seen.append(x.shape[-2]) or apply(x))
+    for x, parts in ((torch.randn(2, 3, 7, 6), [7] * 6), (torch.randn(2, 10, 6), [10]), (torch.randn(0, 10, 6), [10])):
+        seen.clear()
+        with torch.no_grad():
+            found = mlp(x)
+        assert seen == parts and found.shape == (*x.shape[:-1], 5)
+        seen.clear()
+        torch.testing.assert_close(found, mlp(x).detach())  # whole, with gradients
+        assert len(seen) == 1
