@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -278,8 +279,8 @@ class OptimConfig:
             in evaluation mode, so that a new head does not spoil weights that are good already.
         layer_decay: Factor of the learning rate from one group of layers to the group before it; 1 switches it off.
         backbone_scale: Factor of the learning rate of everything but the classifier.
-        lr_scales: Further factors of the learning rate, for parameters in whose names a regular expression is found,
-            as ``{"^mix[.]": 10}``; of several that are found in a name, the first counts.
+        lr_scales: Further factors of the learning rate, `warmup_lr` and `min_lr` included, for parameters in whose
+            names a regular expression is found, as ``{"^mix[.]": 10}``; of several in one name the first counts.
         warmup_epochs: Epochs over which the rate rises linearly, up to where the schedule is then.
         warmup_lr: Learning rate at the first step of the warm-up, scaled as `lr` is.
         min_lr: Learning rate at the last step of the cosine, scaled as `lr` is.
@@ -330,11 +331,13 @@ class OptimConfig:
         _check_number("optim.epsilon", self.epsilon, above=0)
         _check_number("optim.layer_decay", self.layer_decay, above=0, most=1)
         _check_number("optim.backbone_scale", self.backbone_scale, above=0)
+        if not isinstance(self.lr_scales, Mapping):
+            raise ConfigError(f"optim.lr_scales: {self.lr_scales!r} is no mapping of expressions to factors")
         for pattern, scale in self.lr_scales.items():
             _check_number(f"optim.lr_scales: {pattern!r}", scale, above=0)
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, TypeError, OverflowError) as error:
                 raise ConfigError(f"optim.lr_scales: {pattern!r} is no regular expression ({error})") from error
         for epoch in self.milestones:
             _check_number("optim.milestones", epoch, above=0)

@@ -326,7 +326,7 @@ OUT_OF_RANGE: dict[str, tuple[str, ...]] = {
     "optim.momentum": ("1", "-0.1"),
     "optim.layer_decay": ("0", "1.1"),
     "optim.backbone_scale": ("0", "-1", ".inf"),
-    "optim.lr_scales": ("{a: 0}", "{a: -1}", "{a: .nan}", "{'(': 2}", "[2]"),
+    "optim.lr_scales": ("{a: 0}", "{a: -1}", "{a: .nan}", "{'(': 2}", "{1: 2}", "{'a{99999999999}': 1}", "[2]"),
     "optim.milestones": ("[0]", "[2, 1]", "[1, 1]", "[.nan]"),
     "optim.gamma": ("0", "1.1"),
     "optim.warmup_epochs": ("-1", ".inf"),

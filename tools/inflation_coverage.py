@@ -319,7 +319,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the process."""
-        self.pipe.send(None)
+        self.process.terminate()
         self.process.join()
 
     def give(self, job: tuple[str, str, list[str], float]) -> None:

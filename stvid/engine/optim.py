@@ -111,8 +111,10 @@ def build_optimizer(
         treatment = plan[name.replace("_fsdp_wrapped_module.", "")]
         # Names must differ where rates do: Lightning logs each group's rate by its name.
         label = [f"layer{treatment.layer}"] if config.layer_decay != 1.0 else []
-        label += ["head" if treatment.lr_scale == 1.0 else "backbone"] if config.backbone_scale != 1.0 else []
-        label += [f"x{treatment.lr_scale:.4g}"] if config.lr_scales else []
+        if config.lr_scales:
+            label.append(f"x{treatment.lr_scale!r}")
+        elif config.backbone_scale != 1.0:
+            label.append("head" if treatment.lr_scale == 1.0 else "backbone")
         label.append("decay" if treatment.decayed else "no_decay")
         group = groups.setdefault(
             treatment,

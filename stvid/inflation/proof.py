@@ -337,8 +337,8 @@ def _rounding_of_logits(network: nn.Module, model: InflatedModel, images: Tensor
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
     """Trains a copy of the model for one step on two clips of one frame.
 
-    On smaller images where the network takes such, or else on one clip if that will do, since a step on large images
-    takes as long as all the rest of the proof.
+    On smaller images where the network takes such, since a step on large ones takes as long as all the rest of the
+    proof.
 
     Raises:
         ConfigError: If that fails although the network itself can be trained.
@@ -349,13 +349,10 @@ def prove_training(network: nn.Module, model: InflatedModel, report: InflationRe
     kind: str | None = None
     with torch.random.fork_rng(devices=devices):
         if min(height, width) > SMALL:
-            smaller = images[:, :, : height // SMALLER, : width // SMALLER].contiguous()
-            for fewer in (smaller, images[:1]):
-                try:
-                    kind = _train(model, fewer)
-                    break
-                except Exception as error:  # whatever a network's own code raises: then it takes one size, or batches
-                    _log.debug("%s: is not trained on %s: %s", report.source, tuple(fewer.shape), in_words(error))
+            try:
+                kind = _train(model, images[:, :, : height // SMALLER, : width // SMALLER].contiguous())
+            except Exception as error:  # whatever a network's own code raises: then it takes one size
+                _log.debug("%s: is not trained on small images: %s", report.source, in_words(error))
         try:
             kind = _train(model, images) if kind is None else kind
         except Exception as error:  # whatever a network's own code raises

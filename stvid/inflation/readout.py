@@ -7,6 +7,7 @@ places, which tools draw, was seen when the network was watched.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -179,15 +181,19 @@ def _split(network: nn.Module, images: Tensor, size: tuple[int, int]) -> Layout 
 def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Any]:
     """Runs a network; returns what it gives, and what its own method made of the images on the way.
 
-    That is None where `forward` does not call the method once, with the images; then it has to be run by itself.
+    That is None where `forward` does not call the method once, with the images, or it is no method that another can
+    stand for; then it has to be run by itself.
     """
     own: Any = network
+    if not isinstance(inspect.getattr_static(network, "forward_features", None), FunctionType | MethodType):
+        return own(images), None
     method, kept = own.forward_features, vars(network).get("forward_features")
     made: list[Any] = []
 
     def forward_features(*inputs: Any, **options: Any) -> Any:
         features = method(*inputs, **options)
-        made.append(features if len(inputs) == 1 and inputs[0] is images and not options else None)
+        plain = len(inputs) == 1 and inputs[0] is images and not options and isinstance(features, Tensor)
+        made.append(features.clone() if plain else None)  # what comes behind may overwrite it
         return features
 
     own.forward_features = forward_features

@@ -184,10 +184,9 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop_rate: float, scale: float) -> Tensor:
     """The backend ``sdpa`` on (B, heads, N, head_dim)."""
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.dtype != torch.float64:
-        q, k, v = (
-            x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v)
-        )  # as torch's function would, before choices
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.dtype == k.dtype == v.dtype != torch.float64:
+        # As torch's function does, but before the choices that depend on the type.
+        q, k, v = (x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v))
     if not drop_rate and _blocks_are_faster(q, k, v, bias):
         return _attend_in_blocks(q, k, v, bias, scale)
     if bias is None and not drop_rate and _padding_is_faster(q, k, v):

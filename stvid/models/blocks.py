@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from stvid.models.attention import attend
@@ -46,9 +47,10 @@ __all__ = [
     "TubeletEmbed",
     "activate",
     "drop_path_rates",
-    "has_hooks",
     "init_conv_weights",
     "init_transformer_weights",
+    "is_plain",
+    "is_watched",
     "keep_visible",
     "leave_out",
     "rename_keys",
@@ -134,16 +136,7 @@ class QueryValueBiasAttention(Attention):
             return q, k, v
         # In the type of the products: under autocast a sum with float32 biases would be float32, and attention slow.
         q_bias, v_bias = (bias.to(q.dtype).view(self.num_heads, -1) for bias in (self.q_bias, self.v_bias))
-        return self._sum(q, q_bias), k, self._sum(v, v_bias)
-
-    def _sum(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Adds a bias; without gradients with the tokens of a head side by side, which attention copies them to."""
-        learns = torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad)
-        if learns or type(x) is not Tensor or _is_traced():
-            return x + bias
-        batch, tokens, heads, channels = x.shape
-        out = x.new_empty(batch, heads, tokens, channels)
-        return torch.add(x.transpose(1, 2), bias.unsqueeze(1), out=out).transpose(1, 2)
+        return q + q_bias, k, v + v_bias
 
 
 class QueryAttention(nn.Module):
@@ -202,7 +195,6 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, *, out_dim: int | None = None, drop_rate: float = 0.0, gelu: Gelu = "none"
     ) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act: nn.Module = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
@@ -224,12 +216,13 @@ class Mlp(nn.Module):
         The C library fetches a block of more than `LARGEST` bytes from the system each time, which takes as long as
         the layer that fills it.
         """
-        if torch.is_grad_enabled() or x.device.type != "cpu" or type(x) is not Tensor or _is_traced():
+        if type(x) is not Tensor or torch.is_grad_enabled() or x.device.type != "cpu" or is_watched():
             return 0
-        if self.training or any(has_hooks(layer) for layer in self.children()):
+        known = ((self.fc1, nn.Linear), (self.act, nn.GELU | QuickGELU), (self.fc2, nn.Linear), (self.drop, nn.Dropout))
+        if self.training or not all(isinstance(layer, kind) and is_plain(layer) for layer, kind in known):
             return 0
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        row = self.hidden_dim * dtype.itemsize
+        row = self.fc1.out_features * dtype.itemsize
         rows = x.numel() // x.shape[-1]
         return -(-rows // -(-rows * row // PIECE)) if rows * row > LARGEST else 0
 
@@ -244,16 +237,29 @@ def activate(act: nn.Module, x: Tensor, layer: nn.Module) -> Tensor:
         x: What `layer` has just returned.
         layer: That comes before it.
     """
-    fresh = isinstance(layer, nn.Linear) and type(x) is Tensor and not x.requires_grad
-    if not fresh or has_hooks(layer) or has_hooks(act) or _is_traced():
+    fresh = type(x) is Tensor and not x.requires_grad and type(layer) is nn.Linear and is_plain(layer)
+    if not fresh or not is_plain(act) or is_watched():
         return act(x)
     if type(act) is QuickGELU:
         return act.overwrite(x)
     return torch.ops.aten.gelu_(x, approximate=act.approximate) if type(act) is nn.GELU else act(x)
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def is_plain(layer: nn.Module) -> bool:
+    """Returns whether a call of a layer does what its class says, and no more."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(layer) and not hasattr(layer, "parametrizations")
+
+
+def is_watched() -> bool:
+    """Returns whether somebody follows every call: a compiler, a tracer, hooks of all modules, or a mode of torch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _has_any_global_hook()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+    )
 
 
 class FeedForward(nn.Module):
@@ -338,11 +344,26 @@ class TubeletEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Maps (B, in_chans, T, H, W) to (B, T', H', W', dim)."""
-        if type(self.proj) is nn.Conv3d and not has_hooks(self.proj):
+        if self._is_product(clip):
             return self._product(clip)
         # With the channels of a token side by side: sums would hand the convolution's layout on through all blocks, and
         # every norm would copy its input.
         return self.proj(clip).permute(0, 2, 3, 4, 1).contiguous()
+
+    def _is_product(self, clip: Tensor) -> bool:
+        """Returns whether the embedding is one product of matrices, and nobody follows the convolution."""
+        proj = self.proj
+        return (
+            type(clip) is Tensor
+            and type(proj) is nn.Conv3d
+            and proj.kernel_size == proj.stride == self.tubelet_size
+            and (proj.padding, proj.dilation, proj.groups) == ((0, 0, 0), (1, 1, 1), 1)
+            and is_plain(proj)
+            and not is_watched()
+            and clip.dim() == 5
+            and clip.shape[1] == proj.in_channels
+            and all(side >= step for side, step in zip(clip.shape[2:], self.tubelet_size, strict=True))
+        )
 
     def _product(self, clip: Tensor) -> Tensor:
         """Embeds with one matrix product; oneDNN has no fast convolution of this kind in bfloat16."""
@@ -352,11 +373,6 @@ class TubeletEmbed(nn.Module):
         patches = clip.unflatten(4, (width, w)).unflatten(3, (height, h)).unflatten(2, (time, t))
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Returns whether more happens in a call of a module than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
 
 
 def leave_out(last: int, tap: Tap) -> Tap:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from stvid.models.blocks import Mlp, TubeletEmbed, has_hooks
+from stvid.models.blocks import Mlp, TubeletEmbed, is_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -193,7 +193,7 @@ def speed_up(model: nn.Module) -> list[str]:
     }
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
-            if child is None or has_hooks(child) or id(child) in kept or isinstance(module, TubeletEmbed):
+            if child is None or not is_plain(child) or id(child) in kept or isinstance(module, TubeletEmbed):
                 continue
             if type(child) in _FAST and child.padding_mode == "zeros" and not isinstance(child.padding, str):
                 module._modules[name] = remade(child, _FAST[type(child)])
@@ -219,7 +219,7 @@ def _join_activation(layers: nn.Sequential) -> None:
     for key, layer in layers._modules.items():
         if isinstance(layer, _FastConv):
             conv = layer
-        elif conv is not None and type(layer) in names and not has_hooks(layer):
+        elif conv is not None and type(layer) in names and is_plain(layer):
             conv.act = names[type(layer)]
             layers._modules[key] = nn.Identity()
             conv = None

@@ -154,6 +154,9 @@ def test_named_parameters_have_rates_of_their_own(layer_decay: float) -> None:
         assert treatment.lr_scale == pytest.approx(plain[name].lr_scale * factor), name
     groups = build_optimizer(model, config, lr=0.1).param_groups
     assert len({group["name"] for group in groups}) == len(groups)
+    close = OptimConfig(lr_scales={"norm": 0.333333, "^head[.]": 0.3333333})  # names tell even these apart
+    groups = build_optimizer(model, close, lr=0.1).param_groups
+    assert len({group["name"] for group in groups}) == len(groups)
     with pytest.raises(ConfigError, match=r"optim.lr_scales: 'nowhere' is found in no parameter's name"):
         plan_parameters(model, OptimConfig(lr_scales={"nowhere": 2.0}))
 

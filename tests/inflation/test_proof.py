@@ -54,7 +54,7 @@ class Logging(Net):
         return self.fc(self.second(self.first(x).relu()).amax((2, 3)))
 
 
-@pytest.mark.parametrize(("least", "trained"), [(0, [(2, 40)]), (100, [(2, 40), (1, 160)])])
+@pytest.mark.parametrize(("least", "trained"), [(0, [(2, 40)]), (100, [(2, 40), (2, 160)])])
 def test_the_proof_takes_few_passes(monkeypatch: pytest.MonkeyPatch, least: int, trained: list[Any]) -> None:
     monkeypatch.setattr(Logging, "least", least)
     monkeypatch.setattr(Logging, "batches", [])
@@ -91,6 +91,17 @@ def test_a_network_that_trains_otherwise_is_refused() -> None:
 
     notes = stvid.inflate(Untrainable().eval(), num_frames=2, img_size=16).inflation.notes
     assert notes == ["the network itself cannot be trained here (AssertionError: for inference)"]
+
+
+def test_networks_that_mix_the_batch_in_training_are_refused_at_any_size() -> None:
+    class Joining(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
+            return logits.mean(0, keepdim=True) if self.training else logits
+
+    for size in (16, 136):
+        with pytest.raises(ConfigError, match=r"in training mode it gives \(1, 5\) for 2 clips"):
+            stvid.inflate(Joining().eval(), num_frames=2, img_size=size)
 
 
 class Chaotic(Net):

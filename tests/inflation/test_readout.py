@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,4 +55,42 @@ def test_a_method_that_the_user_put_there_stays() -> None:
     network.forward_features = network._maps  # type: ignore[method-assign]
     model = stvid.inflate(network, num_frames=2, img_size=32, temporal="shift", prove=False)
     assert "forward_features" in vars(model.network)
+    assert model.forward_features(torch.randn(1, 3, 2, 32, 32)).shape == (1, 8, 2, 8, 8)
+
+
+class Property(Split):
+    """Has features that are no method."""
+
+    @property
+    def forward_features(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]
+        return self._maps
+
+
+class WithModule(nn.Module):
+    """Has features that are a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.forward_features, self.fc = nn.Sequential(*layers), nn.Linear(8, 5)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize("kind", [WithModule, Property])
+def test_features_may_be_a_module_or_a_property(kind: type[nn.Module]) -> None:
+    model = stvid.inflate(kind().eval(), num_frames=2, img_size=32, temporal="shift", prove=False)
+    assert model.forward_features(torch.randn(1, 3, 2, 32, 32)).shape == (1, 8, 2, 8, 8)
+
+
+def test_a_head_may_overwrite_the_features() -> None:
+    class Overwriting(Split):
+        def forward_head(self, x: Tensor) -> Tensor:
+            return self.fc(nn.functional.silu(x, inplace=True).mean((2, 3)))
+
+    model = stvid.inflate(Overwriting().eval(), num_frames=2, img_size=32, temporal="shift", prove=False)
     assert model.forward_features(torch.randn(1, 3, 2, 32, 32)).shape == (1, 8, 2, 8, 8)

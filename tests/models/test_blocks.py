@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from stvid.models import blocks
-from stvid.models.blocks import Gelu, Mlp, QueryValueBiasAttention, TubeletEmbed, resize_grid
+from stvid.models.blocks import Gelu, Mlp, TubeletEmbed, is_watched, resize_grid
 
 
 def test_resize_grid_rules() -> None:
@@ -43,6 +45,56 @@ def test_a_tubelet_embedding_is_its_convolution() -> None:
     torch.testing.assert_close(found, wanted)
 
 
+class Keeping(nn.Linear):
+    """A layer of a user's that keeps what it returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+@pytest.mark.parametrize("change", ["stride", "padding", "backward hook", "forward", "short clip"])
+def test_an_embedding_that_was_changed_is_called(change: str) -> None:
+    embed = TubeletEmbed(3, 8, tubelet_size=(2, 4, 4))
+    clip = torch.randn(1, 3, 4, 8, 8, requires_grad=True)
+    calls: list[int] = []
+    if change == "stride":
+        embed.proj.stride = (2, 2, 2)
+    elif change == "padding":
+        embed.proj = nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4), padding=(0, 2, 2))
+    elif change == "backward hook":
+        embed.proj.register_full_backward_hook(lambda *arguments: calls.append(1))
+    elif change == "forward":
+        forward = embed.proj.forward
+        embed.proj.forward = lambda x: calls.append(1) or forward(x)  # type: ignore[func-returns-value]
+    else:
+        with pytest.raises(RuntimeError):
+            embed(clip[:, :, :1])
+        return
+    tokens = embed(clip)
+    torch.testing.assert_close(tokens, embed.proj(clip).permute(0, 2, 3, 4, 1))
+    tokens.sum().backward()
+    assert bool(calls) == (change in ("backward hook", "forward"))
+
+
+def test_exported_embeddings_take_clips_that_fill_no_tubelet() -> None:
+    embed = TubeletEmbed(3, 8, tubelet_size=(2, 4, 4))
+    program = torch.export.export(embed, (torch.randn(1, 3, 4, 8, 8),), dynamic_shapes=({2: torch.export.Dim.AUTO},))
+    clip = torch.randn(1, 3, 7, 8, 8)
+    torch.testing.assert_close(program.module()(clip), embed(clip))
+
+
+def test_modes_and_hooks_of_all_modules_are_noticed() -> None:
+    assert not is_watched()
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        assert is_watched()
+    hook = register_module_forward_hook(lambda module, inputs, output: None)
+    assert is_watched()
+    hook.remove()
+    with torch.device("cpu"):
+        assert is_watched()
+
+
 @pytest.mark.parametrize("gelu", ["none", "tanh", "quick"])
 def test_a_gelu_overwrites_only_what_nobody_sees(gelu: Gelu) -> None:
     mlp = Mlp(6, 12, gelu=gelu).eval()
@@ -61,23 +113,23 @@ def test_a_gelu_overwrites_only_what_nobody_sees(gelu: Gelu) -> None:
         torch.testing.assert_close(seen[-1], mlp.fc1(x))
         hook.remove()
     torch.testing.assert_close(mlp(x), expected)
+    with torch.no_grad():
+        for layer in (mlp.fc1, mlp.act):
+            hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+            mlp(x)
+            hook.remove()
+        outputs: dict[int, Tensor] = {}
+        everywhere = register_module_forward_hook(lambda module, inputs, output: outputs.update({id(module): output}))
+        mlp(x)
+        everywhere.remove()
+        torch.testing.assert_close(outputs[id(mlp.fc1)], mlp.fc1(x))
+        mlp.fc1 = Keeping(6, 12)
+        mlp(x)
+        torch.testing.assert_close(mlp.fc1.last, mlp.fc1(x))
     mlp.fc1, mlp.fc2 = nn.Identity(), nn.Identity()  # the GELU's input is that of the MLP now
     with torch.no_grad():
         mlp(x)
     assert torch.equal(x, kept)
-
-
-def test_biases_of_queries_and_values_are_added_with_gradients_as_without() -> None:
-    attention = QueryValueBiasAttention(12, num_heads=3)
-    nn.init.normal_(attention.q_bias)
-    nn.init.normal_(attention.v_bias)
-    x = torch.randn(2, 5, 12)
-    expected = attention.queries_keys_values(x)
-    assert expected[0].requires_grad
-    with torch.no_grad():
-        found = attention.queries_keys_values(x)
-    torch.testing.assert_close(found, tuple(part.detach() for part in expected))
-    assert found[0].transpose(1, 2).is_contiguous()
 
 
 def test_a_large_hidden_layer_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
