@@ -417,7 +417,7 @@ def cell(record: dict[str, Any]) -> str:
     for key in ("skipped", "problem"):
         if key in record:
             return f"{key}: {record[key]}"
-    return f"{record['still']:.1e} {record['order']:.1e} {record['dtype']}"
+    return f"{record['still']:.2e} {record['order']:.1e} {record['dtype']}"
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
