@@ -282,7 +282,8 @@ def work(pipe: Any, memory: float, largest: float, timeout: float, prove: bool) 
     import timm  # noqa: F401
 
     pipe.send("ready")
-    while (job := pipe.recv()) is not None:
+    while True:
+        job = pipe.recv()
         # Of the processor's time: a worker that was stopped for a while has not failed.
         limit = math.ceil(time.process_time() + timeout)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))

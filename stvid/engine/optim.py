@@ -82,7 +82,7 @@ def _named_factors(model: VideoModel, scales: Mapping[str, float]) -> dict[str, 
         found = [name for name in names if re.search(pattern, name)]
         if not found:
             raise ConfigError(
-                f"optim.lr_scales: {pattern!r} is found in no parameter's name; such as {names[0]} or {names[-1]}"
+                f"optim.lr_scales: {pattern!r} is found in no parameter's name; they run from {names[0]} to {names[-1]}"
             )
         for name in found:
             factors.setdefault(name, scale)

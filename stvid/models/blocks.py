@@ -173,11 +173,11 @@ class QuickGELU(nn.Module):
         """Applies it to each value; written with a SiLU, which keeps one tensor for the gradient instead of two."""
         if torch.is_grad_enabled() and x.requires_grad:
             return F.silu(1.702 * x) / 1.702
-        return self.overwrite(1.702 * x, scaled=True)
+        return F.silu(1.702 * x, inplace=True).div_(1.702)  # without memory for each step
 
-    def overwrite(self, x: Tensor, *, scaled: bool = False) -> Tensor:
-        """Applies it in place, without gradients; `scaled` says that the values are multiplied by 1.702 already."""
-        return F.silu(x if scaled else x.mul_(1.702), inplace=True).div_(1.702)
+    def overwrite(self, x: Tensor) -> Tensor:
+        """Applies it in place, without gradients."""
+        return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 class Mlp(nn.Module):
@@ -213,13 +213,12 @@ class Mlp(nn.Module):
     def _rows_at_once(self, x: Tensor) -> int:
         """Returns how many tokens a CPU computes at once, where nobody sees that they are parts; 0 for all.
 
-        The C library fetches a block of more than `LARGEST` bytes from the system each time, which takes as long as
-        the layer that fills it.
+        The C library fetches a block of more than `LARGEST` bytes from the system each time.
         """
         if type(x) is not Tensor or torch.is_grad_enabled() or x.device.type != "cpu" or is_watched():
             return 0
-        known = ((self.fc1, nn.Linear), (self.act, nn.GELU | QuickGELU), (self.fc2, nn.Linear), (self.drop, nn.Dropout))
-        if self.training or not all(isinstance(layer, kind) and is_plain(layer) for layer, kind in known):
+        known = (nn.Linear, nn.GELU, QuickGELU, nn.Dropout)  # which see one token at a time
+        if self.training or not all(type(layer) in known and is_plain(layer) for layer in self.children()):
             return 0
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         row = self.fc1.out_features * dtype.itemsize
@@ -366,7 +365,7 @@ class TubeletEmbed(nn.Module):
         )
 
     def _product(self, clip: Tensor) -> Tensor:
-        """Embeds with one matrix product; oneDNN has no fast convolution of this kind in bfloat16."""
+        """Embeds with one matrix product over the patches."""
         t, h, w = self.tubelet_size
         time, height, width = (length // step for length, step in zip(clip.shape[2:], (t, h, w), strict=True))
         clip = clip[:, :, : time * t, : height * h, : width * w]
