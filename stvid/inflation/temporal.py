@@ -21,17 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 from stvid.inflation.anatomy import Site
+from stvid.inflation.convolution import conv3d
 from stvid.inflation.options import Init, Padding
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
 from stvid.models.streaming import StreamMemory
@@ -229,44 +227,6 @@ class _Ends:
         return _repeat_ends(layer.look_back(clip, self.before, self.padding), self.repeated)
 
 
-_Steps = tuple[int, ...]
-
-
-def _conv3d(
-    clip: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[_Steps, _Steps, _Steps], groups: int
-) -> Tensor:
-    """Convolves with a stride, a padding and a dilation; in float32 on CPUs by oneDNN whatever the shape.
-
-    For a single clip and one thread torch takes a kernel of its own (ATen/native/Convolution.cpp, `use_mkldnn`), which
-    is slow and gives up channels_last, so that the layers behind are slow too.
-    """
-    stride, padding, dilation = settings
-    if _takes_onednn(clip, weight):
-        return torch.mkldnn_convolution(clip, weight, bias, padding, stride, dilation, groups)
-    return F.conv3d(clip, weight, bias, stride, padding, dilation, groups)
-
-
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-if torch.backends.mkldnn.is_available():
-
-    @register_flop_formula(torch.ops.aten.mkldnn_convolution)
-    def _count_convolution(x_shape: Any, w_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        """Tells torch's FlopCounterMode how many operations `_conv3d` takes."""
-        return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
-
-
 class TemporalConv(nn.Conv2d, TemporalLayer):
     """The inflated twin of a 2D convolution; (B*T, C, H, W) to (B*ceil(T / time_stride), C', H', W').
 
@@ -329,7 +289,7 @@ class TemporalConv(nn.Conv2d, TemporalLayer):
             x = pad_same(x, self.kernel_size, self.stride, self.dilation)
         clip = self.ends.add(self, self.unfold(x.permute(0, 2, 3, 1))).permute(0, 4, 1, 2, 3)
         stride, padding = (self.time_stride, *self.stride), (self.ends.zeros, *self.padding)
-        out = _conv3d(clip, self.weight, self.bias, (stride, padding, (1, *self.dilation)), self.groups)
+        out = conv3d(clip, self.weight, self.bias, (stride, padding, (1, *self.dilation)), self.groups)
         return self.time.laid_out(out.transpose(1, 2).flatten(0, 1))
 
     def extra_repr(self) -> str:
@@ -382,7 +342,7 @@ class TemporalFilter(TemporalLayer):
         clip = self.ends.add(self, self.unfold(x.flatten(2).transpose(1, 2)))  # (B, T, pixels, dim)
         clip = clip.permute(0, 3, 1, 2).unsqueeze(4)
         stride, padding = (self.time_stride, 1, 1), (self.ends.zeros, 0, 0)
-        y = _conv3d(clip, self.weight, None, (stride, padding, (1, 1, 1)), self.groups)
+        y = conv3d(clip, self.weight, None, (stride, padding, (1, 1, 1)), self.groups)
         y = y.squeeze(4).transpose(1, 2).flatten(0, 1).unflatten(2, x.shape[2:])
         return y if self.channels_first else y.movedim(1, -1)
 

@@ -1,0 +1,121 @@
+"""Convolutions of clips by oneDNN, and gradients of depthwise ones that are quick on CPUs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+__all__ = ["conv3d"]
+
+_Steps = tuple[int, ...]
+
+
+def conv3d(
+    clip: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple[_Steps, _Steps, _Steps], groups: int
+) -> Tensor:
+    """Convolves with a stride, a padding and a dilation; in float32 on CPUs by oneDNN whatever the shape.
+
+    For a single clip and one thread torch takes a kernel of its own (ATen/native/Convolution.cpp, `use_mkldnn`), which
+    is slow and gives up channels_last, so that the layers behind are slow too.
+    """
+    stride, padding, dilation = settings
+    if not _takes_onednn(clip, weight):
+        return F.conv3d(clip, weight, bias, stride, padding, dilation, groups)
+    if torch.is_grad_enabled() and {*stride, *dilation} == {1} and _is_depthwise(weight, groups, padding):
+        out: Tensor = _Depthwise.apply(clip, weight, bias, padding)
+        return out
+    return torch.mkldnn_convolution(clip, weight, bias, padding, stride, dilation, groups)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_depthwise(weight: Tensor, groups: int, padding: _Steps) -> bool:
+    inside = all(zeros < size for zeros, size in zip(padding, weight.shape[2:], strict=True))
+    return inside and tuple(weight.shape[:2]) == (groups, 1)
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.aten.mkldnn_convolution)
+    def _count_convolution(x_shape: Any, w_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        """Tells torch's FlopCounterMode how many operations `conv3d` takes."""
+        return 2 * math.prod(w_shape) * math.prod(out_shape) // out_shape[1]
+
+
+class _Depthwise(torch.autograd.Function):
+    """Convolves each channel by itself, with gradients that take a half to a tenth of oneDNN's time.
+
+    oneDNN's take 10 to 60 times as long as the convolution. Here the gradient of the clip is a convolution again, with
+    the kernel turned round, and that of the kernel is one of 2D for each of its frames:
+    ``python tools/benchmark_inflation.py --step depthwise``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(clip: Tensor, weight: Tensor, bias: Tensor | None, padding: _Steps) -> Tensor:
+        once = (1, 1, 1)
+        return torch.mkldnn_convolution(clip, weight, bias, padding, once, once, len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        clip, weight, bias, ctx.padding = inputs
+        ctx.save_for_backward(clip, weight)
+        ctx.biased = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        clip, weight = ctx.saved_tensors
+        of_clip, of_weight = None, None
+        if ctx.needs_input_grad[0]:
+            behind = [size - 1 - zeros for size, zeros in zip(weight.shape[2:], ctx.padding, strict=True)]
+            of_clip = F.conv3d(grad, weight.flip(2, 3, 4), padding=behind, groups=len(weight))
+        if ctx.needs_input_grad[1]:
+            of_weight = _gradient_of_kernel(clip, grad, weight, ctx.padding)
+        of_bias = grad.sum((0, 2, 3, 4)) if ctx.biased and ctx.needs_input_grad[2] else None
+        return of_clip, of_weight, of_bias, None
+
+
+def _gradient_of_kernel(clip: Tensor, grad: Tensor, weight: Tensor, padding: _Steps) -> Tensor:
+    """Returns the gradient of a kernel (C, 1, kt, kh, kw), frame by frame of it.
+
+    A frame of the kernel meets each frame of the output with one of the clip, as a 2D convolution does.
+    """
+    frames, made = (x.permute(0, 2, 3, 4, 1).contiguous() for x in (clip, grad))
+    flat = weight[:, :, 0].contiguous(memory_format=torch.channels_last)
+    found = []
+    for tap in range(weight.shape[2]):
+        ahead = tap - padding[0]  # of the output's frame is the clip's
+        first, end = max(0, -ahead), min(made.shape[1], frames.shape[1] - ahead)
+        if first >= end:
+            found.append(torch.zeros_like(flat))
+            continue
+        pair = (made[:, first:end], frames[:, first + ahead : end + ahead])
+        above, below = (x.flatten(0, 1).permute(0, 3, 1, 2) for x in pair)
+        found.append(_gradient_of_flat(above, below, flat, padding[1:]))
+    return torch.stack(found, dim=2)
+
+
+def _gradient_of_flat(grad: Tensor, images: Tensor, weight: Tensor, padding: _Steps) -> Tensor:
+    once, groups = (1, 1), len(weight)
+    needed = (False, True, False)
+    found = torch.ops.aten.convolution_backward(
+        grad, images, weight, None, once, padding, once, False, (0, 0), groups, needed
+    )
+    return found[1]
