@@ -23,7 +23,7 @@ from stvid.inflation.watching import Call, Record, has_own_weights, watched
 __all__ = ["MIXED", "Anatomy", "Observed", "Site", "examine", "find_blocks", "images_for", "in_words", "no_training"]
 
 IMAGES = 2  # in the first batch
-MORE = 3  # in the second, of which the last are those of the first
+MORE = 3  # in the second, of which the last are those of the first, where a single image does not do
 MIXED = 1e-4  # how much what an image gives may change, relatively, with the other images of its batch
 
 
@@ -339,7 +339,7 @@ def examine(
     logits_at: int | str | Sequence[int | str] | None = None,
     observed: Observed | None = None,
 ) -> Anatomy:
-    """Runs a 2D network on noise, on two images and on three, and notes what its layers see.
+    """Runs a 2D network on noise, on two images and on one, and notes what its layers see.
 
     Modules that could be classifiers give noise as their output in the second run, since the classifiers of untrained
     networks are often zero, and the logits could not be told apart.
@@ -373,7 +373,7 @@ def examine(
         anatomy.num_classes = 0 if declared == 0 or (as_features and reader.features) else anatomy.width
         reached = record.before(record.numbers[id(tensor)] for tensor in _read(reader, record.output))
         candidates = _could_classify(network, record, reached, anatomy.width)
-        again, noise = _run_again(network, more, name, candidates, anatomy.width)
+        again, noise = _run_again(network, more, name, candidates, anatomy.width, record)
         classified = reader(again.output)
     anatomy.sites = _sites(network, record, again, record.behind([record.image]) if record.image in reached else None)
     dead = _dead(record, reached)
@@ -394,7 +394,7 @@ def examine(
         seen = [(record.calls[site][0].vector, again.calls[site][0].vector) for site in made_by]
         if not noise:
             seen = [(logits, classified)]
-        observed.folds = not observed.overwrites and bool(seen) and all(_alike(few, many) for few, many in seen)
+        observed.folds = not observed.overwrites and bool(seen) and all(_alike(*both) for both in seen)
     if not reader.plain:
         anatomy.notes.append(f"the network returns a {type(record.output).__name__}; taken from it: {reader}")
     return anatomy
@@ -439,11 +439,12 @@ def _last_map(record: Record) -> tuple[str, tuple[int, ...]] | None:
     return (name, shape) if shape and shape[0] == IMAGES else None
 
 
-def _alike(few: Tensor | None, many: Tensor | None) -> bool:
-    """Returns whether the images of the first run gave the same in the second, where they are the last."""
-    if few is None or many is None or few.is_meta or len(many) != MORE:
+def _alike(first: Tensor | None, second: Tensor | None) -> bool:
+    """Returns whether the images that both runs end with gave the same."""
+    if first is None or second is None or first.is_meta:
         return False
-    return (few - many[-IMAGES:]).abs().max().item() <= MIXED * few.abs().max().item()
+    same = min(len(first), len(second))
+    return (first[-same:] - second[-same:]).abs().max().item() <= MIXED * first.abs().max().item()
 
 
 def _layers_before(network: nn.Module, record: Record, tensor: Tensor) -> int:
@@ -468,9 +469,38 @@ def _run(network: nn.Module, images: Tensor, name: str, **options: Any) -> Recor
 
 
 def _run_again(
+    network: nn.Module, images: Tensor, name: str, candidates: Sequence[str], width: int, record: Record
+) -> tuple[Record, dict[str, Tensor]]:
+    """Runs a network on the last image alone, or where it then does other things than before, on more images.
+
+    What could be a classifier gives noise.
+
+    Returns:
+        What it did, and that noise.
+    """
+    try:
+        again, noise = _run_with_noise(network, images[-1:].clone(), name, candidates, width)
+    except ConfigError:  # it does not take one image
+        return _run_with_noise(network, images, name, candidates, width)
+    if _ranks(again) == _ranks(record):
+        return again, noise
+    return _run_with_noise(network, images, name, candidates, width)
+
+
+def _ranks(record: Record) -> dict[str, list[tuple[Any, ...]]]:
+    """Returns for all calls of modules of how many axes the tensors were: fewer where axes of one entry are dropped."""
+    return {
+        name: [
+            ({place: len(shape) for place, shape in call.shapes.items()}, call.output and len(call.output))
+            for call in calls
+        ]
+        for name, calls in record.calls.items()
+    }
+
+
+def _run_with_noise(
     network: nn.Module, images: Tensor, name: str, candidates: Sequence[str], width: int
 ) -> tuple[Record, dict[str, Tensor]]:
-    """Runs a network on more images, with noise as the output of what could be a classifier; returns that noise."""
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, Tensor] = {}
 
@@ -505,10 +535,10 @@ def _sites(network: nn.Module, record: Record, again: Record, made: set[int] | N
         if first.argument is None or len(first.shape) < 2:
             continue
         module = network.get_submodule(name)
-        axis = _common_axis(calls, again.calls.get(name, []))
+        axis = _common_axis(calls, again.calls.get(name, []), again.batch)
         shape = _images_first(first.shape, axis)
         output, output_first = None, True
-        out_axis = _output_axis(calls, again.calls.get(name, []))
+        out_axis = _output_axis(calls, again.calls.get(name, []), again.batch)
         if axis is not None and axis == out_axis and first.output is not None:
             output = _images_first(first.output, axis)
             output_first = _channels_of_output(module, output)
@@ -524,7 +554,7 @@ def _sites(network: nn.Module, record: Record, again: Record, made: set[int] | N
             at_stem=all(call.at_stem for call in calls),
             heads=heads.get(name),
             read=name in read,
-            windows=_windows(first, again.calls.get(name, [])) if len(calls) == 1 and axis is None else 0,
+            windows=_windows(first, again.calls.get(name, []), again.batch) if len(calls) == 1 and axis is None else 0,
             of_image=made is None or any(call.took in made for call in calls),
         )
     return sites
@@ -534,45 +564,46 @@ def _images_first(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
     return shape if axis is None else (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
-def _growing_axis(few: Sequence[int] | None, many: Sequence[int] | None) -> int | None:
-    """Returns the axis on which a tensor of the first run has one entry for each image, judged by the second run."""
-    if few is None or many is None or len(few) != len(many):
+def _axis_of_images(first: Sequence[int] | None, second: Sequence[int] | None, batch: int) -> int | None:
+    """Returns the axis on which a tensor has one entry for each image, judged by its shapes in both runs."""
+    if first is None or second is None or len(first) != len(second):
         return None
-    growing = [axis for axis, (before, after) in enumerate(zip(few, many, strict=True)) if before != after]
-    fits = len(growing) == 1 and (few[growing[0]], many[growing[0]]) == (IMAGES, MORE)
-    return growing[0] if fits else None
+    changing = [axis for axis, (before, after) in enumerate(zip(first, second, strict=True)) if before != after]
+    fits = len(changing) == 1 and (first[changing[0]], second[changing[0]]) == (IMAGES, batch)
+    return changing[0] if fits else None
 
 
-def _common_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:
+def _common_axis(calls: Sequence[Call], again: Sequence[Call], batch: int) -> int | None:
     """Returns the axis of the images that all calls of a module have in common, in the same argument."""
     if len(calls) != len(again):
         return None
     axes = {
-        _growing_axis(few.shape, None if few.argument is None else many.shapes.get(few.argument))
-        for few, many in zip(calls, again, strict=True)
+        _axis_of_images(first.shape, None if first.argument is None else second.shapes.get(first.argument), batch)
+        for first, second in zip(calls, again, strict=True)
     }
     same = len({(call.argument, len(call.shape)) for call in calls}) == 1
     return axes.pop() if len(axes) == 1 and same else None
 
 
-def _windows(few: Call, again: Sequence[Call]) -> int:
+def _windows(first: Call, again: Sequence[Call], batch: int) -> int:
     """Returns how many windows of one image follow each other on the first axis, before those of the next; 0 if none.
 
-    The second run ends with the images of the first, so that it has the same entries last.
+    Both runs end with the same images, so that they have the same entries last.
     """
-    if len(again) != 1 or not few.means or few.shape[1:] != again[0].shape[1:]:
+    if len(again) != 1 or not first.means or first.shape[1:] != again[0].shape[1:]:
         return 0
-    count = len(few.means) // IMAGES
-    means, more = torch.tensor(few.means), torch.tensor(again[0].means)
-    if len(more) != MORE * count or torch.allclose(means[:count], means[count:]):
+    count = len(first.means) // IMAGES
+    means, more = torch.tensor(first.means), torch.tensor(again[0].means)
+    if len(more) != batch * count or torch.allclose(means[:count], means[count:]):
         return 0
-    return count if torch.allclose(means, more[-len(means) :], rtol=1e-3, atol=1e-5) else 0
+    same = min(batch, IMAGES) * count
+    return count if torch.allclose(means[-same:], more[-same:], rtol=1e-3, atol=1e-5) else 0
 
 
-def _output_axis(calls: Sequence[Call], again: Sequence[Call]) -> int | None:
+def _output_axis(calls: Sequence[Call], again: Sequence[Call], batch: int) -> int | None:
     if len(calls) != len(again):
         return None
-    axes = {_growing_axis(few.output, many.output) for few, many in zip(calls, again, strict=True)}
+    axes = {_axis_of_images(first.output, second.output, batch) for first, second in zip(calls, again, strict=True)}
     return axes.pop() if len(axes) == 1 else None
 
 

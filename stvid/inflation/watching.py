@@ -1,7 +1,7 @@
 """Watches runs of a network whose code we do not know: every call of every module, and which tensor is made from which.
 
-Nothing is asked of names or classes. The axis of the images is the one that grows with the batch; attention is where a
-softmax over places happens; and what never reaches the output is found by following each tensor.
+Nothing is asked of names or classes. The axis of the images is the one that changes with the batch; attention is where
+a softmax over places happens; and what never reaches the output is found by following each tensor.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Record:
         read_elsewhere: Names of modules of whose weights others read the shape.
         output: What the network returned.
         edges: For each tensor the numbers of those that it was made from.
+        batch: How many images there were.
         image: Number of the batch of images.
         numbers: Numbers of the tensors in the output, by their id.
         kept: What the modules whose outputs are to be kept returned first, where that was a tensor.
@@ -108,6 +109,7 @@ class Record:
     read_elsewhere: set[str] = field(default_factory=set)
     output: Any = None
     edges: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    batch: int = 0
     image: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -338,7 +340,7 @@ def watched(
         functions: Whether to follow tensors through functions, too; without, only the calls of modules are noted.
         keep: Names of the modules whose outputs are kept.
     """
-    record = Record()
+    record = Record(batch=len(images))
     watch = _Watch(network, record, len(images), keep)
     with ExitStack() as stack:
         for name, module in watch.modules.items():

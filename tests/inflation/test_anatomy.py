@@ -134,7 +134,7 @@ def test_networks_without_attention_say_so(name: str) -> None:
         stvid.inflate(build(name), num_frames=2, img_size=SIDE, temporal="attention")
 
 
-def test_the_axis_of_the_images_is_the_one_that_grows() -> None:
+def test_the_axis_of_the_images_is_the_one_that_changes() -> None:
     anatomy = examine(build("clip"), (SIDE, SIDE))
     blocks = {block.name: block for block in anatomy.blocks}
     assert list(blocks) == ["resblocks.0", "resblocks.1"]
@@ -151,6 +151,40 @@ def test_two_tokens_are_not_taken_for_two_images() -> None:
     assert all(block.batch_axis == 1 for block in anatomy.blocks)
     for mode in ("conv", "shift", "attention"):
         assert stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode).inflation.proof.exact
+
+
+class Alone(nn.Module):
+    """Does something else for a single image than for several."""
+
+    def __init__(self, alone: str) -> None:
+        super().__init__()
+        self.alone = alone
+        self.first, self.fc = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        x = self.first(x)
+        if len(x) == 1 and self.alone == "squeezes":
+            return self.fc(self.second(x.squeeze()).mean((-2, -1))).view(1, 5)
+        if len(x) == 1 and self.alone == "refuses":
+            raise ValueError("give several images")
+        if len(x) > 1 or self.alone != "skips a layer":
+            x = self.second(x)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("alone", "batches"), [("", [2, 1]), ("squeezes", [2, 1, 3]), ("refuses", [2, 1, 3]), ("skips a layer", [2, 1, 3])]
+)
+def test_networks_that_take_a_single_image_otherwise_see_more(alone: str, batches: list[int]) -> None:
+    network = Alone(alone).eval()
+    anatomy = examine(network, (SIDE, SIDE))
+    assert network.batches == batches
+    assert [site.name for site in anatomy.layers] == ["first", "second.0"]
+    assert all(site.batch_axis == 0 and site.sees_frames for site in anatomy.layers)
+    assert anatomy.classifiers == ["fc"]
 
 
 def test_pairs_are_blocks_and_branches_are_none() -> None:
