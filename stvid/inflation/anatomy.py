@@ -7,7 +7,6 @@ first, or where windows are folded into the batch. Layers are told by what they 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,67 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
+from stvid.inflation.blocks import find_blocks, is_list, parallel_lists
 from stvid.inflation.outputs import Reader, Wish, find_reader, tensors_of
+from stvid.inflation.sites import IMAGES, MORE, SAME, Site, find_sites
 from stvid.inflation.watching import Call, Record, has_own_weights, watched
 
-__all__ = ["MIXED", "Anatomy", "Observed", "Site", "examine", "find_blocks", "images_for", "in_words", "no_training"]
+__all__ = ["MIXED", "Anatomy", "Observed", "examine", "images_for", "in_words", "no_training"]
 
-IMAGES = 2  # in the first batch
-MORE = 3  # in the second, of which the last are those of the first, where a single image does not do
 MIXED = 1e-4  # how much what an image gives may change, relatively, with the other images of its batch
-
-
-@dataclass(frozen=True)
-class Site:
-    """A layer or block that ran, with its first tensor.
-
-    Attributes:
-        name: Dotted name in the network.
-        shape: Shape of its first tensor, with the images on the first axis if it is known where they are.
-        channels_first: Whether its channels are the tensor's axis 1, images first; else they are the last.
-        batch_axis: The axis of the images, where it has one entry for each image, in all calls; else None.
-        argument: Position or keyword of the tensor.
-        output: Shape of what it returns, images first; None if that is no tensor with the images on the same axis.
-        output_first: Whether the channels of the output are its axis 1.
-        block: Name of the block that the site stands for; its own name, or that of the list that it is in.
-        at_stem: Whether it takes the image, or what was made of it without any layer.
-        heads: Heads of the attention that happens in it; None if there is no attention, 0 if their number is unknown.
-        read: Whether others use its weights, or read their shape.
-        windows: How many windows of each image follow each other on the first axis, where that has no images; else 0.
-        of_image: Whether the tensor is made of the image, unlike learned queries that are repeated for each.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    channels_first: bool
-    batch_axis: int | None = 0
-    argument: int | str = 0
-    output: tuple[int, ...] | None = None
-    output_first: bool = True
-    block: str = ""
-    at_stem: bool = False
-    heads: int | None = None
-    read: bool = False
-    windows: int = 0
-    of_image: bool = True
-
-    @property
-    def channels(self) -> int:
-        """Channels of the input."""
-        return self.shape[1 if self.channels_first else -1]
-
-    @property
-    def output_channels(self) -> int:
-        """Channels of the output."""
-        assert self.output is not None
-        return self.output[1 if self.output_first else -1]
-
-    @property
-    def sees_frames(self) -> bool:
-        """Whether the input is made of the frames, with one entry for each, and more than one place in it."""
-        places = self.shape[2:] if self.channels_first else self.shape[1:-1]
-        several = len(self.shape) > 2 and torch.Size(places).numel() > 1
-        return self.batch_axis is not None and several and self.of_image
 
 
 @dataclass
@@ -150,130 +96,17 @@ class Observed:
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def find_blocks(network: nn.Module, parallel: Sequence[str] = ()) -> list[str]:
-    """Returns the names of the repeated units of a network, such as its residual or transformer blocks.
-
-    That is each module beneath a list of modules that holds at least two layers with weights and does not contain
-    repeated units itself (then it is a stage). A list counts if it is one of several in a list whose members have the
-    same sequence of classes, such as the pairs of attention and MLP in many transformers.
-
-    Args:
-        network: Any module.
-        parallel: Names of lists whose members take the same input, so that they are branches and no repeated units.
-    """
-    found: list[str] = []
-    branches = {id(network.get_submodule(name)) for name in parallel}
-
-    def visit(name: str, module: nn.Module, in_list: bool) -> None:
-        if (in_list or _is_unit(module)) and not _has_repeats(module, branches):
-            found.append(name)
-            return
-        repeated = _repeated_lists(module, branches)
-        for child_name, child in module.named_children():
-            visit(f"{name}.{child_name}" if name else child_name, child, id(child) in repeated)
-
-    repeated = _repeated_lists(network, branches)
-    for name, child in network.named_children():
-        visit(name, child, id(child) in repeated)
-    return found
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d | nn.Linear) or has_own_weights(module)
-
-
-def _count_layers(module: nn.Module) -> int:
-    """Counts layers with weights; one that has weights itself and smaller layers inside, as a gate, counts once."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        return 1
-    below = sum(map(_count_layers, module.children()))
-    return max(1, below) if has_own_weights(module) else below
-
-
-def _is_unit(module: nn.Module) -> bool:
-    return not _is_list(module) and _count_layers(module) >= 2
-
-
-def _signature(module: nn.Module) -> Any:
-    """Returns the class of a module, or the sequence of the classes of a list's members."""
-    return tuple(map(_signature, module.children())) if _is_list(module) else type(module)
-
-
-def _repeated_lists(parent: nn.Module, branches: set[int]) -> set[int]:
-    """Returns the ids of those lists in a list that hold at least two layers and repeat each other.
-
-    A list with a single unit in it is a stage of one block.
-    """
-    if not _is_list(parent) or id(parent) in branches:
-        return set()
-    lists = [
-        child
-        for child in parent.children()
-        if _is_list(child) and _count_layers(child) >= 2 and sum(map(_is_unit, child.children())) != 1
-    ]
-    kinds = Counter(map(_signature, lists))
-    return {id(child) for child in lists if kinds[_signature(child)] >= 2}
-
-
-def _has_repeats(module: nn.Module, branches: set[int]) -> bool:
-    for part in module.modules():
-        kinds = Counter(type(child) for child in _flattened(part) if _is_unit(child))
-        if any(count >= 2 for count in kinds.values()) or _repeated_lists(part, branches):
-            return True
-    return False
-
-
-def _flattened(module: nn.Module) -> Iterator[nn.Module]:
-    """Yields the children of a module, and of lists among them their members: stages of one block each."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from _flattened(child)
-        else:
-            yield child
-
-
-def _parallel_lists(network: nn.Module, record: Record) -> list[str]:
-    """Returns the names of the lists whose members ran side by side on one tensor."""
-    found = []
-    for name, module in network.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-            continue
-        taken = [_first_taken(f"{name}.{child}" if name else child, part, record) for child, part in _members(module)]
-        taken = [number for number in taken if number is not None]
-        if len(taken) >= 2 and len(set(taken)) < len(taken):
-            found.append(name)
-    return found
-
-
-def _members(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    return list(module.named_children())
-
-
-def _first_taken(name: str, module: nn.Module, record: Record) -> int | None:
-    """Returns the number of the tensor that a module took, or the first member of a list that did not run itself."""
-    if name in record.calls:
-        return record.calls[name][0].took
-    for child, part in _members(module) if _is_list(module) else []:
-        if (number := _first_taken(f"{name}.{child}", part, record)) is not None:
-            return number
-    return None
-
-
 def _blocks_that_ran(network: nn.Module, sites: Mapping[str, Site], record: Record) -> list[Site]:
     blocks: dict[str, Site] = {}
-    found = find_blocks(network, _parallel_lists(network, record))
+    found = find_blocks(network, parallel_lists(network, record))
     for block in found:
-        if _is_list(network.get_submodule(block)):
+        if is_list(network.get_submodule(block)):
             member = _first_that_sees(network, block, sites)
             if member is not None:
                 blocks[block] = replace(sites[member], block=block)
                 continue
         name = block
-        while name and not (name in sites and sites[name].sees_frames and not _is_list(network.get_submodule(name))):
+        while name and not (name in sites and sites[name].sees_frames and not is_list(network.get_submodule(name))):
             name = name.rpartition(".")[0]
         holds_all = len(found) > 1 and all(other.startswith(f"{name}.") for other in found)
         if name and not holds_all:  # such as the encoder of an `EncoderClassifier`
@@ -293,7 +126,7 @@ def _first_that_sees(network: nn.Module, name: str, sites: Mapping[str, Site]) -
     if name in sites:
         return name if sites[name].sees_frames else None
     below = [other for other in sites if other.startswith(f"{name}.") and sites[other].sees_frames]
-    return next((other for other in below if not _is_list(network.get_submodule(other))), None)
+    return next((other for other in below if not is_list(network.get_submodule(other))), None)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -339,7 +172,7 @@ def examine(
     logits_at: int | str | Sequence[int | str] | None = None,
     observed: Observed | None = None,
 ) -> Anatomy:
-    """Runs a 2D network on noise, on two images and on one, and notes what its layers see.
+    """Runs a 2D network on noise, on two images and on three, and notes what its layers see.
 
     Modules that could be classifiers give noise as their output in the second run, since the classifiers of untrained
     networks are often zero, and the logits could not be told apart.
@@ -359,7 +192,7 @@ def examine(
     if next(network.parameters(), None) is None:
         raise ConfigError(f"{name}: has no parameters to inflate")
     more = images_for(network, (MORE, in_chans, *img_size))
-    images = more[-IMAGES:].clone()
+    images = more[list(SAME)]
     given = images.clone()
     declared = getattr(network, "num_classes", None)
     declared = declared if isinstance(declared, int) and not isinstance(declared, bool) and declared >= 0 else None
@@ -373,9 +206,11 @@ def examine(
         anatomy.num_classes = 0 if declared == 0 or (as_features and reader.features) else anatomy.width
         reached = record.before(record.numbers[id(tensor)] for tensor in _read(reader, record.output))
         candidates = _could_classify(network, record, reached, anatomy.width)
-        again, noise = _run_again(network, more, name, candidates, anatomy.width, record)
+        again, noise = _run_again(network, more, name, candidates, anatomy.width)
         classified = reader(again.output)
-    anatomy.sites = _sites(network, record, again, record.behind([record.image]) if record.image in reached else None)
+    anatomy.sites = find_sites(
+        network, record, again, record.behind([record.image]) if record.image in reached else None
+    )
     dead = _dead(record, reached)
     anatomy.blocks = [block for block in _blocks_that_ran(network, anatomy.sites, record) if block.name not in dead]
     anatomy.attention = [site for site in _find_attention(network, anatomy, record) if site.name not in dead]
@@ -404,7 +239,7 @@ def _compared(network: nn.Module) -> set[str]:
     """Returns the names of the modules that could stand for blocks, whose outputs are compared in the proof."""
     found: set[str] = set()
     for block in find_blocks(network):
-        inside = [block] if not _is_list(network.get_submodule(block)) else _members_of_lists(network, block)
+        inside = [block] if not is_list(network.get_submodule(block)) else _members_of_lists(network, block)
         found.update(*(_parents(name) for name in inside), inside)
     return found
 
@@ -412,9 +247,9 @@ def _compared(network: nn.Module) -> set[str]:
 def _members_of_lists(network: nn.Module, name: str) -> list[str]:
     """Returns a module, or if it is a list the modules in it and in lists in it."""
     module = network.get_submodule(name)
-    if not _is_list(module):
+    if not is_list(module):
         return [name]
-    return [part for child, _ in _members(module) for part in _members_of_lists(network, f"{name}.{child}")]
+    return [part for child, _ in module.named_children() for part in _members_of_lists(network, f"{name}.{child}")]
 
 
 def _outputs_of_blocks(anatomy: Anatomy, record: Record) -> dict[str, Tensor]:
@@ -440,11 +275,10 @@ def _last_map(record: Record) -> tuple[str, tuple[int, ...]] | None:
 
 
 def _alike(first: Tensor | None, second: Tensor | None) -> bool:
-    """Returns whether the images that both runs end with gave the same."""
-    if first is None or second is None or first.is_meta:
+    """Returns whether the images of the first run gave the same in the second, where they have changed places."""
+    if first is None or second is None or first.is_meta or len(second) != MORE:
         return False
-    same = min(len(first), len(second))
-    return (first[-same:] - second[-same:]).abs().max().item() <= MIXED * first.abs().max().item()
+    return (first - second[list(SAME)]).abs().max().item() <= MIXED * first.abs().max().item()
 
 
 def _layers_before(network: nn.Module, record: Record, tensor: Tensor) -> int:
@@ -469,38 +303,9 @@ def _run(network: nn.Module, images: Tensor, name: str, **options: Any) -> Recor
 
 
 def _run_again(
-    network: nn.Module, images: Tensor, name: str, candidates: Sequence[str], width: int, record: Record
-) -> tuple[Record, dict[str, Tensor]]:
-    """Runs a network on the last image alone, or where it then does other things than before, on more images.
-
-    What could be a classifier gives noise.
-
-    Returns:
-        What it did, and that noise.
-    """
-    try:
-        again, noise = _run_with_noise(network, images[-1:].clone(), name, candidates, width)
-    except ConfigError:  # it does not take one image
-        return _run_with_noise(network, images, name, candidates, width)
-    if _ranks(again) == _ranks(record):
-        return again, noise
-    return _run_with_noise(network, images, name, candidates, width)
-
-
-def _ranks(record: Record) -> dict[str, list[tuple[Any, ...]]]:
-    """Returns for all calls of modules of how many axes the tensors were: fewer where axes of one entry are dropped."""
-    return {
-        name: [
-            ({place: len(shape) for place, shape in call.shapes.items()}, call.output and len(call.output))
-            for call in calls
-        ]
-        for name, calls in record.calls.items()
-    }
-
-
-def _run_with_noise(
     network: nn.Module, images: Tensor, name: str, candidates: Sequence[str], width: int
 ) -> tuple[Record, dict[str, Tensor]]:
+    """Runs a network on more images, with noise as the output of what could be a classifier; returns that noise."""
     generator = torch.Generator().manual_seed(0)
     noise: dict[str, Tensor] = {}
 
@@ -519,120 +324,7 @@ def _run_with_noise(
     return record, noise
 
 
-# --- sites ------------------------------------------------------------------------------------------------------------
-
-
-def _sites(network: nn.Module, record: Record, again: Record, made: set[int] | None) -> dict[str, Site]:
-    """Puts the two runs together; `made` are the tensors that are made of the image, None if that is not known."""
-    sites = {}
-    read = record.used_elsewhere | record.read_elsewhere
-    heads: dict[str, int] = {}
-    for attending in record.attending:
-        for name in attending.inside:
-            heads[name] = max(attending.heads, heads.get(name, 0))
-    for name, calls in record.calls.items():
-        first = calls[0]
-        if first.argument is None or len(first.shape) < 2:
-            continue
-        module = network.get_submodule(name)
-        axis = _common_axis(calls, again.calls.get(name, []), again.batch)
-        shape = _images_first(first.shape, axis)
-        output, output_first = None, True
-        out_axis = _output_axis(calls, again.calls.get(name, []), again.batch)
-        if axis is not None and axis == out_axis and first.output is not None:
-            output = _images_first(first.output, axis)
-            output_first = _channels_of_output(module, output)
-        sites[name] = Site(
-            name,
-            shape,
-            _channels_first(module, shape),
-            batch_axis=axis,
-            argument=first.argument,
-            output=output,
-            output_first=output_first,
-            block=name,
-            at_stem=all(call.at_stem for call in calls),
-            heads=heads.get(name),
-            read=name in read,
-            windows=_windows(first, again.calls.get(name, []), again.batch) if len(calls) == 1 and axis is None else 0,
-            of_image=made is None or any(call.took in made for call in calls),
-        )
-    return sites
-
-
-def _images_first(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    return shape if axis is None else (shape[axis], *shape[:axis], *shape[axis + 1 :])
-
-
-def _axis_of_images(first: Sequence[int] | None, second: Sequence[int] | None, batch: int) -> int | None:
-    """Returns the axis on which a tensor has one entry for each image, judged by its shapes in both runs."""
-    if first is None or second is None or len(first) != len(second):
-        return None
-    changing = [axis for axis, (before, after) in enumerate(zip(first, second, strict=True)) if before != after]
-    fits = len(changing) == 1 and (first[changing[0]], second[changing[0]]) == (IMAGES, batch)
-    return changing[0] if fits else None
-
-
-def _common_axis(calls: Sequence[Call], again: Sequence[Call], batch: int) -> int | None:
-    """Returns the axis of the images that all calls of a module have in common, in the same argument."""
-    if len(calls) != len(again):
-        return None
-    axes = {
-        _axis_of_images(first.shape, None if first.argument is None else second.shapes.get(first.argument), batch)
-        for first, second in zip(calls, again, strict=True)
-    }
-    same = len({(call.argument, len(call.shape)) for call in calls}) == 1
-    return axes.pop() if len(axes) == 1 and same else None
-
-
-def _windows(first: Call, again: Sequence[Call], batch: int) -> int:
-    """Returns how many windows of one image follow each other on the first axis, before those of the next; 0 if none.
-
-    Both runs end with the same images, so that they have the same entries last.
-    """
-    if len(again) != 1 or not first.means or first.shape[1:] != again[0].shape[1:]:
-        return 0
-    count = len(first.means) // IMAGES
-    means, more = torch.tensor(first.means), torch.tensor(again[0].means)
-    if len(more) != batch * count or torch.allclose(means[:count], means[count:]):
-        return 0
-    same = min(batch, IMAGES) * count
-    return count if torch.allclose(means[-same:], more[-same:], rtol=1e-3, atol=1e-5) else 0
-
-
-def _output_axis(calls: Sequence[Call], again: Sequence[Call], batch: int) -> int | None:
-    if len(calls) != len(again):
-        return None
-    axes = {_axis_of_images(first.output, second.output, batch) for first, second in zip(calls, again, strict=True)}
-    return axes.pop() if len(axes) == 1 else None
-
-
-def _channels_first(module: nn.Module, shape: Sequence[int]) -> bool:
-    """Says which axis of an input holds the channels, by the first layer in a module that tells."""
-    if len(shape) < 4:
-        return False
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
-            return True
-        if isinstance(part, nn.Linear):  # an attention pool takes a map of channels apart before its first layer
-            return part.in_features == shape[1] != shape[-1]
-        if isinstance(part, nn.LayerNorm):  # timm's LayerNorm2d derives from it
-            return part.normalized_shape[0] == shape[1] and not (
-                part.normalized_shape[0] == shape[-1] and type(part) is nn.LayerNorm
-            )
-        if has_own_weights(part):
-            sizes = {size for own in part.parameters(recurse=False) for size in own.shape}
-            return shape[1] in sizes or shape[-1] not in sizes
-    return True
-
-
-def _channels_of_output(module: nn.Module, shape: Sequence[int]) -> bool:
-    """Says which axis of an output holds the channels."""
-    if isinstance(module, nn.Linear) or len(shape) < 4:
-        return False
-    if isinstance(module, nn.Conv2d):
-        return True
-    return _channels_first(module, shape)
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 def _layers(network: nn.Module, sites: Mapping[str, Site]) -> list[Site]:

@@ -83,11 +83,12 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         clip, weight = ctx.saved_tensors
         of_clip, of_weight = None, None
-        if ctx.needs_input_grad[0]:
-            behind = [size - 1 - zeros for size, zeros in zip(weight.shape[2:], ctx.padding, strict=True)]
-            of_clip = F.conv3d(grad, weight.flip(2, 3, 4), padding=behind, groups=len(weight))
-        if ctx.needs_input_grad[1]:
-            of_weight = _gradient_of_kernel(clip, grad, weight, ctx.padding)
+        with torch.autocast("cpu", enabled=False):  # in which the forward pass was not
+            if ctx.needs_input_grad[0]:
+                behind = [size - 1 - zeros for size, zeros in zip(weight.shape[2:], ctx.padding, strict=True)]
+                of_clip = F.conv3d(grad, weight.flip(2, 3, 4), padding=behind, groups=len(weight))
+            if ctx.needs_input_grad[1]:
+                of_weight = _gradient_of_kernel(clip, grad, weight, ctx.padding)
         of_bias = grad.sum((0, 2, 3, 4)) if ctx.biased and ctx.needs_input_grad[2] else None
         return of_clip, of_weight, of_bias, None
 
@@ -98,7 +99,7 @@ def _gradient_of_kernel(clip: Tensor, grad: Tensor, weight: Tensor, padding: _St
     A frame of the kernel meets each frame of the output with one of the clip, as a 2D convolution does.
     """
     frames, made = (x.permute(0, 2, 3, 4, 1).contiguous() for x in (clip, grad))
-    flat = weight[:, :, 0].contiguous(memory_format=torch.channels_last)
+    flat = weight[:, :, 0]
     found = []
     for tap in range(weight.shape[2]):
         ahead = tap - padding[0]  # of the output's frame is the clip's
@@ -106,16 +107,18 @@ def _gradient_of_kernel(clip: Tensor, grad: Tensor, weight: Tensor, padding: _St
         if first >= end:
             found.append(torch.zeros_like(flat))
             continue
-        pair = (made[:, first:end], frames[:, first + ahead : end + ahead])
-        above, below = (x.flatten(0, 1).permute(0, 3, 1, 2) for x in pair)
-        found.append(_gradient_of_flat(above, below, flat, padding[1:]))
+        above, below = made.narrow(1, first, end - first), frames.narrow(1, first + ahead, end - first)
+        if flat.shape[2:] == (1, 1):  # whose gradient by oneDNN is slow
+            found.append((above * below).sum((0, 1, 2, 3))[:, None, None, None])
+        else:
+            found.append(_gradient_of_flat(above, below, flat, padding[1:]))
     return torch.stack(found, dim=2)
 
 
-def _gradient_of_flat(grad: Tensor, images: Tensor, weight: Tensor, padding: _Steps) -> Tensor:
-    once, groups = (1, 1), len(weight)
-    needed = (False, True, False)
-    found = torch.ops.aten.convolution_backward(
-        grad, images, weight, None, once, padding, once, False, (0, 0), groups, needed
-    )
-    return found[1]
+def _gradient_of_flat(grad: Tensor, frames: Tensor, weight: Tensor, padding: _Steps) -> Tensor:
+    """Returns the gradient of a 2D kernel; the gradient of what it made, and the frames, are (B, T, H, W, C)."""
+    above, below = (x.reshape(-1, *x.shape[2:]).permute(0, 3, 1, 2) for x in (grad, frames))
+    once, needed = (1, 1), (False, True, False)
+    return torch.ops.aten.convolution_backward(
+        above, below, weight, None, once, padding, once, False, (0, 0), len(weight), needed
+    )[1]

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import Anatomy, Site, examine
+from stvid.inflation.anatomy import Anatomy, examine
 from stvid.inflation.options import InflationOptions
+from stvid.inflation.sites import Site
 from stvid.inflation.temporal import (
     ClipTime,
     JointTime,

@@ -42,6 +42,7 @@ MIXED_EXACTLY = 1e-6  # `MIXED` in float64
 FEWEST_FRAMES = 3  # of the still video: one with neighbours on both sides
 SMALL = 128  # pixels of the shorter side of images on which a step is quick
 SMALLER = 4  # times shorter are the sides of the images that are tried first where they are not small
+SUSPECT = 1e-2  # difference in the network's own type that float64 must explain with as many frames in a batch
 ROUNDINGS = 30  # by how much more than one change of the last bit may change the logits
 
 
@@ -117,11 +118,12 @@ class Comparison:
     layers: list[LayerDifference]
 
 
-def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False) -> Comparison | None:
+def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False, at_once: bool = True) -> Comparison | None:
     """Compares a 2D network with a model on a still video; None if the logits do not depend on the image, so that there
     is no measure.
 
-    Both images are in one batch, so that it shows if clips of a batch see each other.
+    Both images are in one batch, so that it shows if clips of a batch see each other, unless not `at_once`; `frugal`
+    takes less memory in convolutions.
     """
     frames = _frames_of_proof(video)
     clips = flat.images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
@@ -142,7 +144,7 @@ def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False) -> C
     every = range(len(clips))
     logits = []
     with no_training(video):
-        for images in [[image] for image in every] if frugal else [list(every)]:  # memory in float64 is short
+        for images in [list(every)] if at_once else [[image] for image in every]:
             with (
                 watching(video.network, list(flat.blocks), functools.partial(compare, images=images)),
                 FewFrames() if frugal else nullcontext(),
@@ -191,7 +193,7 @@ def _frames_of_proof(model: InflatedModel) -> int:
 
 @torch.no_grad()
 def still_difference(
-    network: nn.Module, model: InflatedModel, *, unrounded: bool = False
+    network: nn.Module, model: InflatedModel, *, unrounded: bool = False, at_once: bool = False
 ) -> tuple[float, str, list[LayerDifference]]:
     """Compares a 2D network on two images with the model on each image repeated over time, in float64.
 
@@ -204,6 +206,7 @@ def still_difference(
         model: The inflated network, with a classifier of the same size.
         unrounded: Whether to inflate the 2D weights again in float64. In float32 the shares of an averaged kernel or
             filter are rounded, which a network can magnify.
+        at_once: Whether both clips are in one batch, which takes twice the memory, but shows if they see each other.
 
     Returns:
         The attributes of a `Comparison`: the difference, what was compared, and the difference of each block.
@@ -217,7 +220,7 @@ def still_difference(
     if unrounded:
         video.load_state_dict(video.transfer(flat.state_dict())[0])
         unround_filters(video)
-    found = _compare(_observe(flat, video, images), video, frugal=True)
+    found = _compare(_observe(flat, video, images), video, frugal=True, at_once=at_once)
     if found is not None:
         return found.difference, found.compared, found.layers
     generator = torch.Generator().manual_seed(0)
@@ -229,7 +232,7 @@ def still_difference(
     if problem := _why_not_foldable(flat, images, model.reader, MIXED_EXACTLY):  # which zeros had hidden
         raise ConfigError(f"{model.source_name}: {problem}")
     seen = _observe(flat, video, images)
-    found = _compare(seen, video, frugal=True)
+    found = _compare(seen, video, frugal=True, at_once=at_once)
     if found is None:
         expected = seen.logits
         clips = images.unsqueeze(2).expand(-1, -1, _frames_of_proof(video), -1, -1)
@@ -279,8 +282,12 @@ def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
     if quick is not None and quick.difference < EXACT:
         report.difference, report.compared, report.layers = quick.difference, quick.compared, quick.layers
         return
+    at_once = False
     try:
         report.difference, report.compared, report.layers = still_difference(network, model)
+        if report.exact and quick is not None and quick.difference > SUSPECT:  # do clips of one batch see each other?
+            at_once = True
+            report.difference, report.compared, report.layers = still_difference(network, model, at_once=True)
     except ConfigError:
         raise
     except Exception as error:  # whatever a network's own code raises
@@ -293,7 +300,7 @@ def prove(model: InflatedModel, report: InflationReport, trial: Trial) -> None:
         return
     report.computed_in = "float64"
     if not report.reasons and not report.exact:
-        aligned, *_ = still_difference(network, model, unrounded=True)
+        aligned, *_ = still_difference(network, model, unrounded=True, at_once=at_once)
         if aligned < EXACT:
             report.reasons = ["the network magnifies the rounding of its averaged kernels"]
             report.aligned, report.alignment = aligned, "kernels in float64"
@@ -328,10 +335,13 @@ def _rounding_of_logits(network: nn.Module, model: InflatedModel, images: Tensor
     """
     with no_training(network):
         expected = model.reader(network(images.clone()))
-        alone = torch.cat([model.reader(network(images[index : index + 1])) for index in range(len(images))])
+        alone = _one_by_one(network, images, model.reader)
     largest = expected.abs().max()
     moved = max(_rounding(network, images, model.reader), torch.finfo(expected.dtype).eps) * largest
-    return (torch.maximum(moved, (alone - expected).abs().max()) / (expected[0] - expected[1]).abs().max()).item()
+    apart = (alone - expected).abs().max()
+    if apart < MIXED * largest:  # more is no rounding
+        moved = torch.maximum(moved, apart)
+    return (moved / (expected[0] - expected[1]).abs().max()).item()
 
 
 def prove_training(network: nn.Module, model: InflatedModel, report: InflationReport) -> None:
@@ -398,6 +408,10 @@ def _why_not_trainable(network: nn.Module, images: Tensor) -> str | None:
     return None
 
 
+def _one_by_one(network: nn.Module, images: Tensor, read: Reader) -> Tensor:
+    return torch.cat([read(network(images[index : index + 1])) for index in range(len(images))])
+
+
 @torch.no_grad()
 def check_foldable(network: nn.Module, observed: Observed, *, name: str, read: Reader) -> None:
     """Checks that what a network computes for an image depends on the image alone, and that it leaves the image as is.
@@ -443,15 +457,18 @@ def _why_not_foldable(network: nn.Module, images: Tensor, read: Reader, limit: f
     """Returns why frames cannot be folded into the batch; empty if they can."""
 
     def differs(first: Tensor, second: Tensor) -> bool:
-        return (first - second).abs().max().item() > limit * first.abs().max().item()
+        apart = torch.where(first == second, 0, first - second).abs().max()  # infinite logits may be equal
+        return not apart <= limit * first[first.isfinite()].abs().max()  # so that NaN differs
 
     with no_training(network):
         given = images.clone()
         together = read(network(given))
         if not torch.equal(given, images):
             return "overwrites the images that it is given; let it work on a copy"
+        if together.isnan().any():
+            return "gives logits that are not numbers"
         # Alone, and for the second time; the last one shows, too, if its place in the batch counts.
-        if not differs(together[-1:], read(network(images[-1:]))):
+        if not differs(together, _one_by_one(network, images, read)):
             return ""
         if differs(together, read(network(images))):
             return "gives other logits for the same images the second time, also in evaluation mode"

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stvid.inflation.anatomy import Anatomy, Site, in_words, no_training
+from stvid.inflation.anatomy import Anatomy, in_words, no_training
+from stvid.inflation.sites import Site
 
 __all__ = ["Layout", "ReadOut", "find_read_out"]
 _log = logging.getLogger(__name__)

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stvid.inflation.anatomy import Site
 from stvid.inflation.convolution import conv3d
 from stvid.inflation.options import Init, Padding
+from stvid.inflation.sites import Site
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
 from stvid.models.streaming import StreamMemory
 

@@ -54,7 +54,8 @@ class Call:
         shapes: Shapes of the tensors among its arguments, by their position or keyword.
         vector: That tensor, where it has one vector for each image.
         whole: Whether the module returned one tensor and nothing else.
-        means: Mean of each entry on the tensor's first axis; empty where that could hold nothing but images.
+        contents: A number for each entry on the tensor's first axis that tells it from others; empty where that axis
+            could hold nothing but images.
         order: Place among the ends of all calls.
     """
 
@@ -69,7 +70,7 @@ class Call:
     shapes: dict[int | str, tuple[int, ...]] = field(default_factory=dict)
     vector: Tensor | None = None
     whole: bool = False
-    means: tuple[float, ...] = ()
+    contents: tuple[float, ...] = ()
     order: int = 0
 
 
@@ -97,7 +98,6 @@ class Record:
         read_elsewhere: Names of modules of whose weights others read the shape.
         output: What the network returned.
         edges: For each tensor the numbers of those that it was made from.
-        batch: How many images there were.
         image: Number of the batch of images.
         numbers: Numbers of the tensors in the output, by their id.
         kept: What the modules whose outputs are to be kept returned first, where that was a tensor.
@@ -109,7 +109,6 @@ class Record:
     read_elsewhere: set[str] = field(default_factory=set)
     output: Any = None
     edges: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    batch: int = 0
     image: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -279,14 +278,14 @@ class _Watch(TorchFunctionMode):
             self.begun.append(self.numbers.count)
             call = Call(
                 argument=place,
-                shape=() if tensor is None else tuple(tensor.shape),
+                shape=() if tensor is None else _shape_of(tensor),
                 took=0 if tensor is None else self.numbers.of(tensor),
                 inputs=inputs,
                 alone=len(places) == 1 and place == 0,
                 at_stem=not self.behind_layer.intersection(inputs),
-                shapes={place: tuple(value.shape) for place, value in places if isinstance(value, Tensor)},
+                shapes={place: _shape_of(value) for place, value in places if isinstance(value, Tensor)},
                 vector=tensor if tensor is not None and tensor.dim() == 2 and len(tensor) == self.batch else None,
-                means=() if tensor is None else _means(tensor, self.batch),
+                contents=() if tensor is None else _contents(tensor, self.batch),
             )
             self.record.calls.setdefault(name, []).append(call)
 
@@ -299,7 +298,7 @@ class _Watch(TorchFunctionMode):
             self._find_argument(call, [*enumerate(args), *kwargs.items()], outputs, self.begun.pop())
             self.link(tensors_in((args, kwargs)), outputs)  # also where a function of the user's own lies between
             first = output[0] if isinstance(output, tuple) and output else output
-            call.output = tuple(first.shape) if isinstance(first, Tensor) else None
+            call.output = _shape_of(first) if isinstance(first, Tensor) else None
             call.whole = isinstance(output, Tensor)
             call.gave = tuple(self.numbers.of(tensor) for tensor in outputs)
             self.ended += 1
@@ -326,7 +325,7 @@ class _Watch(TorchFunctionMode):
         used = _reached({self.numbers.of(tensor) for tensor in outputs}, self.record.edges, beyond=before)
         found = next(((place, tensor) for place, tensor in tensors if self.numbers.of(tensor) in used), None)
         if found is not None and found[0] != call.argument:
-            call.argument, call.shape, call.took = found[0], tuple(found[1].shape), self.numbers.of(found[1])
+            call.argument, call.shape, call.took = found[0], _shape_of(found[1]), self.numbers.of(found[1])
 
 
 def watched(
@@ -340,7 +339,7 @@ def watched(
         functions: Whether to follow tensors through functions, too; without, only the calls of modules are noted.
         keep: Names of the modules whose outputs are kept.
     """
-    record = Record(batch=len(images))
+    record = Record()
     watch = _Watch(network, record, len(images), keep)
     with ExitStack() as stack:
         for name, module in watch.modules.items():
@@ -365,12 +364,22 @@ def _leave(watch: _Watch, name: str, module: nn.Module, args: Any, kwargs: Any, 
     watch.leave(name, args, kwargs, output)
 
 
-def _means(tensor: Tensor, batch: int) -> tuple[float, ...]:
-    """Returns the mean of each entry on the first axis of a tensor that could hold windows of images there."""
-    entries = tensor.shape[0] if tensor.dim() >= 3 else 0
+def _shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Returns the shape of a tensor; an empty one for a nested tensor, whose entries have different shapes."""
+    return () if tensor.is_nested else tuple(tensor.shape)
+
+
+def _contents(tensor: Tensor, batch: int) -> tuple[float, ...]:
+    """Returns a number for each entry on the first axis of a tensor that could hold windows of images there.
+
+    It is a sum with random weights, since behind a norm the means and the squares of all entries are the same.
+    """
+    entries = tensor.shape[0] if tensor.dim() >= 3 and not tensor.is_nested else 0
     if entries <= batch or entries % batch or tensor.is_meta or not tensor.is_floating_point():
         return ()
-    return tuple(tensor.flatten(1).float().mean(1).tolist())
+    flat = tensor.flatten(1).float()
+    weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0))
+    return tuple((flat @ weights.to(flat.device)).tolist())
 
 
 def _name_of(func: Any) -> str:

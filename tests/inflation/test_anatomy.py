@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import stvid
 from stvid.errors import ConfigError
-from stvid.inflation.anatomy import examine, find_blocks
+from stvid.inflation.anatomy import examine
+from stvid.inflation.blocks import find_blocks
 from stvid.inflation.temporal import TemporalConv
 
 
@@ -153,38 +154,94 @@ def test_two_tokens_are_not_taken_for_two_images() -> None:
         assert stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode).inflation.proof.exact
 
 
-class Alone(nn.Module):
-    """Does something else for a single image than for several."""
+class Nested(nn.Module):
+    """Puts the tokens of all images into one nested tensor, as NaViT does."""
 
-    def __init__(self, alone: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.alone = alone
-        self.first, self.fc = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
-        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
-        self.batches: list[int] = []
+        self.patches, self.fc = nn.Conv2d(3, 8, 16, stride=16), nn.Linear(8, 5)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.batches.append(len(x))
+        tokens = list(self.patches(x).flatten(2).transpose(1, 2))
+        nested = torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
+        for layer in self.layers:
+            nested = nested + layer(nested)
+        return self.fc(torch.stack([tokens.mean(0) for tokens in nested.unbind()]))
+
+
+def test_nested_tensors_have_no_axis_of_images() -> None:
+    for mode, others in (("shift", "no layer with two channels"), ("attention", "no transformer block")):
+        with pytest.raises(ConfigError, match=f"Nested has {others}.*; take .*head"):
+            stvid.inflate(Nested().eval(), num_frames=2, img_size=SIDE, temporal=mode)
+    assert stvid.inflate(Nested().eval(), num_frames=2, img_size=SIDE, temporal="head").inflation.proof.exact
+
+
+class Beside(nn.Module):
+    """Takes something from another image of the batch."""
+
+    def __init__(self, beside: str) -> None:
+        super().__init__()
+        self.beside, self.first, self.fc = beside, nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        if len(x) == 1 and self.alone == "squeezes":
-            return self.fc(self.second(x.squeeze()).mean((-2, -1))).view(1, 5)
-        if len(x) == 1 and self.alone == "refuses":
-            raise ValueError("give several images")
-        if len(x) > 1 or self.alone != "skips a layer":
-            x = self.second(x)
-        return self.fc(x.mean((2, 3)))
+        for block in self.blocks:
+            x = x + block(x.relu())
+        return self.fc(self.others(x).mean((2, 3)))
+
+    def others(self, x: Tensor) -> Tensor:
+        if self.beside == "four or more":
+            return x - x.mean(0, keepdim=True) if len(x) > 3 else x
+        if self.beside == "not a number":
+            return x * x.std(0, keepdim=True).mean()
+        other = {
+            "first": x[:1],
+            "last": x[-1:].relu(),
+            "before": x.roll(1, 0),
+            "behind": x.roll(-1, 0),
+            "all before": x.cumsum(0),
+            "all behind": x.flip(0).cumsum(0).flip(0),
+        }
+        return x - other[self.beside] / 2
 
 
 @pytest.mark.parametrize(
-    ("alone", "batches"), [("", [2, 1]), ("squeezes", [2, 1, 3]), ("refuses", [2, 1, 3]), ("skips a layer", [2, 1, 3])]
+    "beside",
+    ["first", "last", "before", "behind", "all before", "all behind", "four or more", "not a number"],
 )
-def test_networks_that_take_a_single_image_otherwise_see_more(alone: str, batches: list[int]) -> None:
-    network = Alone(alone).eval()
-    anatomy = examine(network, (SIDE, SIDE))
-    assert network.batches == batches
-    assert [site.name for site in anatomy.layers] == ["first", "second.0"]
-    assert all(site.batch_axis == 0 and site.sees_frames for site in anatomy.layers)
-    assert anatomy.classifiers == ["fc"]
+def test_whatever_an_image_takes_from_others_is_refused(beside: str) -> None:
+    network = Beside(beside).eval()
+    four = "does not compute what the image network computes"
+    expected = four if beside == "four or more" else "depend on the other images in its batch"
+    for mode in ("conv", "shift"):
+        with pytest.raises(ConfigError, match=expected):
+            stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode)
+
+
+def test_windows_are_told_behind_norms() -> None:
+    class Windows(nn.Module):
+        def __init__(self, *, images_first: bool) -> None:
+            super().__init__()
+            self.images_first, self.first, self.fc = images_first, nn.Conv2d(3, 16, 8, stride=8), nn.Linear(16, 5)
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+            self.blocks = nn.ModuleList(nn.MultiheadAttention(16, 4, batch_first=True) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            halves = x.unflatten(2, (2, -1)).permute((0, 2, 3, 4, 1) if self.images_first else (2, 0, 3, 4, 1))
+            tokens = halves.flatten(2, 3).flatten(0, 1)
+            for norm, block in zip(self.norms, self.blocks, strict=True):
+                normed = norm(tokens)
+                tokens = tokens + block(normed, normed, normed)[0]
+            halves = tokens.unflatten(0, halves.shape[:2])
+            return self.fc(halves.mean((1, 2) if self.images_first else (0, 2)))
+
+    model: Any = stvid.inflate(Windows(images_first=True).eval(), num_frames=4, img_size=SIDE, temporal="attention")
+    assert model.anatomy.sites["blocks.0"].windows == 2
+    with pytest.raises(ConfigError, match="no transformer block in which attention sees whole frames"):
+        stvid.inflate(Windows(images_first=False).eval(), num_frames=4, img_size=SIDE, temporal="attention")
 
 
 def test_pairs_are_blocks_and_branches_are_none() -> None:

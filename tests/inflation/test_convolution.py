@@ -77,6 +77,34 @@ def test_gradients_of_each_clip_by_vmap():
         torch.testing.assert_close(mine, torch.func.grad(loss)(weight, one), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_stacked_weights_and_stacked_gradients() -> None:
+    clip, weight, bias = (x.detach() for x in tensors(3))
+    stacked = torch.stack([weight, -2 * weight])
+
+    def loss(weight: Tensor) -> Tensor:
+        return conv3d(clip, weight, bias, (ONCE, (1, 1, 2), ONCE), 3).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(stacked)
+    for mine, one in zip(found, stacked, strict=True):
+        torch.testing.assert_close(mine, torch.func.grad(loss)(one), rtol=1e-4, atol=1e-3)
+    weight.requires_grad_()
+    out = conv3d(clip, weight, bias, (ONCE, (1, 1, 2), ONCE), 3)
+    both = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)])
+    (batched,) = torch.autograd.grad(out, weight, both, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(out, weight, both[0])
+    torch.testing.assert_close(batched, torch.stack([one, 2 * one]), rtol=1e-4, atol=1e-3)
+
+
+def test_autocast_around_the_backward_pass_changes_nothing() -> None:
+    clip, weight, _ = tensors(3)
+    out = conv3d(clip, weight, None, (ONCE, (1, 1, 2), ONCE), 3)
+    expected = torch.autograd.grad(out.sum(), [clip, weight], retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(out.sum(), [clip, weight])
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("stride", "padding", "dilation", "groups"),
     [

@@ -23,7 +23,7 @@ from stvid.cli import main
 from stvid.config import OptimConfig
 from stvid.engine.optim import plan_parameters
 from stvid.errors import CheckpointError, ConfigError, UnknownNameError
-from stvid.inflation.anatomy import find_blocks
+from stvid.inflation.blocks import find_blocks
 from stvid.inflation.inflate import inflate_with_report
 from stvid.inflation.model import InflatedModel
 from stvid.inflation.options import InflationOptions

@@ -59,10 +59,10 @@ def test_the_proof_takes_few_passes(monkeypatch: pytest.MonkeyPatch, least: int,
     monkeypatch.setattr(Logging, "least", least)
     monkeypatch.setattr(Logging, "batches", [])
     assert stvid.inflate(Logging().eval(), num_frames=8, img_size=160).inflation.proof.exact
-    assert Logging.batches == [(2, 160), (1, 160), (6, 160), *trained]
+    assert Logging.batches == [(2, 160), (3, 160), (6, 160), *trained]
     Logging.batches.clear()
     stvid.inflate(Logging().eval(), num_frames=8, img_size=160, prove=False)
-    assert Logging.batches == [(2, 160), (1, 160), (2, 160)]
+    assert Logging.batches == [(2, 160), (3, 160), (2, 160)]
 
 
 def test_a_network_that_computes_something_else_is_refused() -> None:

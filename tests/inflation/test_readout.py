@@ -37,7 +37,7 @@ class Split(nn.Module):
 @pytest.mark.parametrize(
     ("network", "runs", "maps"),
     [
-        (Split(), [2, 1, 1, 2], True),  # both examinations, the search for the features, and the clip
+        (Split(), [2, 3, 1, 2], True),  # both examinations, the search for the features, and the clip
         (Split(calls_it=False), [1], True),
         (Split(calls_it=False, other=True), [1], False),
     ],
