@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import ConfigError
 from stvid.inflation.convolution import conv3d
 from stvid.inflation.options import Init, Padding
 from stvid.inflation.sites import Site
@@ -152,8 +153,18 @@ class TemporalLayer(nn.Module):
     time_stride: int = 1
 
     def unfold(self, x: Tensor) -> Tensor:
-        """Maps (B*T, ...) to (B, T, ...)."""
-        return x.unflatten(0, (-1, self.time.at(self)))
+        """Maps (B*T, ...) to (B, T, ...).
+
+        Raises:
+            ConfigError: If these are not all frames of the clips, so that frames of two could be taken for one clip.
+        """
+        frames, clips = self.time.at(self), self.time.clips
+        if clips and not torch.compiler.is_compiling() and not torch.jit.is_tracing() and len(x) != clips * frames:
+            raise ConfigError(
+                f"a layer that sees other frames gets {len(x)} images, not the {clips * frames} of {clips} clips: the "
+                "network sends its images through in parts; leave the layer out (layers=), or take temporal=head"
+            )
+        return x.unflatten(0, (-1, frames))
 
     def look_back(self, clip: Tensor, frames: int, padding: Padding) -> Tensor:
         """Returns (B, frames + T, ...): a clip, or the next frames of a stream, behind those that came before.

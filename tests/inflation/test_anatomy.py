@@ -220,6 +220,39 @@ def test_whatever_an_image_takes_from_others_is_refused(beside: str) -> None:
             stvid.inflate(network, num_frames=4, img_size=SIDE, temporal=mode)
 
 
+class Parts(nn.Module):
+    """Sends the images through its second layer by threes, or all that are bright through its third."""
+
+    def __init__(self, *, routes: bool) -> None:
+        super().__init__()
+        self.routes, self.first, self.fc = routes, nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
+        self.second, self.third = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.first(x)
+        if not self.routes:
+            return self.fc(torch.cat([self.second(part) for part in maps.split(3)]).mean((2, 3)))
+        bright = x.mean((1, 2, 3)) > 0.5
+        parts = torch.empty_like(maps)
+        parts[~bright] = self.second(maps[~bright])
+        parts[bright] = self.third(maps[bright])
+        return self.fc(parts.mean((2, 3)))
+
+
+def test_frames_of_two_clips_are_not_taken_for_one() -> None:
+    message = r"gets {} images, not the {} of {} clips: the network sends its images through in parts"
+    model = stvid.inflate(Parts(routes=True).eval(), num_frames=4, img_size=SIDE, layers="^second")
+    assert model.inflated == ["second.0"]
+    clips = torch.rand(3, 3, 4, SIDE, SIDE)
+    clips[1, :, 2:], clips[2, :, 2:] = 1, 1  # eight frames are left, which would make two clips
+    clips[0], clips[1, :, :2], clips[2, :, :2] = 0, 0, 0
+    with pytest.raises(ConfigError, match=message.format(8, 12, 3)):
+        model(clips)
+    assert model(torch.zeros(3, 3, 4, SIDE, SIDE)).shape == (3, 5)
+    with pytest.raises(ConfigError, match=message.format(3, 6, 2)):
+        stvid.inflate(Parts(routes=False).eval(), num_frames=4, img_size=SIDE, layers="^second")
+
+
 def test_windows_are_told_behind_norms() -> None:
     class Windows(nn.Module):
         def __init__(self, *, images_first: bool) -> None:
