@@ -3,7 +3,6 @@
     python tools/benchmark_inflation.py                        # forward, 8 frames of 224 x 224
     python tools/benchmark_inflation.py --step train --batch 2 --device cuda
     python tools/benchmark_inflation.py --step build --rounds 3  # four networks of timm, with the proof and without
-    python tools/benchmark_inflation.py --step depthwise       # training: gradients of depthwise kernels and torch's
 
 Prints the largest difference of the logits (relative), the medians of wall and CPU time, and their ratios.
 """
@@ -15,8 +14,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +21,6 @@ from benchmarking import alternate, medians
 from torch import Tensor, nn
 
 import stvid
-from stvid.inflation import convolution
 from stvid.inflation.sources import ImageOrigin
 
 # The places of I3D's kernels in time (Wang et al. 2018), as stvid/models/families/i3d_resnet.py has them.
@@ -80,25 +76,9 @@ def time_building(rounds: int) -> None:
         print(f"{name}, {mode}: without the proof {plain:.2f} s, with it {proven:.2f} s", flush=True)
 
 
-def time_depthwise(rounds: int, batch: int) -> None:
-    """Prints how long training steps with depthwise convolutions in time take, beside torch's gradients."""
-    for name in ("convnext_tiny", "efficientnet_b0"):
-        network = ImageOrigin("timm", name).build(num_classes=10, img_size=(224, 224))
-        model = stvid.inflate(network, num_frames=8, prove=False).train()
-        clip = torch.randn(batch, 3, 8, 224, 224)
-
-        def train(own: bool, model: nn.Module = model, clip: Tensor = clip) -> None:
-            with nullcontext() if own else mock.patch.object(convolution, "_is_depthwise", lambda *_: False):
-                model(clip).square().sum().backward()
-
-        steps = {"torch": functools.partial(train, False), "stvid": functools.partial(train, True)}
-        middle = medians(alternate(steps, rounds=rounds), "wall")
-        print(f"{name}, step: torch {middle['torch']:.2f} s, stvid {middle['stvid']:.2f} s", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step", choices=("forward", "train", "build", "depthwise"), default="forward")
+    parser.add_argument("--step", choices=("forward", "train", "build"), default="forward")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--device", default="cpu")
@@ -108,9 +88,6 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.step == "build":
         time_building(options.rounds)
-        return
-    if options.step == "depthwise":
-        time_depthwise(options.rounds, options.batch)
         return
     both = models(options.size, options.device)
     clip = torch.randn(options.batch, 3, 8, options.size, options.size, device=options.device)

@@ -88,9 +88,10 @@ behind the stem that sees whole frames, with two channels |
 | `attention` | attention over time in front of each block with attention | a softmax over places somewhere |
 | `head` | a transformer over the features of the frames | features: no classifier inside the network |
 
-How a network is understood: it is run on two and on three images. The axis that grows holds the images, also where
-tokens come first. Attention is where a softmax over places (or `scaled_dot_product_attention`) happens, whatever heads
-are called. Branches that the logits do not depend on are left alone. Nothing depends on names.
+How a network is understood: it is run on two and on three images, with the two at other places. The axis that grows
+holds the images, also where tokens come first. Attention is where a softmax over places (or
+`scaled_dot_product_attention`) happens, whatever heads are called. Branches that the logits do not depend on are left
+alone. Nothing depends on names.
 
 ## What is special, and what happens
 
@@ -111,6 +112,9 @@ layer stays and a filter in time follows |
 | is compiled or wrapped | the network inside is taken |
 | is scripted (TorchScript) | refused: its layers cannot be replaced |
 | depends on the other images of its batch | refused: frames cannot be folded into the batch |
+| sends its images through a layer in parts (micro-batches, experts for whole images) | the layer sees no other \
+frames; where parts show only later, a clip is refused in one line |
+| computes with nested tensors (NaViT) | `head`; its layers have no axis of images |
 | fixes float32 | the proof is made in float32 and judged by the rounding that the network magnifies |
 
 Files of self-supervised training (MoCo, DINO, BYOL, SimCLR, lightly) and timm's training checkpoints are taken as

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import ConfigError
-from stvid.inflation.convolution import conv3d
 from stvid.inflation.options import Init, Padding
 from stvid.inflation.sites import Site
 from stvid.models.blocks import Attention, Block, init_transformer_weights, resize_grid, run_blocks, taps
+from stvid.models.convolution import conv3d
 from stvid.models.streaming import StreamMemory
 
 __all__ = [

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from stvid.models.base import FeatureInfo, VideoModel
 from stvid.models.blocks import Attention, Mlp, Tap, drop_path_rates, init_transformer_weights, rename_keys, run_blocks
+from stvid.models.convolution import depthwise
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.published_names import count_blocks, from_mmaction, is_mmaction, mlp_ratio, read_options
@@ -83,8 +84,8 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, dim, T, H, W) to the same shape."""
-        x = x + self.pos_embed(x)
-        x = x + self.drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))))
+        x = x + depthwise(self.pos_embed, x)
+        x = x + self.drop_path(self.conv2(depthwise(self.attn, self.conv1(self.norm1(x)))))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -125,7 +126,7 @@ class GlobalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, dim, T, H, W) to the same shape."""
-        x = x + self.pos_embed(x)
+        x = x + depthwise(self.pos_embed, x)
         batch, dim, time, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         if self.split:

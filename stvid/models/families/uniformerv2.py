@@ -43,6 +43,7 @@ from stvid.models.blocks import (
     run_blocks,
     taps,
 )
+from stvid.models.convolution import depthwise
 from stvid.models.family import Family, Variant
 from stvid.models.heads import LinearHead
 from stvid.models.published_names import (
@@ -164,7 +165,7 @@ class GlobalBlock(nn.Module):
     def forward(self, query: Tensor, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Maps the query (B, 1, dim) to the same shape; it sees the frames' tokens (B * T, 1 + H * W, dim)."""
         patches = x[:, 1:].reshape(-1, *grid, x.shape[-1]).permute(0, 4, 1, 2, 3)
-        patches = (patches + self.pos_conv(patches)).permute(0, 2, 3, 4, 1).flatten(2, 3)
+        patches = (patches + depthwise(self.pos_conv, patches)).permute(0, 2, 3, 4, 1).flatten(2, 3)
         cls = x[:, :1].reshape(-1, grid[0], 1, x.shape[-1])
         tokens = self.norm3(torch.cat((cls, patches), dim=2).flatten(1, 2))
         query = query + self.drop_path(self.attn(self.norm1(query), tokens, tokens))

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from stvid.models.base import FeatureInfo, StagedModel
 from stvid.models.blocks import Tap, init_conv_weights, rename_keys, run_blocks, shortcut
+from stvid.models.convolution import depthwise
 from stvid.models.family import Family, Variant
 from stvid.models.heads import MlpHead
 from stvid.models.kernels import clip_layout
@@ -95,7 +96,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_dim, T, H, W) to (B, dim, T, H', W')."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        out = F.silu(self.se(self.norm2(self.conv2(out))), inplace=True)
+        out = F.silu(self.se(self.norm2(depthwise(self.conv2, out))), inplace=True)
         out = self.norm3(self.conv3(out))
         out += self.downsample(x)
         return F.relu(out, inplace=True)

@@ -1,11 +1,13 @@
 """Convolutions of clips: the gradients of depthwise ones are those of torch."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from stvid.inflation.convolution import conv3d
+from stvid.models.convolution import conv3d, depthwise
 
 ONCE = (1, 1, 1)
 
@@ -129,3 +131,45 @@ def test_no_gradient_is_kept_where_none_is_needed():
     with torch.no_grad():
         assert conv3d(*inputs, (ONCE, (1, 1, 2), ONCE), 5).grad_fn is None
     assert not conv3d(*[x.detach() for x in inputs], (ONCE, (1, 1, 2), ONCE), 5).requires_grad
+
+
+def layer(**settings: Any) -> nn.Conv3d:
+    torch.manual_seed(0)
+    return nn.Conv3d(4, 4, 3, **{"padding": 1, "groups": 4, **settings})
+
+
+def test_a_layer_with_quick_gradients_gives_what_it_gives() -> None:
+    conv, clip = layer(), torch.randn(2, 4, 3, 6, 6)
+    out, expected = depthwise(conv, clip), conv(clip)
+    assert "Depthwise" in type(out.grad_fn).__name__
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    pairs = zip(gradients(out, [*conv.parameters()]), gradients(expected, [*conv.parameters()]), strict=True)
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"stride": (1, 2, 2)}, {"padding_mode": "replicate"}, {"padding": "same"}, {"groups": 2}, {"dilation": 2}],
+)
+def test_other_settings_are_left_to_the_layer(settings: dict[str, Any]) -> None:
+    conv, clip = layer(**settings), torch.randn(2, 4, 5, 6, 6)
+    out = depthwise(conv, clip)
+    assert "Depthwise" not in type(out.grad_fn).__name__ and torch.equal(out, conv(clip))
+
+
+def test_what_follows_a_layer_is_left_to_it() -> None:
+    conv, clip = layer(), torch.randn(2, 4, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(depthwise(conv, clip), conv(clip))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(depthwise(conv, clip), conv(clip))
+    assert depthwise(conv, clip[0]).shape == (4, 3, 6, 6)
+    assert depthwise(layer().double(), clip.double()).dtype == torch.float64
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counted:
+        depthwise(conv, clip)
+    assert counted.get_total_flops() == 2 * clip.numel() * 27
+    called: list[nn.Module] = []
+    conv.register_forward_hook(lambda module, inputs, output: called.append(module))
+    depthwise(conv, clip)
+    assert called == [conv]

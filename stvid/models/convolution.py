@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["conv3d"]
+from stvid.models.blocks import is_plain, is_watched
+
+__all__ = ["conv3d", "depthwise"]
 
 _Steps = tuple[int, ...]
 
@@ -26,10 +28,31 @@ def conv3d(
     stride, padding, dilation = settings
     if not _takes_onednn(clip, weight):
         return F.conv3d(clip, weight, bias, stride, padding, dilation, groups)
-    if torch.is_grad_enabled() and {*stride, *dilation} == {1} and _is_depthwise(weight, groups, padding):
-        out: Tensor = _Depthwise.apply(clip, weight, bias, padding)
-        return out
+    if _has_quick_gradients(weight, settings, groups):
+        return _depthwise(clip, weight, bias, padding)
     return torch.mkldnn_convolution(clip, weight, bias, padding, stride, dilation, groups)
+
+
+def depthwise(conv: nn.Conv3d, clip: Tensor) -> Tensor:
+    """Calls a depthwise convolution, on CPUs in float32 with gradients of its own.
+
+    Whatever else is asked of the layer (a stride, hooks, a compiler, no gradients) is left to the layer.
+
+    Args:
+        conv: With as many groups as channels.
+        clip: (B, C, T, H, W).
+    """
+    if type(conv) is not nn.Conv3d or is_watched() or not is_plain(conv):
+        return conv(clip)
+    settings: Any = (conv.stride, conv.padding, conv.dilation)
+    quick = (
+        _takes_onednn(clip, conv.weight)
+        and clip.dim() == 5
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and _has_quick_gradients(conv.weight, settings, conv.groups)
+    )
+    return _depthwise(clip, conv.weight, conv.bias, settings[1]) if quick else conv(clip)
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -37,6 +60,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and type(x) is Tensor  # subclasses (fake, distributed, ...) bring their own rules
+        and type(weight) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
@@ -45,9 +69,20 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _is_depthwise(weight: Tensor, groups: int, padding: _Steps) -> bool:
-    inside = all(zeros < size for zeros, size in zip(padding, weight.shape[2:], strict=True))
-    return inside and tuple(weight.shape[:2]) == (groups, 1)
+def _has_quick_gradients(weight: Tensor, settings: tuple[Any, Any, Any], groups: int) -> bool:
+    """Returns whether gradients are needed, and are those that `_Depthwise` knows."""
+    stride, padding, dilation = settings
+    return (
+        torch.is_grad_enabled()
+        and {*stride, *dilation} == {1}
+        and tuple(weight.shape[:2]) == (groups, 1)
+        and all(zeros < size for zeros, size in zip(padding, weight.shape[2:], strict=True))
+    )
+
+
+def _depthwise(clip: Tensor, weight: Tensor, bias: Tensor | None, padding: _Steps) -> Tensor:
+    out: Tensor = _Depthwise.apply(clip, weight, bias, padding)
+    return out
 
 
 if torch.backends.mkldnn.is_available():
@@ -63,7 +98,7 @@ class _Depthwise(torch.autograd.Function):
 
     oneDNN's take 10 to 60 times as long as the convolution. Here the gradient of the clip is a convolution again, with
     the kernel turned round, and that of the kernel is one of 2D for each of its frames:
-    ``python tools/benchmark_inflation.py --step depthwise``.
+    ``python tools/benchmark_depthwise.py``.
     """
 
     generate_vmap_rule = True
