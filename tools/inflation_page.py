@@ -88,7 +88,7 @@ behind the stem that sees whole frames, with two channels |
 | `attention` | attention over time in front of each block with attention | a softmax over places somewhere |
 | `head` | a transformer over the features of the frames | features: no classifier inside the network |
 
-How a network is understood: it is run on two and on three images, with the two at other places. The axis that grows
+How a network is understood: it is run on two images, and on three with those two at other places. The axis that grows
 holds the images, also where tokens come first. Attention is where a softmax over places (or
 `scaled_dot_product_attention`) happens, whatever heads are called. Branches that the logits do not depend on are left
 alone. Nothing depends on names.

@@ -122,8 +122,8 @@ def _compare(flat: Observed, video: InflatedModel, *, frugal: bool = False, at_o
     """Compares a 2D network with a model on a still video; None if the logits do not depend on the image, so that there
     is no measure.
 
-    Both images are in one batch, so that it shows if clips of a batch see each other, unless not `at_once`; `frugal`
-    takes less memory in convolutions.
+    With `at_once` both images are in one batch, so that it shows if clips of a batch see each other. With `frugal`
+    convolutions take less memory, and more time.
     """
     frames = _frames_of_proof(video)
     clips = flat.images.unsqueeze(2).expand(-1, -1, frames, -1, -1)
@@ -467,7 +467,7 @@ def _why_not_foldable(network: nn.Module, images: Tensor, read: Reader, limit: f
             return "overwrites the images that it is given; let it work on a copy"
         if together.isnan().any():
             return "gives logits that are not numbers"
-        # Alone, and for the second time; the last one shows, too, if its place in the batch counts.
+        # Alone, and for the second time; the first and the last show, too, if the place in the batch counts.
         if not differs(together, _one_by_one(network, images, read)):
             return ""
         if differs(together, read(network(images))):

@@ -14,8 +14,8 @@ __all__ = ["IMAGES", "MORE", "SAME", "Site", "find_sites"]
 
 IMAGES = 2  # in the batch of the first run
 MORE = 3  # in that of the second
-ROUNDED = 1e-5  # by how much numbers may differ, relatively, that are the same but for rounding
 SAME = (2, 0)  # places in it of the first run's images: whatever an image takes from others of its batch is another
+ROUNDED = 1e-5  # by how much numbers may differ, relatively, that are the same but for rounding
 
 
 @dataclass(frozen=True)

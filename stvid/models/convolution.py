@@ -94,11 +94,10 @@ if torch.backends.mkldnn.is_available():
 
 
 class _Depthwise(torch.autograd.Function):
-    """Convolves each channel by itself, with gradients that take a half to a tenth of oneDNN's time.
+    """Convolves each channel by itself, with gradients that do without oneDNN's of 3D, which are slow.
 
-    oneDNN's take 10 to 60 times as long as the convolution. Here the gradient of the clip is a convolution again, with
-    the kernel turned round, and that of the kernel is one of 2D for each of its frames:
-    ``python tools/benchmark_depthwise.py``.
+    The gradient of the clip is a convolution again, with the kernel turned round, and that of the kernel is one of 2D
+    for each of its frames. ``python tools/benchmark_depthwise.py`` compares training steps.
     """
 
     generate_vmap_rule = True
